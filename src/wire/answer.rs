@@ -1,0 +1,285 @@
+//! Answers from local data, and the writing of messages from records.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::{
+    Class, HEADER_BYTES, Name, NameError, Question, Rcode, RecordView, Response, Rtype, flag, put_u16, read_u16,
+};
+
+/// What local data says to a question: records, or a denial with its SOA.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// NOERROR, NXDOMAIN, or an error.
+    pub rcode: Rcode,
+    /// AA: whether this is said with authority. A referral is not.
+    pub authoritative: bool,
+    /// The answer section, CNAME chains in their order.
+    pub answer: Vec<Record>,
+    /// The SOA of a negative answer, the NS records of a referral.
+    pub authority: Vec<Record>,
+    /// Glue, or addresses of SRV targets.
+    pub additional: Vec<Record>,
+}
+
+/// A resource record, the names in its RDATA uncompressed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The owner.
+    pub owner: Name,
+    /// The type.
+    pub rtype: Rtype,
+    /// The class.
+    pub class: Class,
+    /// The TTL in seconds.
+    pub ttl: u32,
+    /// The RDATA in wire form.
+    pub rdata: Arc<[u8]>,
+}
+
+/// The fields of an SOA record (RFC 1035 §3.3.13).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Soa {
+    /// The primary server.
+    pub mname: Name,
+    /// The mailbox of the person in charge.
+    pub rname: Name,
+    /// The version of the zone.
+    pub serial: u32,
+    /// Seconds until a secondary asks again.
+    pub refresh: u32,
+    /// Seconds until it tries again.
+    pub retry: u32,
+    /// Seconds until it gives up.
+    pub expire: u32,
+    /// Bound on the life of a negative answer, in seconds.
+    pub minimum: u32,
+}
+
+impl Default for Answer {
+    fn default() -> Self {
+        Self {
+            rcode: Rcode::NOERROR,
+            authoritative: true,
+            answer: Vec::new(),
+            authority: Vec::new(),
+            additional: Vec::new(),
+        }
+    }
+}
+
+impl Answer {
+    /// NXDOMAIN or NODATA, by `rcode`, with the SOA record that bounds its life.
+    pub fn negative(rcode: Rcode, soa: Record) -> Self {
+        Self { rcode, authority: vec![soa], ..Self::default() }
+    }
+
+    /// The message, names compressed.
+    pub fn encode(&self, question: &Question) -> Response {
+        encode(question, self)
+    }
+}
+
+impl Record {
+    /// A record of class IN.
+    pub fn new(owner: Name, rtype: Rtype, ttl: u32, rdata: impl Into<Arc<[u8]>>) -> Self {
+        Self { owner, rtype, class: Class::IN, ttl, rdata: rdata.into() }
+    }
+
+    /// The name that a CNAME, DNAME, NS or PTR record leads to.
+    pub fn target(&self) -> Option<Name> {
+        match self.rtype {
+            Rtype::CNAME | Rtype::DNAME | Rtype::NS | Rtype::PTR => Name::from_wire(&self.rdata).ok(),
+            _ => None,
+        }
+    }
+}
+
+impl Soa {
+    /// The record; its TTL is the SOA minimum, as a negative answer wants it (RFC 2308 §3).
+    pub fn record(&self, owner: Name) -> Record {
+        let mut rdata = [self.mname.wire(), self.rname.wire()].concat();
+        for number in [self.serial, self.refresh, self.retry, self.expire, self.minimum] {
+            rdata.extend(number.to_be_bytes());
+        }
+        Record::new(owner, Rtype::SOA, self.minimum, rdata)
+    }
+}
+
+pub(super) fn encode(question: &Question, answer: &Answer) -> Response {
+    let mut head = Vec::with_capacity(512);
+    let aa = if answer.authoritative { flag::AA } else { 0 };
+    for word in [0, flag::QR | flag::RA | aa | answer.rcode.0 & 0x0f, 1, 0, 0, 0] {
+        head.extend_from_slice(&word.to_be_bytes());
+    }
+    head.extend_from_slice(question.qname.wire());
+    head.extend_from_slice(&question.qtype.0.to_be_bytes());
+    head.extend_from_slice(&question.qclass.0.to_be_bytes());
+    let message = write_sections(&head, [&answer.answer, &answer.authority, &answer.additional]);
+    Response::from_parts(message, head.len(), answer.rcode)
+}
+
+/// A message from its header and question, and new sections.
+pub(super) fn write_message(head: &[u8], sections: &[Vec<Record>; 3]) -> Vec<u8> {
+    write_sections(head, [&sections[0], &sections[1], &sections[2]])
+}
+
+/// Writes records behind `head` until the message is full; what then is missing is not counted, and TC is set.
+fn write_sections(head: &[u8], sections: [&Vec<Record>; 3]) -> Vec<u8> {
+    let mut message = head.to_vec();
+    let mut names = Names::default();
+    if head.len() > HEADER_BYTES {
+        names.note(&message, HEADER_BYTES);
+    }
+    for (count_at, records) in [6, 8, 10].into_iter().zip(sections) {
+        let mut count = 0;
+        for record in records {
+            let start = message.len();
+            write_record(record, &mut message, &mut names);
+            if message.len() > super::MAX_MESSAGE_BYTES - RESERVED_FOR_OPT_BYTES {
+                message.truncate(start);
+                let flags = read_u16(&message, 2).unwrap_or(0) | flag::TC;
+                put_u16(&mut message, 2, flags);
+                put_u16(&mut message, count_at, count);
+                return message;
+            }
+            count += 1;
+        }
+        put_u16(&mut message, count_at, count);
+    }
+    message
+}
+
+fn write_record(record: &Record, out: &mut Vec<u8>, names: &mut Names) {
+    names.write(record.owner.wire(), out);
+    out.extend_from_slice(&record.rtype.0.to_be_bytes());
+    out.extend_from_slice(&record.class.0.to_be_bytes());
+    out.extend_from_slice(&record.ttl.to_be_bytes());
+    let rdlength_at = out.len();
+    out.extend_from_slice(&[0, 0]);
+    let may_compress = matches!(record.rtype, Rtype::NS | Rtype::CNAME | Rtype::SOA | Rtype::PTR | Rtype::MX);
+    match fields(record.rtype) {
+        // Names in the RDATA of later types must not be compressed (RFC 3597 §4).
+        Some(fields) if may_compress => {
+            let mut rest = &*record.rdata;
+            for field in fields {
+                let length = field.length(rest, 0).unwrap_or(rest.len()).min(rest.len());
+                let (part, tail) = rest.split_at(length);
+                match field {
+                    Field::Name if Name::from_wire(part).is_ok() => names.write(part, out),
+                    _ => out.extend_from_slice(part),
+                }
+                rest = tail;
+            }
+            out.extend_from_slice(rest);
+        }
+        _ => out.extend_from_slice(&record.rdata),
+    }
+    let rdlength = (out.len() - rdlength_at - 2) as u16;
+    put_u16(out, rdlength_at, rdlength);
+}
+
+/// The names written so far, to be pointed at.
+#[derive(Default)]
+struct Names {
+    places: HashMap<Box<[u8]>, u16>,
+}
+
+impl Names {
+    fn write(&mut self, wire: &[u8], out: &mut Vec<u8>) {
+        let mut at = 0;
+        while let Some(&length @ 1..) = wire.get(at) {
+            let suffix = wire[at..].to_ascii_lowercase();
+            if let Some(&place) = self.places.get(&*suffix) {
+                out.extend_from_slice(&(0xc000 | place).to_be_bytes());
+                return;
+            }
+            // A pointer has 14 bits.
+            if let Ok(place @ ..0x4000) = u16::try_from(out.len()) {
+                self.places.insert(suffix.into(), place);
+            }
+            let end = at + 1 + usize::from(length);
+            out.extend_from_slice(&wire[at..end]);
+            at = end;
+        }
+        out.push(0);
+    }
+
+    /// Takes in the uncompressed name that stands at `at` already.
+    fn note(&mut self, message: &[u8], at: usize) {
+        let Ok((name, _)) = Name::read(message, at) else { return };
+        for suffix in name.suffixes().filter(|suffix| suffix.len() > 1) {
+            let place = (at + name.wire().len() - suffix.len()) as u16;
+            self.places.insert(suffix.to_ascii_lowercase().into(), place);
+        }
+    }
+}
+
+/// The RDATA of a record in a message, names in it uncompressed.
+pub(super) fn expand_rdata(message: &[u8], record: &RecordView) -> Result<Vec<u8>, NameError> {
+    let whole = message.get(record.rdata.clone()).ok_or(NameError::BadWire)?;
+    let Some(fields) = fields(record.rtype).filter(|_| !whole.is_empty()) else {
+        return Ok(whole.to_vec());
+    };
+    let mut rdata = Vec::with_capacity(whole.len() + 32);
+    let mut at = record.rdata.start;
+    for field in fields {
+        let end = match field {
+            Field::Name => {
+                let (name, end) = Name::read(message, at)?;
+                rdata.extend_from_slice(name.wire());
+                end
+            }
+            _ => {
+                let end = at + field.length(message, at).ok_or(NameError::BadWire)?;
+                rdata.extend_from_slice(message.get(at..end).ok_or(NameError::BadWire)?);
+                end
+            }
+        };
+        at = end;
+    }
+    rdata.extend_from_slice(message.get(at..record.rdata.end).ok_or(NameError::BadWire)?);
+    Ok(rdata)
+}
+
+/// A part of RDATA.
+#[derive(Clone, Copy)]
+enum Field {
+    Name,
+    Octets(usize),
+    Text,
+}
+
+impl Field {
+    /// How long the field at `at` is, names uncompressed.
+    fn length(self, wire: &[u8], at: usize) -> Option<usize> {
+        match self {
+            Self::Name => super::name::skip_uncompressed(wire, at).ok().map(|end| end - at),
+            Self::Octets(count) => Some(count),
+            Self::Text => wire.get(at).map(|&length| 1 + usize::from(length)),
+        }
+    }
+}
+
+/// How the RDATA begins of those types whose names a sender may compress (RFC 3597 §4); after it come plain octets.
+fn fields(rtype: Rtype) -> Option<&'static [Field]> {
+    use Field::{Name, Octets, Text};
+    Some(match rtype.0 {
+        2..=5 | 7..=9 | 12 | 39 => &[Name],         // NS MD MF CNAME MB MG MR PTR DNAME
+        6 => &[Name, Name, Octets(20)],             // SOA
+        14 | 17 => &[Name, Name],                   // MINFO RP
+        15 | 18 | 21 | 36 => &[Octets(2), Name],    // MX AFSDB RT KX
+        24 | 46 => &[Octets(18), Name],             // SIG RRSIG
+        26 => &[Octets(2), Name, Name],             // PX
+        30 | 47 => &[Name],                         // NXT NSEC
+        33 => &[Octets(6), Name],                   // SRV
+        35 => &[Octets(4), Text, Text, Text, Name], // NAPTR
+        _ => return None,
+    })
+}
+
+/// Room that every message leaves for the OPT record of its reply.
+const RESERVED_FOR_OPT_BYTES: usize = 512;
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

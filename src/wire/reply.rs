@@ -1,0 +1,174 @@
+//! The reply to one client: a response with this client's id, flags, letters, size and OPT record.
+
+use super::{ClientEdns, Rcode, Rtype, View, flag, put_u16, read_u16, read_u32, response::skip_record};
+
+/// All of a query that its reply depends on besides the response; its question's bytes travel beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asker {
+    /// The message id.
+    pub id: u16,
+    /// RD, to be echoed.
+    pub recursion_desired: bool,
+    /// CD, to be echoed.
+    pub checking_disabled: bool,
+    /// AD or DO was set: the client understands AD (RFC 6840 §5.7).
+    pub wants_ad: bool,
+    /// What its OPT record said; without one the reply has none (RFC 6891 §7).
+    pub edns: Option<ClientEdns>,
+    /// How long the reply may be, its OPT record included.
+    pub limit_bytes: usize,
+}
+
+/// What bounds the size of a reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplySize {
+    /// A datagram: what the client takes, at most this, and 512 octets in any case (RFC 6891 §6.2.3).
+    Datagram {
+        /// The most that is sent even to a client that takes more.
+        ceiling_bytes: u16,
+    },
+    /// A stream with its length prefix of 16 bits.
+    Stream,
+}
+
+impl ReplySize {
+    pub(super) fn limit_bytes(self, edns: Option<ClientEdns>) -> usize {
+        match self {
+            Self::Stream => super::MAX_MESSAGE_BYTES,
+            Self::Datagram { ceiling_bytes } => {
+                edns.map_or(512, |edns| usize::from(edns.udp_size.min(ceiling_bytes).max(512)))
+            }
+        }
+    }
+}
+
+/// What the TTLs of a reply are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ttls {
+    /// As kept, less this many seconds.
+    Aged(u32),
+    /// All of them this: for stale answers (RFC 8767 §4).
+    Fixed(u32),
+}
+
+/// Writes the reply into `out`, which is emptied first and has to have room for the asker's limit lest it grow.
+///
+/// Records that do not fit are left out from the end. Of the additional section that goes unsaid, for nothing there
+/// is required (RFC 2181 §9); anything else sets TC, and then only whole answer records remain.
+pub fn write_reply(view: View<'_>, asker: &Asker, question: &[u8], ttls: Ttls, out: &mut Vec<u8>) {
+    out.clear();
+    let mut flags = view.flags & (flag::AA | flag::AD | flag::TC) | flag::QR | flag::RA | view.rcode.0 & 0x0f;
+    if asker.recursion_desired {
+        flags |= flag::RD;
+    }
+    if asker.checking_disabled {
+        flags |= flag::CD;
+    }
+    if !asker.wants_ad {
+        flags &= !flag::AD;
+    }
+    let [an, ns, ar] = view.counts;
+    for word in [asker.id, flags, 1, an, ns, ar] {
+        out.extend_from_slice(&word.to_be_bytes());
+    }
+    out.extend_from_slice(question);
+    let records_at = out.len();
+    out.extend_from_slice(view.records);
+
+    let mut errors = view.extended_errors;
+    let opt_bytes = |errors: &[u8]| asker.edns.map_or(0, |_| OPT_BYTES + errors.len());
+    if records_at + opt_bytes(errors) > asker.limit_bytes {
+        errors = &[];
+    }
+    let room = asker.limit_bytes.saturating_sub(opt_bytes(errors));
+    if out.len() > room {
+        truncate(out, records_at, room);
+    }
+    set_ttls(out, records_at, ttls);
+    if let Some(edns) = asker.edns {
+        write_opt(view.rcode, edns.dnssec_ok, errors, out);
+    }
+}
+
+/// Writes a reply of a header alone: for messages that cannot be read any further (FORMERR, NOTIMP).
+///
+/// `query` is at least a header long; its id, opcode and RD are echoed.
+pub fn write_error(query: &[u8], rcode: Rcode, out: &mut Vec<u8>) {
+    out.clear();
+    let id = read_u16(query, 0).unwrap_or(0);
+    let flags = read_u16(query, 2).unwrap_or(0) & (OPCODE_BITS | flag::RD) | flag::QR | flag::RA | rcode.0 & 0x0f;
+    for word in [id, flags, 0, 0, 0, 0] {
+        out.extend_from_slice(&word.to_be_bytes());
+    }
+}
+
+/// Leaves out what does not fit into `room`.
+fn truncate(out: &mut Vec<u8>, records_at: usize, room: usize) {
+    let counts = [6, 8, 10].map(|at| read_u16(out, at).unwrap_or(0));
+    let mut kept = [0u16; 3];
+    let mut at = records_at;
+    'sections: for section in 0..3 {
+        for _ in 0..counts[section] {
+            match skip_record(out, at) {
+                Some(record) if record.end <= room => at = record.end,
+                _ => break 'sections,
+            }
+            kept[section] += 1;
+        }
+    }
+    if kept[..2] != counts[..2] {
+        // The authority section is all or nothing: half of a proof proves nothing.
+        let flags = read_u16(out, 2).unwrap_or(0) | flag::TC;
+        put_u16(out, 2, flags);
+        if kept[0] == counts[0] {
+            at = (0..kept[0]).try_fold(records_at, |at, _| skip_record(out, at).map(|r| r.end)).unwrap_or(records_at);
+        }
+        kept[1] = 0;
+        kept[2] = 0;
+    }
+    out.truncate(at);
+    for (count_at, count) in [6, 8, 10].into_iter().zip(kept) {
+        put_u16(out, count_at, count);
+    }
+}
+
+fn set_ttls(out: &mut [u8], records_at: usize, ttls: Ttls) {
+    if ttls == Ttls::Aged(0) {
+        return;
+    }
+    let mut at = records_at;
+    while let Some((ttl_at, end)) = ttl_place(out, at) {
+        let ttl = match ttls {
+            Ttls::Aged(age) => read_u32(out, ttl_at).unwrap_or(0).saturating_sub(age),
+            Ttls::Fixed(ttl) => ttl,
+        };
+        if let Some(place) = out.get_mut(ttl_at..ttl_at + 4) {
+            place.copy_from_slice(&ttl.to_be_bytes());
+        }
+        at = end;
+    }
+}
+
+/// Where the TTL of the record at `at` stands and where the record ends.
+fn ttl_place(out: &[u8], at: usize) -> Option<(usize, usize)> {
+    skip_record(out, at).map(|record| (record.ttl_at, record.end))
+}
+
+/// Appends the OPT record: our payload size, the upper bits of the response code, DO echoed (RFC 3225 §3).
+fn write_opt(rcode: Rcode, dnssec_ok: bool, errors: &[u8], out: &mut Vec<u8>) {
+    let arcount = read_u16(out, 10).unwrap_or(0).saturating_add(1);
+    put_u16(out, 10, arcount);
+    out.push(0);
+    out.extend_from_slice(&Rtype::OPT.0.to_be_bytes());
+    out.extend_from_slice(&OUR_UDP_SIZE.to_be_bytes());
+    out.extend_from_slice(&[(rcode.0 >> 4) as u8, 0, if dnssec_ok { 0x80 } else { 0 }, 0]);
+    out.extend_from_slice(&(errors.len() as u16).to_be_bytes());
+    out.extend_from_slice(errors);
+}
+
+/// An OPT record without options.
+const OPT_BYTES: usize = 11;
+/// What we take by UDP from clients: the size that survives almost every path (DNS flag day 2020).
+const OUR_UDP_SIZE: u16 = 1232;
+/// The opcode's bits in the flag word.
+const OPCODE_BITS: u16 = 0x7800;

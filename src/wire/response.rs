@@ -1,0 +1,410 @@
+//! A response: an upstream's, walked and kept as bytes, or one of ours.
+
+use std::ops::Range;
+
+use super::{
+    Class, HEADER_BYTES, Name, NameError, Question, Rcode, Record, Rtype, answer,
+    name::skip_uncompressed,
+    put_u16,
+    query::{OPTION_COOKIE, OPTION_EXTENDED_ERROR, options},
+    read_u16, read_u32,
+};
+
+/// A response as it is kept and relayed: the message with its question, without its OPT record.
+///
+/// OPT belongs to one hop (RFC 6891 §6.1.1): what must outlive it, the extended response code and the extended errors,
+/// stands beside the message, and every reply gets an OPT record of its own. Every record has been walked: owners
+/// can be read, and RDATA lies inside the message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Response {
+    message: Vec<u8>,
+    records_at: usize,
+    rcode: Rcode,
+    extended_errors: Vec<u8>,
+}
+
+/// An upstream's message taken apart.
+#[derive(Debug, Clone)]
+pub struct Received {
+    /// The message id.
+    pub id: u16,
+    /// The response itself.
+    pub response: Response,
+    /// Whether it has a question section; errors often come without (and so unproven).
+    pub has_question: bool,
+    /// Whether it had an OPT record.
+    pub has_edns: bool,
+    /// The COOKIE option's data, empty if there was none.
+    pub cookie: Vec<u8>,
+}
+
+/// A response without its question, borrowed from wherever it is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// The flag word of the header; its four bits of response code are not used.
+    pub flags: u16,
+    /// The whole response code.
+    pub rcode: Rcode,
+    /// ANCOUNT, NSCOUNT and ARCOUNT.
+    pub counts: [u16; 3],
+    /// The bytes after the question section; compression pointers count from the start of the message.
+    pub records: &'a [u8],
+    /// Extended errors as encoded options (RFC 8914 §2), one after the other.
+    pub extended_errors: &'a [u8],
+}
+
+/// A section that holds records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Section {
+    /// The records that answer the question.
+    Answer,
+    /// SOA of a negative answer, NS of a referral.
+    Authority,
+    /// Whatever else may help.
+    Additional,
+}
+
+/// Where the parts of a record lie in its message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordView {
+    /// The section.
+    pub section: Section,
+    /// Where the owner name starts.
+    pub owner_at: usize,
+    /// Where the TTL stands.
+    pub ttl_at: usize,
+    /// The type.
+    pub rtype: Rtype,
+    /// The class.
+    pub class: Class,
+    /// The TTL as written; above 2^31-1 it counts as 0 (RFC 2181 §8).
+    pub ttl: u32,
+    /// The RDATA.
+    pub rdata: Range<usize>,
+    /// Where the record ends.
+    pub end: usize,
+}
+
+/// An extended DNS error (RFC 8914): why the response is what it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExtendedError {
+    /// The INFO-CODE.
+    pub code: u16,
+    /// The EXTRA-TEXT, for people.
+    pub text: String,
+}
+
+/// An upstream's message is not a DNS response that can be walked to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("malformed response")]
+pub struct Malformed;
+
+impl Response {
+    /// Takes an upstream's message apart. Octets behind the last record are cut off.
+    pub fn read(message: &[u8]) -> Result<Received, Malformed> {
+        Self::try_read(message).ok_or(Malformed)
+    }
+
+    fn try_read(message: &[u8]) -> Option<Received> {
+        let word = |at| read_u16(message, at);
+        let records_at = match word(4)? {
+            0 => HEADER_BYTES,
+            1 => skip_uncompressed(message, HEADER_BYTES).ok()? + 4,
+            _ => return None,
+        };
+        if message.len() < records_at || word(2)? & super::flag::QR == 0 {
+            return None;
+        }
+        let mut received = Received {
+            id: word(0)?,
+            response: Self {
+                message: Vec::new(),
+                records_at,
+                rcode: Rcode(word(2)? & 0x0f),
+                extended_errors: Vec::new(),
+            },
+            has_question: word(4)? == 1,
+            has_edns: false,
+            cookie: Vec::new(),
+        };
+        let mut at = records_at;
+        let mut opt = None;
+        for (count_at, section) in SECTIONS {
+            for _ in 0..word(count_at)? {
+                let record = RecordView { section, ..skip_record(message, at)? };
+                check_owner(message, &record)?;
+                if record.rtype == Rtype::OPT {
+                    if section != Section::Additional || opt.is_some() || message.get(at) != Some(&0) {
+                        return None;
+                    }
+                    received.take_opt(message.get(record.rdata.clone())?, record.ttl)?;
+                    opt = Some(at..record.end);
+                }
+                at = record.end;
+            }
+        }
+        let response = &mut received.response;
+        response.message = message[..at].to_vec();
+        if let Some(opt) = opt {
+            received.has_edns = true;
+            let arcount = word(10)? - 1;
+            if opt.end == at {
+                response.message.truncate(opt.start);
+                put_u16(&mut response.message, 10, arcount);
+            } else {
+                // Names behind the OPT record may point to places behind it: those have to be written anew.
+                response.rewrite_without(&opt)?;
+            }
+        }
+        Some(received)
+    }
+
+    /// Writes the message anew without the record at `left_out`.
+    fn rewrite_without(&mut self, left_out: &Range<usize>) -> Option<()> {
+        let mut sections = [Vec::new(), Vec::new(), Vec::new()];
+        for record in self.records().filter(|record| record.owner_at != left_out.start) {
+            sections[record.section as usize].push(self.record(&record).ok()?);
+        }
+        self.message = answer::write_message(&self.message[..self.records_at], &sections);
+        Some(())
+    }
+
+    /// A response with a header and the question, and no records: for errors.
+    pub fn error(question: &Question, rcode: Rcode, errors: &[ExtendedError]) -> Self {
+        let mut response = answer::encode(question, &super::Answer { rcode, ..super::Answer::default() });
+        for error in errors {
+            response.add_error(error);
+        }
+        response
+    }
+
+    pub(super) fn from_parts(message: Vec<u8>, records_at: usize, rcode: Rcode) -> Self {
+        Self { message, records_at, rcode, extended_errors: Vec::new() }
+    }
+
+    /// The whole message, without OPT.
+    pub fn message(&self) -> &[u8] {
+        &self.message
+    }
+
+    /// The question's bytes; empty if the message came without.
+    pub fn question_bytes(&self) -> &[u8] {
+        &self.message[HEADER_BYTES..self.records_at]
+    }
+
+    /// The response code, extended ones included.
+    pub fn rcode(&self) -> Rcode {
+        self.rcode
+    }
+
+    /// The header's flag word.
+    pub fn flags(&self) -> u16 {
+        read_u16(&self.message, 2).unwrap_or(0)
+    }
+
+    /// Whether the flag is set; see [`super::flag`].
+    pub fn has_flag(&self, flag: u16) -> bool {
+        self.flags() & flag != 0
+    }
+
+    /// Sets or clears a flag of the header.
+    pub fn set_flag(&mut self, flag: u16, on: bool) {
+        let flags = if on { self.flags() | flag } else { self.flags() & !flag };
+        put_u16(&mut self.message, 2, flags);
+    }
+
+    /// ANCOUNT, NSCOUNT and ARCOUNT.
+    pub fn counts(&self) -> [u16; 3] {
+        SECTIONS.map(|(at, _)| read_u16(&self.message, at).unwrap_or(0))
+    }
+
+    /// What a reply is written from.
+    pub fn view(&self) -> View<'_> {
+        View {
+            flags: self.flags(),
+            rcode: self.rcode,
+            counts: self.counts(),
+            records: &self.message[self.records_at..],
+            extended_errors: &self.extended_errors,
+        }
+    }
+
+    /// The records in order.
+    pub fn records(&self) -> impl Iterator<Item = RecordView> + '_ {
+        let counts = self.counts();
+        let mut at = self.records_at;
+        let sections = SECTIONS.iter().zip(counts);
+        sections.flat_map(|(&(_, section), count)| std::iter::repeat_n(section, usize::from(count))).map_while(
+            move |section| {
+                let record = skip_record(&self.message, at)?;
+                at = record.end;
+                Some(RecordView { section, ..record })
+            },
+        )
+    }
+
+    /// The owner name of a record.
+    pub fn owner(&self, record: &RecordView) -> Result<Name, NameError> {
+        Name::read(&self.message, record.owner_at).map(|(name, _)| name)
+    }
+
+    /// The name that starts at `at`: a target in RDATA, for instance.
+    pub fn name_at(&self, at: usize) -> Result<Name, NameError> {
+        Name::read(&self.message, at).map(|(name, _)| name)
+    }
+
+    /// The record as a value of its own, names in its RDATA uncompressed.
+    pub fn record(&self, record: &RecordView) -> Result<Record, NameError> {
+        Ok(Record {
+            owner: self.owner(record)?,
+            rtype: record.rtype,
+            class: record.class,
+            ttl: record.ttl,
+            rdata: answer::expand_rdata(&self.message, record)?.into(),
+        })
+    }
+
+    /// TTL and SOA minimum of the first SOA record in the authority section.
+    pub fn soa(&self) -> Option<(u32, u32)> {
+        let soa = self.records().find(|r| r.section == Section::Authority && r.rtype == Rtype::SOA)?;
+        Some((soa.ttl, read_u32(&self.message, soa.rdata.end.checked_sub(4)?)?))
+    }
+
+    /// Changes the TTL of every record: `change` gets the record and its TTL, and gives the new one.
+    pub fn map_ttls(&mut self, mut change: impl FnMut(&RecordView) -> u32) {
+        let changed: Vec<(usize, u32)> = self.records().map(|record| (record.ttl_at, change(&record))).collect();
+        for (at, ttl) in changed {
+            self.message[at..at + 4].copy_from_slice(&ttl.to_be_bytes());
+        }
+    }
+
+    /// Gives the question the letters of `qname`, and with it every owner that points there or spells it out.
+    ///
+    /// Queries go out with letters mixed at random; no client shall see those.
+    pub fn set_letters(&mut self, qname: &Name) {
+        let places: Vec<usize> = std::iter::once(HEADER_BYTES)
+            .chain(self.records().map(|record| record.owner_at))
+            .filter(|&at| {
+                self.message.get(at..at + qname.wire().len()).is_some_and(|w| w.eq_ignore_ascii_case(qname.wire()))
+            })
+            .collect();
+        for at in places {
+            self.message[at..at + qname.wire().len()].copy_from_slice(qname.wire());
+        }
+    }
+
+    /// Adds an extended error, behind those it has.
+    pub fn add_error(&mut self, error: &ExtendedError) {
+        error.encode(&mut self.extended_errors);
+    }
+
+    /// The extended errors as encoded options.
+    pub fn extended_errors(&self) -> &[u8] {
+        &self.extended_errors
+    }
+
+    /// Takes over the extended errors of another response.
+    pub fn add_errors_of(&mut self, other: &Self) {
+        self.extended_errors.extend_from_slice(&other.extended_errors);
+    }
+}
+
+impl Received {
+    fn take_opt(&mut self, rdata: &[u8], ttl: u32) -> Option<()> {
+        self.response.rcode = Rcode(self.response.rcode.0 | (ttl >> 24 << 4) as u16);
+        for option in options(rdata) {
+            match option? {
+                (OPTION_EXTENDED_ERROR, data) if data.len() >= 2 => {
+                    encode_option(OPTION_EXTENDED_ERROR, data, &mut self.response.extended_errors);
+                }
+                (OPTION_COOKIE, data) => self.cookie = data.to_vec(),
+                _ => {}
+            }
+        }
+        Some(())
+    }
+
+    /// Whether the question is the one asked, letters included or not.
+    pub fn answers(&self, qname: &Name, qtype: Rtype, qclass: Class) -> Match {
+        let question = self.response.question_bytes();
+        let Some((asked, rest)) = question.split_at_checked(qname.wire().len()) else {
+            return Match::Different;
+        };
+        if rest != [qtype.0.to_be_bytes(), qclass.0.to_be_bytes()].concat() {
+            Match::Different
+        } else if asked == qname.wire() {
+            Match::Exact
+        } else if asked.eq_ignore_ascii_case(qname.wire()) {
+            Match::OtherLetters
+        } else {
+            Match::Different
+        }
+    }
+}
+
+/// How the question of a response compares with the one asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Match {
+    /// To the letter.
+    Exact,
+    /// But for the case of letters.
+    OtherLetters,
+    /// Another question.
+    Different,
+}
+
+impl ExtendedError {
+    /// Appends the option.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let mut data = self.code.to_be_bytes().to_vec();
+        data.extend_from_slice(self.text.as_bytes());
+        encode_option(OPTION_EXTENDED_ERROR, &data, out);
+    }
+}
+
+fn encode_option(code: u16, data: &[u8], out: &mut Vec<u8>) {
+    out.extend(code.to_be_bytes());
+    out.extend((data.len() as u16).to_be_bytes());
+    out.extend_from_slice(data);
+}
+
+/// The record that starts at `at`, as if it stood in the answer section.
+pub(super) fn skip_record(wire: &[u8], at: usize) -> Option<RecordView> {
+    let fixed = skip_name(wire, at)?;
+    let rdata = fixed + 10..fixed + 10 + usize::from(read_u16(wire, fixed + 8)?);
+    (rdata.end <= wire.len()).then_some(RecordView {
+        section: Section::Answer,
+        owner_at: at,
+        ttl_at: fixed + 4,
+        rtype: Rtype(read_u16(wire, fixed)?),
+        class: Class(read_u16(wire, fixed + 2)?),
+        ttl: read_u32(wire, fixed + 4)?,
+        end: rdata.end,
+        rdata,
+    })
+}
+
+/// Where the possibly compressed name that starts at `at` ends.
+fn skip_name(wire: &[u8], at: usize) -> Option<usize> {
+    let mut position = at;
+    loop {
+        match wire.get(position)? {
+            0 => return Some(position + 1),
+            &length @ 1..=63 => position += 1 + usize::from(length),
+            192.. => return wire.get(position + 1).map(|_| position + 2),
+            _ => return None,
+        }
+    }
+}
+
+/// Makes sure that the owner can be read. RDATA is not looked into: it passes through whatever it holds.
+fn check_owner(message: &[u8], record: &RecordView) -> Option<()> {
+    // A pointer to the question's name is by far the most frequent owner, and is known to be good.
+    if message.get(record.owner_at..record.owner_at + 2) != Some(&[0xc0, HEADER_BYTES as u8]) {
+        Name::read(message, record.owner_at).ok()?;
+    }
+    Some(())
+}
+
+/// Where the count of each section stands.
+const SECTIONS: [(usize, Section); 3] = [(6, Section::Answer), (8, Section::Authority), (10, Section::Additional)];

@@ -1,0 +1,212 @@
+//! Messages as hickory-proto reads them, and as nothing can break them.
+
+use hickory_proto::{op::Message, rr::RecordType};
+use proptest::prelude::*;
+
+use super::*;
+use crate::wire::{Asker, ClientEdns, Query, ReplySize, Section, Ttls, write_reply};
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn question(qname: &str, qtype: Rtype) -> Question {
+    Question { qname: name(qname), qtype, qclass: Class::IN }
+}
+
+fn sample() -> Answer {
+    let mx = [&10u16.to_be_bytes()[..], name("mail.www.example").wire()].concat();
+    let srv = [&[0, 1, 0, 1, 0x1f, 0x90][..], name("node.www.example").wire()].concat();
+    Answer {
+        answer: vec![
+            Record::new(name("www.example"), Rtype::CNAME, 60, name("other.example").wire()),
+            Record::new(name("other.example"), Rtype::MX, 60, mx),
+            Record::new(name("other.example"), Rtype::SRV, 60, srv),
+            Record::new(name("other.example"), Rtype(65_280), 60, *b"\x01\x02"),
+            Record::new(name("other.example"), Rtype(65_281), 60, *b""),
+        ],
+        authority: vec![Record::new(name("example"), Rtype::NS, 3600, name("ns.example").wire())],
+        additional: vec![Record::new(name("ns.example"), Rtype::A, 3600, [192, 0, 2, 1])],
+        ..Answer::default()
+    }
+}
+
+fn asker(limit_bytes: usize, edns: bool) -> Asker {
+    Asker {
+        id: 0x1234,
+        recursion_desired: true,
+        checking_disabled: false,
+        wants_ad: false,
+        edns: edns.then_some(ClientEdns { udp_size: 1232, version: 0, dnssec_ok: false }),
+        limit_bytes,
+    }
+}
+
+fn reply(response: &Response, asker: &Asker, ttls: Ttls) -> Vec<u8> {
+    let mut out = Vec::new();
+    write_reply(response.view(), asker, response.question_bytes(), ttls, &mut out);
+    out
+}
+
+#[test]
+fn records_are_compressed_and_read_back_equal() {
+    let question = question("www.example", Rtype::MX);
+    let answer = sample();
+    let response = answer.encode(&question);
+    let received = Response::read(response.message()).unwrap();
+    let read: Vec<Vec<Record>> = [Section::Answer, Section::Authority, Section::Additional]
+        .map(|section| {
+            let records = received.response.records().filter(|r| r.section == section);
+            records.map(|r| received.response.record(&r).unwrap()).collect()
+        })
+        .into();
+    assert_eq!(read, [answer.answer, answer.authority, answer.additional]);
+    // Only the types of RFC 1035 may be compressed in their RDATA: SRV's target is written out.
+    assert!(response.message().windows(18).any(|w| w == name("node.www.example").wire()));
+    assert!(response.message().len() < 190, "{}", response.message().len());
+}
+
+#[test]
+fn hickory_reads_what_we_encode() {
+    let mut answer = sample();
+    answer.answer.pop(); // hickory refuses empty RDATA; we pass it on
+    let response = answer.encode(&question("www.example", Rtype::MX));
+    let message = Message::from_vec(&reply(&response, &asker(1232, true), Ttls::Aged(10))).unwrap();
+    assert_eq!(message.metadata.id, 0x1234);
+    assert!(message.metadata.authoritative && message.metadata.recursion_available);
+    let types: Vec<RecordType> = message.answers.iter().map(|record| record.record_type()).collect();
+    assert_eq!(types.len(), 4);
+    assert_eq!(types[..3], [RecordType::CNAME, RecordType::MX, RecordType::SRV]);
+    assert!(message.answers.iter().all(|record| record.ttl == 50));
+    assert_eq!(message.authorities[0].ttl, 3590);
+    assert!(message.edns.is_some());
+}
+
+#[test]
+fn a_reply_that_does_not_fit_is_cut_at_a_record() {
+    let many = Answer {
+        answer: (0..60).map(|i| Record::new(name("www.example"), Rtype::A, 60, [192, 0, 2, i])).collect(),
+        ..sample()
+    };
+    let response = many.encode(&question("www.example", Rtype::A));
+    for limit in [512, 600, 1000, 1100] {
+        for edns in [false, true] {
+            let wire = reply(&response, &asker(limit, edns), Ttls::Aged(0));
+            assert!(wire.len() <= limit, "{limit} {edns}: {}", wire.len());
+            let message = Message::from_vec(&wire).unwrap();
+            let cut = message.answers.len() < 60 || message.authorities.is_empty();
+            assert_eq!(message.metadata.truncation, cut, "{limit} {edns}");
+            assert!(message.answers.len() > 20, "{limit} {edns}");
+        }
+    }
+    // What is only additional goes without TC.
+    let whole = reply(&response, &asker(4096, false), Ttls::Aged(0)).len();
+    let wire = reply(&response, &asker(whole - 1, false), Ttls::Aged(0));
+    let message = Message::from_vec(&wire).unwrap();
+    assert!(!message.metadata.truncation && message.additionals.is_empty() && message.authorities.len() == 1);
+}
+
+#[test]
+fn an_opt_record_between_others_is_taken_out_and_the_rest_kept() {
+    let mut message = sample().encode(&question("www.example", Rtype::MX)).message().to_vec();
+    let additional = message.split_off(message.len() - 16); // a pointer and 14 octets of record
+    message.extend(b"\x00\x00\x29\x04\xd0\x00\x00\x00\x00\x00\x07\x00\x0f\x00\x03\x00\x16x");
+    message.extend(additional);
+    message[11] = 2;
+    let received = Response::read(&message).unwrap();
+    assert!(received.has_edns);
+    assert_eq!(received.response.extended_errors(), b"\x00\x0f\x00\x03\x00\x16x");
+    assert_eq!(received.response.counts(), [5, 1, 1]);
+    let last = received.response.records().last().unwrap();
+    assert_eq!(received.response.record(&last).unwrap(), sample().additional[0]);
+}
+
+#[test]
+fn letters_of_the_question_and_its_owners_are_restored() {
+    let address = Record::new(name("WwW.eXaMpLe"), Rtype::A, 60, [192, 0, 2, 1]);
+    let answer = Answer { answer: vec![address], ..Answer::default() };
+    let mut message = answer.encode(&question("WwW.eXaMpLe", Rtype::A)).message().to_vec();
+    // An upstream that spells the owner out instead of pointing at the question.
+    let records_at = 12 + 13 + 4;
+    message.splice(records_at..records_at + 2, *b"\x03WwW\x07eXaMpLe\x00");
+    let mut response = Response::read(&message).unwrap().response;
+    response.set_letters(&name("www.example"));
+    assert_eq!(response.question_bytes()[..13], *name("www.example").wire());
+    let first = response.records().next().unwrap();
+    assert_eq!(response.owner(&first).unwrap().to_string(), "www.example.");
+}
+
+fn any_name() -> impl Strategy<Value = Name> {
+    prop::collection::vec(prop::collection::vec(any::<u8>(), 1..20), 0..8)
+        .prop_map(|labels| labels.iter().rev().fold(Name::root(), |name, label| name.child(label).unwrap()))
+}
+
+fn any_record() -> impl Strategy<Value = Record> {
+    (
+        any_name(),
+        prop_oneof![Just(1u16), Just(16), 256..65_280u16],
+        any::<u32>(),
+        prop::collection::vec(any::<u8>(), 0..40),
+    )
+        .prop_map(|(owner, rtype, ttl, rdata)| Record::new(owner, Rtype(rtype), ttl, rdata))
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_read_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        let _ = Query::parse(&bytes);
+        if let Ok(received) = Response::read(&bytes) {
+            for record in received.response.records() {
+                let _ = received.response.record(&record);
+            }
+            let _ = reply(&received.response, &asker(512, true), Ttls::Aged(5));
+        }
+    }
+
+    #[test]
+    fn a_message_with_any_octets_changed_is_read_without_panic(
+        changes in prop::collection::vec((0usize..200, any::<u8>()), 1..8),
+        limit in 12usize..300,
+    ) {
+        let mut message = sample().encode(&question("www.example", Rtype::MX)).message().to_vec();
+        for (at, value) in changes {
+            if let Some(octet) = message.get_mut(at) {
+                *octet = value;
+            }
+        }
+        if let Ok(mut received) = Response::read(&message) {
+            received.response.set_letters(&name("www.example"));
+            received.response.map_ttls(|record| record.ttl / 2);
+            let _ = received.response.soa();
+            for record in received.response.records() {
+                let _ = received.response.record(&record);
+            }
+            let _ = reply(&received.response, &asker(limit, true), Ttls::Fixed(30));
+        }
+    }
+
+    #[test]
+    fn what_we_encode_we_read_back(
+        qname in any_name(),
+        records in prop::collection::vec(any_record(), 0..20),
+    ) {
+        let question = Question { qname, qtype: Rtype::ANY, qclass: Class::IN };
+        let answer = Answer { answer: records.clone(), ..Answer::default() };
+        let response = Response::read(answer.encode(&question).message()).unwrap().response;
+        let read: Vec<Record> = response.records().map(|r| response.record(&r).unwrap()).collect();
+        prop_assert_eq!(read, records);
+    }
+
+    #[test]
+    fn a_datagram_never_exceeds_its_limit(
+        records in prop::collection::vec(any_record(), 0..40),
+        udp_size in any::<u16>(),
+    ) {
+        let answer = Answer { answer: records, ..Answer::default() };
+        let response = answer.encode(&question("www.example", Rtype::TXT));
+        let edns = Some(ClientEdns { udp_size, version: 0, dnssec_ok: false });
+        let limit_bytes = ReplySize::Datagram { ceiling_bytes: 1232 }.limit_bytes(edns);
+        let asker = Asker { edns, limit_bytes, ..asker(0, true) };
+        prop_assert!(reply(&response, &asker, Ttls::Aged(1)).len() <= limit_bytes);
+    }
+}
