@@ -1,1 +1,9 @@
-//! sys
+//! The system calls that the standard library lacks; the only room with unsafe code.
+
+mod batch;
+mod poll;
+mod socket;
+
+pub use batch::{Datagram, Inbox, Local, Outbox, Sent};
+pub use poll::{Poller, Waker};
+pub use socket::{bind_tcp, bind_udp, raise_open_files_limit};

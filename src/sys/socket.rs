@@ -1,0 +1,100 @@
+//! Sockets set up as a name server needs them.
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener, UdpSocket},
+    os::fd::AsRawFd,
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// A listening TCP socket, nonblocking. Without SO_REUSEPORT: it is the lock against a second daemon.
+///
+/// An address that the host does not have yet is no error (IP_FREEBIND): at boot the daemon may be first.
+pub fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = open(address, Type::STREAM, Protocol::TCP)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(TCP_BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// One of several UDP sockets of an address, nonblocking; the kernel shares the clients out among them.
+///
+/// On a wildcard address every datagram tells which address it was sent to, so that the reply can leave from there.
+pub fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = open(address, Type::DGRAM, Protocol::UDP)?;
+    socket.set_reuse_port(true)?;
+    socket.set_recv_buffer_size(UDP_BUFFER_BYTES)?;
+    socket.set_send_buffer_size(UDP_BUFFER_BYTES)?;
+    if address.ip().is_unspecified() {
+        match address {
+            SocketAddr::V4(_) => enable(&socket, libc::IPPROTO_IP, libc::IP_PKTINFO)?,
+            SocketAddr::V6(_) => enable(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)?,
+        }
+    }
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+fn open(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), kind.nonblocking(), Some(protocol))?;
+    match address {
+        SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+        SocketAddr::V6(_) => {
+            socket.set_freebind_v6(true)?;
+            socket.set_only_v6(true)?;
+        }
+    }
+    Ok(socket)
+}
+
+fn enable(socket: &Socket, level: i32, option: i32) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the option's value is the `c_int` at the pointer, with its length beside it.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), size_of_val(&on) as libc::socklen_t)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Raises the limit on open files to the most that is allowed, and returns it.
+pub fn raise_open_files_limit() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is written by the call and lives through it.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: `limit` is read by the call and lives through it.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(limit.rlim_cur)
+}
+
+/// Connections that wait to be accepted.
+const TCP_BACKLOG: i32 = 1024;
+/// Room for some thousand queries while a worker is busy; the kernel grants what `net.core.rmem_max` allows.
+const UDP_BUFFER_BYTES: usize = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_listener_on_an_address_is_refused_but_more_udp_sockets_are_not() {
+        let listener = bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        assert_eq!(bind_tcp(address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let _first = bind_udp(address).unwrap();
+        let _second = bind_udp(address).unwrap();
+    }
+
+    #[test]
+    fn an_address_that_is_not_there_yet_can_be_bound() {
+        bind_udp("192.0.2.1:0".parse().unwrap()).unwrap();
+        bind_tcp("192.0.2.1:0".parse().unwrap()).unwrap();
+    }
+}
