@@ -1,0 +1,170 @@
+//! All that a response may depend on. What is forgotten here leaks between clients.
+
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+};
+
+use crate::wire::{Class, Name, Question, Rtype};
+
+/// The question and its variant: what one cached response, or one query in flight, stands for.
+///
+/// It lives on the stack: a hit makes one and allocates nothing.
+#[derive(Clone)]
+pub struct Key {
+    /// Qtype, qclass, the variant's flags, its view, then the qname in lower case. The head is of fixed length and a
+    /// name knows its own end, so no key is the beginning of another.
+    octets: [u8; HEAD_BYTES + MAX_NAME_BYTES],
+    length: u16,
+}
+
+/// What besides the question makes a response another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Variant {
+    /// The DO bit: with DNSSEC records or without (RFC 4035 §3.2.1).
+    pub dnssec_ok: bool,
+    /// The CD bit: a validating upstream then gives what it would else refuse (RFC 4035 §3.2.2).
+    pub checking_disabled: bool,
+    /// The view, whose rules decide who answers.
+    pub view: u8,
+}
+
+impl Key {
+    /// The key of a question; the qname is in wire form, in any case.
+    pub fn new(qname: &[u8], qtype: Rtype, qclass: Class, variant: Variant) -> Self {
+        let mut octets = [0; HEAD_BYTES + MAX_NAME_BYTES];
+        let [t0, t1] = qtype.0.to_be_bytes();
+        let [c0, c1] = qclass.0.to_be_bytes();
+        let mut flags = 0;
+        if variant.dnssec_ok {
+            flags |= DNSSEC_OK;
+        }
+        if variant.checking_disabled {
+            flags |= CHECKING_DISABLED;
+        }
+        octets[..HEAD_BYTES].copy_from_slice(&[t0, t1, c0, c1, flags, variant.view]);
+        let qname = &qname[..qname.len().min(MAX_NAME_BYTES)];
+        let length = HEAD_BYTES + qname.len();
+        octets[HEAD_BYTES..length].copy_from_slice(qname);
+        octets[HEAD_BYTES..length].make_ascii_lowercase();
+        Self { octets, length: length as u16 }
+    }
+
+    /// Reads what [`as_bytes`](Self::as_bytes) gave.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Self {
+        let mut octets = [0; HEAD_BYTES + MAX_NAME_BYTES];
+        octets[..bytes.len()].copy_from_slice(bytes);
+        Self { octets, length: bytes.len() as u16 }
+    }
+
+    /// The key as octets: equal for equal keys, and only for those.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.octets[..usize::from(self.length)]
+    }
+
+    /// The qname in wire form and lower case.
+    pub fn qname(&self) -> &[u8] {
+        &self.octets[HEAD_BYTES..usize::from(self.length)]
+    }
+
+    /// The type asked for.
+    pub fn qtype(&self) -> Rtype {
+        Rtype(u16::from_be_bytes([self.octets[0], self.octets[1]]))
+    }
+
+    /// The class asked for.
+    pub fn qclass(&self) -> Class {
+        Class(u16::from_be_bytes([self.octets[2], self.octets[3]]))
+    }
+
+    /// The question as a value of its own.
+    pub fn question(&self) -> Question {
+        let qname = Name::from_wire(self.qname()).unwrap_or_else(|_| Name::root());
+        Question { qname, qtype: self.qtype(), qclass: self.qclass() }
+    }
+
+    /// What besides the question is part of the key.
+    pub fn variant(&self) -> Variant {
+        let [flags, view] = [self.octets[4], self.octets[5]];
+        Variant { dnssec_ok: flags & DNSSEC_OK != 0, checking_disabled: flags & CHECKING_DISABLED != 0, view }
+    }
+
+    /// The key of the query that a client asks beside this one: AAAA for A and A for AAAA.
+    pub fn sister(&self) -> Option<Self> {
+        let qtype = match self.qtype() {
+            Rtype::A => Rtype::AAAA,
+            Rtype::AAAA => Rtype::A,
+            _ => return None,
+        };
+        Some(Self::new(self.qname(), qtype, self.qclass(), self.variant()))
+    }
+
+    /// A number for the whole key from the hash of its qname alone. Keys of one name never share it.
+    pub(super) fn print(&self, name_hash: u64) -> u64 {
+        let [a, b, c, d, e, f, ..] = self.octets;
+        // Multiplying by an odd number loses nothing and carries the few bits that differ into the others.
+        name_hash ^ u64::from_be_bytes([0, 0, a, b, c, d, e, f]).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write(self.as_bytes());
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Key").field(&self.question()).field(&self.variant()).finish()
+    }
+}
+
+/// What stands before the qname.
+pub(super) const HEAD_BYTES: usize = 6;
+/// Longest name in wire form (RFC 1035 §2.3.4).
+const MAX_NAME_BYTES: usize = 255;
+const DNSSEC_OK: u8 = 1;
+const CHECKING_DISABLED: u8 = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(qname: &str, qtype: Rtype) -> Key {
+        Key::new(qname.parse::<Name>().unwrap().wire(), qtype, Class::IN, Variant::default())
+    }
+
+    #[test]
+    fn a_key_gives_back_what_it_was_made_of() {
+        let variant = Variant { dnssec_ok: false, checking_disabled: true, view: 7 };
+        let longest = format!("{}abcde.", "abcdefg.".repeat(31));
+        for qname in [".", "www.example.", &longest] {
+            let qname: Name = qname.parse().unwrap();
+            let key = Key::new(qname.wire(), Rtype(65_280), Class::CH, variant);
+            assert_eq!(key.question(), Question { qname, qtype: Rtype(65_280), qclass: Class::CH });
+            assert_eq!(key.variant(), variant);
+            assert_eq!(Key::from_bytes(key.as_bytes()), key);
+        }
+    }
+
+    #[test]
+    fn letters_do_not_make_another_key() {
+        assert_eq!(key("WWW.Example", Rtype::A), key("www.example", Rtype::A));
+        assert_ne!(key("www.example", Rtype::A), key("ww.example", Rtype::A));
+    }
+
+    #[test]
+    fn addresses_have_a_sister() {
+        assert_eq!(key("www.example", Rtype::A).sister(), Some(key("www.example", Rtype::AAAA)));
+        assert_eq!(key("www.example", Rtype::AAAA).sister(), Some(key("www.example", Rtype::A)));
+        assert_eq!(key("www.example", Rtype::MX).sister(), None);
+    }
+}

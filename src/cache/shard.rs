@@ -1,0 +1,166 @@
+//! A part of the cache behind one lock: the entries of some names, bounded in bytes, the least recently used evicted.
+
+use foldhash::fast::RandomState;
+use lru::LruCache;
+
+use super::{
+    Epoch, Found, Origin, State, Usage,
+    entry::{Entry, Tick},
+    key::Key,
+};
+use crate::wire::Response;
+
+/// The entries of those names whose hash leads here.
+///
+/// `lru` shows a key only to those who promote it, so the key lies in the value, and what the table is keyed by is the
+/// key's print, 64 bits of a seeded hash. Two keys with one print displace each other, and are never taken for one
+/// another.
+pub(super) struct Shard {
+    entries: LruCache<u64, Entry, RandomState>,
+    bytes: usize,
+    bound_bytes: usize,
+    evictions: u64,
+    /// All failures end by then: until then, and only until then, a NODATA has to ask for its sister.
+    failing_until: Tick,
+}
+
+/// Where an entry is looked for.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    /// The key.
+    pub(super) key: &'a Key,
+    /// The hash of its qname.
+    pub(super) name_hash: u64,
+}
+
+impl Shard {
+    pub(super) fn new(bound_bytes: usize) -> Self {
+        Self {
+            entries: LruCache::unbounded_with_hasher(RandomState::default()),
+            bytes: 0,
+            bound_bytes,
+            evictions: 0,
+            failing_until: Tick::ORIGIN,
+        }
+    }
+
+    pub(super) fn find<R>(
+        &mut self,
+        place: Place<'_>,
+        now: Tick,
+        epoch: Epoch,
+        f: impl FnOnce(Found<'_>) -> R,
+    ) -> Option<R> {
+        if let Some(failure) = self.sister_failure(place, now, epoch)
+            && self.peek(place).is_some_and(|entry| entry.is_nodata() && entry.is_servable(now))
+        {
+            return Some(f(failure.found(State::SisterFails, now)));
+        }
+        let print = place.print();
+        let entry = self.entries.peek_mut(&print).filter(|entry| entry.is_of(place.key))?;
+        let state = entry.hit(now, epoch)?;
+        let promote = entry.take_promotion(now);
+        let reply = f(entry.found(state, now));
+        if promote {
+            self.entries.promote(&print);
+        }
+        Some(reply)
+    }
+
+    /// The failure that stands for A if the key is AAAA's, and the reverse.
+    pub(super) fn sister_failure(&self, place: Place<'_>, now: Tick, epoch: Epoch) -> Option<&Entry> {
+        if now >= self.failing_until {
+            return None;
+        }
+        let sister = place.key.sister()?;
+        self.peek(Place { key: &sister, ..place }).filter(|entry| entry.is_failing(now, epoch))
+    }
+
+    pub(super) fn insert(&mut self, place: Place<'_>, entry: Entry) {
+        let cost = entry.cost_bytes();
+        if cost > self.bound_bytes {
+            // What it would have replaced is outdated all the same.
+            self.remove(place);
+            return;
+        }
+        self.bytes += cost;
+        if let Some(replaced) = self.entries.put(place.print(), entry) {
+            self.bytes -= replaced.cost_bytes();
+        }
+        self.evict();
+    }
+
+    pub(super) fn fail(&mut self, place: Place<'_>, response: &Response, origin: Origin, now: Tick) {
+        let before = self.entries.peek_mut(&place.print()).filter(|entry| entry.is_of(place.key));
+        if let Some(answer) = before
+            && answer.outlasts_failures(now)
+        {
+            answer.note_failure(now);
+            return;
+        }
+        let failure = Entry::failure(place.key, response, origin, self.peek(place), now);
+        self.failing_until = self.failing_until.max(failure.failing_until());
+        self.insert(place, failure);
+    }
+
+    pub(super) fn confirm(&mut self, place: Place<'_>, doubted: Origin, epoch: Epoch) {
+        let entry = self.entries.peek_mut(&place.print()).filter(|entry| entry.is_of(place.key));
+        if let Some(entry) = entry
+            && entry.origin() == doubted
+        {
+            entry.confirm(epoch);
+        }
+    }
+
+    pub(super) fn remove(&mut self, place: Place<'_>) -> bool {
+        if self.peek(place).is_none() {
+            return false;
+        }
+        let removed = self.entries.pop(&place.print());
+        self.bytes -= removed.map_or(0, |entry| entry.cost_bytes());
+        true
+    }
+
+    /// Keeps the entries for which `keep` is true. Gives back how many it dropped.
+    pub(super) fn retain(&mut self, mut keep: impl FnMut(&mut Entry) -> bool) -> usize {
+        let before = self.entries.len();
+        let mut freed_bytes = 0;
+        self.entries.retain(|_, entry| {
+            let kept = keep(entry);
+            if !kept {
+                freed_bytes += entry.cost_bytes();
+            }
+            kept
+        });
+        self.bytes -= freed_bytes;
+        before - self.entries.len()
+    }
+
+    pub(super) fn resize(&mut self, bound_bytes: usize) {
+        self.bound_bytes = bound_bytes;
+        self.evict();
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        Usage { entries: self.entries.len(), bytes: self.bytes, evictions: self.evictions }
+    }
+
+    fn peek(&self, place: Place<'_>) -> Option<&Entry> {
+        self.entries.peek(&place.print()).filter(|entry| entry.is_of(place.key))
+    }
+
+    fn evict(&mut self) {
+        while self.bytes > self.bound_bytes
+            && let Some((_, entry)) = self.entries.pop_lru()
+        {
+            self.bytes -= entry.cost_bytes();
+            self.evictions += 1;
+        }
+    }
+}
+
+impl Place<'_> {
+    fn print(&self) -> u64 {
+        self.key.print(self.name_hash)
+    }
+}
