@@ -1,1 +1,138 @@
-//! zone
+//! Override zones: local data that outranks the upstreams.
+//!
+//! A *zone* file holds a whole zone: it alone speaks below its apex, and denies. An *overlay* holds single names, and
+//! what it does not hold falls through to whoever is next; it speaks the actions of response policy zones. *Hosts files*
+//! are overlays, with their PTR records. Some zones are *built in*.
+//!
+//! Everything is read once into immutable tables. A file with faults is refused with all of them, each at its line,
+//! and the version that was read before stays in service; a file that has not changed keeps its table, and with it the
+//! generation under which its answers are cached.
+
+pub mod builtin;
+mod entry;
+mod error;
+mod file;
+mod hosts;
+mod lookup;
+mod names;
+mod overlay;
+mod store;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use serde::{Deserialize, Serialize};
+
+pub use error::{Error, Problem};
+pub use hosts::Hosts;
+pub use lookup::Zone;
+pub use overlay::{Client, Overlay, Overlays, Ruling};
+pub use store::{Files, Outcome, Source};
+
+use crate::wire::{Name, NameError, Record, Rtype, Soa};
+
+/// Where override zones come from, section `[zones]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// A folder of master files. `NAME.zone` holds the whole zone NAME, `NAME.overlay` only the names in it; `@` at the
+    /// beginning of NAME stands for the root, so `@ads.overlay` may hold any name. Other files are passed over.
+    /// Default: "/etc/watershed/zones" if it exists. Applies at reload.
+    pub directory: Option<PathBuf>,
+
+    /// Files in the format of /etc/hosts; they answer addresses, and names for addresses. An entry with a loopback address
+    /// is given to loopback clients only. Faulty lines are passed over with a warning.
+    /// Default ["/etc/hosts"]. Applies at reload.
+    pub hosts: Vec<PathBuf>,
+}
+
+/// One override zone, section `[[zone]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileConfig {
+    /// The apex: the name above which others answer; "." for the root. No default. Applies at reload.
+    pub apex: toml::Spanned<String>,
+
+    /// The master file; a relative path starts from the folder of the configuration file. No default. Applies at reload.
+    pub file: PathBuf,
+
+    /// "zone": the whole zone, which denies what it does not hold; "overlay": only the names in it, others fall through.
+    /// Default "zone". Applies at reload.
+    #[serde(default)]
+    pub mode: Mode,
+}
+
+/// How much a file claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Everything at and below its apex.
+    #[default]
+    Zone,
+    /// The names in it.
+    Overlay,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { directory: None, hosts: vec![PathBuf::from("/etc/hosts")] }
+    }
+}
+
+impl FileConfig {
+    /// The file with its apex parsed and its path starting from `base`, the folder of the configuration file.
+    pub fn source(&self, base: &Path) -> Result<Source, NameError> {
+        Ok(Source { apex: self.apex.get_ref().parse()?, path: base.join(&self.file), mode: self.mode })
+    }
+}
+
+/// The records of one owner and type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Rrset {
+    rtype: Rtype,
+    ttl: u32,
+    /// At least one.
+    rdatas: Vec<Arc<[u8]>>,
+}
+
+impl Rrset {
+    fn records(&self, owner: &Name) -> impl Iterator<Item = Record> {
+        self.rdatas.iter().map(|rdata| Record::new(owner.clone(), self.rtype, self.ttl, rdata.clone()))
+    }
+}
+
+/// The SOA record of a denial by data that has none of its own; but for the SOA minimum it is that of RFC 6303 §3.
+///
+/// The minimum is short: what was denied may stand in the file a minute later.
+fn synthesize_soa(owner: &Name) -> Record {
+    let rname = Name::from_wire(b"\x06nobody\x07invalid\0").expect("two labels and the root");
+    let mname = owner.clone();
+    Soa { mname, rname, serial: 1, refresh: 3600, retry: 1200, expire: 604_800, minimum: 60 }.record(owner.clone())
+}
+
+/// An SOA record as denials carry it: its TTL is no longer than the SOA minimum (RFC 2308 §3).
+fn denial_soa(soa: &Rrset, apex: &Name) -> Option<Record> {
+    let soa = soa.records(apex).next()?;
+    let minimum = u32::from_be_bytes(*soa.rdata.last_chunk()?);
+    Some(Record { ttl: soa.ttl.min(minimum), ..soa })
+}
+
+/// The warnings among `errors`, unless there are faults: then all of them. Both in the order of the lines.
+fn refuse_faults(mut errors: Vec<Error>) -> Result<Vec<Error>, Vec<Error>> {
+    errors.sort_by(|a, b| (&a.location.file, a.location.line).cmp(&(&b.location.file, b.location.line)));
+    if errors.iter().all(|error| error.problem.is_warning()) { Ok(errors) } else { Err(errors) }
+}
+
+/// A number that no other table of this process has.
+fn next_generation() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests;

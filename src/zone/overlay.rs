@@ -1,0 +1,304 @@
+//! Overlays: names that are answered here, among others that are not.
+//!
+//! An overlay owns the names in it for all types: a type it lacks is NODATA. Names it does not hold fall through, even
+//! those between a name and the apex. A CNAME record may be an action of response policy zones (RPZ,
+//! draft-vixie-dnsop-dns-rpz §3): `.` denies the name, `*.` denies all its data, `rpz-passthru.` leaves it to
+//! whoever is next, `rpz-drop.` gives no reply, `rpz-tcp-only.` answers over TCP alone, and `*.garden.example.` leads to the
+//! qname put in front of `garden.example.`. Other aliases are followed by whoever asked, for their target may
+//! belong to anyone.
+//!
+//! Several overlays may hold a name: exact beats wildcard, then the longer apex wins, then the order of the files. Within an
+//! overlay the longest wildcard wins, whatever other names exist: that is what blocklists mean, though RFC 4592 does not.
+//!
+//! SOA and NS records at the apex are those that RPZ demands of every file: they make the overlay hold nothing.
+
+use std::{collections::HashMap, path::Path, sync::Arc};
+
+use super::{
+    Error, Hosts, Mode, Problem, Rrset, denial_soa,
+    file::{Contents, Entry},
+    names::{Names, is_wildcard, wildcard_below},
+    next_generation, refuse_faults, synthesize_soa,
+};
+use crate::wire::{Answer, Class, Name, Question, Rcode, Record, Rtype};
+
+/// All overlays and hosts files in the order in which they are asked.
+#[derive(Clone, Default)]
+pub struct Overlays {
+    overlays: Vec<Arc<Overlay>>,
+    hosts: Vec<Arc<Hosts>>,
+}
+
+/// Who asks, as far as it makes a difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Client {
+    /// A client on this machine.
+    Loopback,
+    /// Any other.
+    Remote,
+}
+
+/// What the overlay that holds a name says about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ruling {
+    /// This is the answer. If it ends with a CNAME record, its target is still to be asked for.
+    Answer {
+        /// Records or a denial.
+        answer: Answer,
+        /// The generation of the table it comes from.
+        generation: u64,
+    },
+    /// Leave the name alone: whoever is next answers, other overlays excepted.
+    PassThrough,
+    /// Send no reply.
+    Drop,
+    /// Over UDP reply with TC alone; over TCP leave the name alone.
+    TcpOnly,
+}
+
+impl Overlays {
+    /// Orders overlays by their apex, the longer first, and otherwise keeps their order; hosts files come last.
+    pub fn new(mut overlays: Vec<Arc<Overlay>>, hosts: Vec<Arc<Hosts>>) -> Self {
+        overlays.sort_by_key(|overlay| std::cmp::Reverse(overlay.apex.label_count()));
+        Self { overlays, hosts }
+    }
+
+    /// What is said to a question; `None` if no overlay holds the name.
+    ///
+    /// Where [`Self::is_client_dependent`], not only the ruling depends on the client, but also whether there is one.
+    pub fn answer(&self, question: &Question, client: Client) -> Option<Ruling> {
+        if question.qclass != Class::IN {
+            return None;
+        }
+        let held = |find: fn(&Overlay, &Name) -> Option<u32>| {
+            self.overlays.iter().find_map(|overlay| Some(overlay.rule(find(overlay, &question.qname)?, question)))
+        };
+        held(Overlay::find_exact)
+            .or_else(|| {
+                self.hosts.iter().find_map(|hosts| {
+                    let answer = hosts.answer(question, client)?;
+                    Some(Ruling::Answer { answer, generation: hosts.generation() })
+                })
+            })
+            .or_else(|| held(Overlay::find_wildcard))
+    }
+
+    /// Whether loopback clients may be told something else than others: such an answer belongs into no cache.
+    pub fn is_client_dependent(&self, qname: &Name) -> bool {
+        self.hosts.iter().any(|hosts| hosts.is_client_dependent(qname))
+    }
+}
+
+/// The names of one file and what is said about each.
+pub struct Overlay {
+    apex: Name,
+    generation: u64,
+    warnings: Vec<Error>,
+    /// Numbers are places in `actions`.
+    names: Names,
+    actions: Vec<Action>,
+    has_wildcards: bool,
+    /// As denials carry it, but for its owner.
+    soa: Option<Record>,
+}
+
+/// What is done with a name; names of which the same is said share one.
+enum Action {
+    FallThrough,
+    Deny,
+    DenyData,
+    PassThrough,
+    Drop,
+    TcpOnly,
+    Prepend { suffix: Name, ttl: u32 },
+    Data(Box<[Rrset]>),
+}
+
+impl Overlay {
+    /// Reads an overlay from its master file. An error holds every fault that was found.
+    pub fn load(file: &Path, apex: &Name) -> Result<Self, Vec<Error>> {
+        Self::build(Contents::read(file, apex, Mode::Overlay))
+    }
+
+    /// Reads an overlay from a text; `file` is what messages call it, and where `$INCLUDE` looks for files.
+    pub fn parse(file: &Path, text: &str, apex: &Name) -> Result<Self, Vec<Error>> {
+        Self::build(Contents::parse(file, text, apex, Mode::Overlay))
+    }
+
+    pub(super) fn build(mut contents: Contents) -> Result<Self, Vec<Error>> {
+        let mut records = std::mem::take(&mut contents.records);
+        let mut overlay = Self {
+            apex: contents.apex.clone(),
+            generation: next_generation(),
+            warnings: Vec::new(),
+            names: std::mem::take(&mut contents.names),
+            actions: vec![Action::FallThrough],
+            has_wildcards: false,
+            soa: None,
+        };
+        // The apex' own SOA and NS records are about the file.
+        let at_apex = overlay.names.find(overlay.apex.to_lower().wire());
+        let is_administrative =
+            |entry: &Entry| Some(entry.owner) == at_apex && matches!(entry.rtype, Rtype::SOA | Rtype::NS);
+        let soas: Vec<Entry> = records
+            .extract_if(.., |entry| is_administrative(entry))
+            .filter(|entry| entry.rtype == Rtype::SOA)
+            .collect();
+        if let Some(second) = soas.get(1) {
+            contents.blame(second, Problem::SecondSoa);
+        }
+        if let Some(soa) = soas.first() {
+            overlay.soa =
+                contents.rrsets(&overlay.apex, &[*soa]).first().and_then(|rrset| denial_soa(rrset, &overlay.apex));
+        }
+
+        let mut of_owner = vec![FALL_THROUGH; overlay.names.len()];
+        let mut known: HashMap<Vec<u8>, u32> = HashMap::new();
+        let mut fingerprint = Vec::new();
+        // Both go by number.
+        let mut owners = overlay.names.iter().zip(0..);
+        for entries in records.chunk_by(|a, b| a.owner == b.owner) {
+            let Some((owner, number)) = owners.find(|&(_, number)| number == entries[0].owner) else { break };
+            if !check(owner, entries, &mut contents) {
+                continue;
+            }
+            overlay.has_wildcards |= is_wildcard(owner);
+            fingerprint.clear();
+            contents.fingerprint(entries, &mut fingerprint);
+            of_owner[number as usize] = match known.get(&fingerprint) {
+                Some(&action) => action,
+                None => {
+                    let owner = Name::from_wire(owner).expect("names come from names");
+                    let errors = contents.errors.len();
+                    overlay.actions.push(Action::new(contents.rrsets(&owner, entries)));
+                    let action = overlay.actions.len() as u32 - 1;
+                    // What has a fault is looked at each time, so that each owner is named.
+                    if contents.errors.len() == errors {
+                        known.insert(fingerprint.clone(), action);
+                    }
+                    action
+                }
+            };
+        }
+        drop(owners);
+        overlay.names.renumber(|number| of_owner[number as usize]);
+        overlay.names.shrink();
+        overlay.actions.shrink_to_fit();
+        overlay.warnings = refuse_faults(contents.errors)?;
+        Ok(overlay)
+    }
+
+    /// The name above which it holds nothing.
+    pub fn apex(&self) -> &Name {
+        &self.apex
+    }
+
+    /// Under which answers of this overlay are cached: an overlay read anew has another one.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// What is odd about the file, though it can be served.
+    pub fn warnings(&self) -> &[Error] {
+        &self.warnings
+    }
+
+    fn find_exact(&self, qname: &Name) -> Option<u32> {
+        self.names.find(qname.wire()).filter(|&action| action != FALL_THROUGH)
+    }
+
+    fn find_wildcard(&self, qname: &Name) -> Option<u32> {
+        if !self.has_wildcards {
+            return None;
+        }
+        let above = qname.suffixes().skip(1).take_while(|suffix| suffix.len() >= self.apex.wire().len());
+        above
+            .map(wildcard_below)
+            .find_map(|wildcard| self.names.find(&wildcard).filter(|&action| action != FALL_THROUGH))
+    }
+
+    fn rule(&self, action: u32, question: &Question) -> Ruling {
+        let qname = &question.qname;
+        let deny = |rcode| Answer::negative(rcode, self.soa_for(qname));
+        let answer = match &self.actions[action as usize] {
+            Action::PassThrough | Action::FallThrough => return Ruling::PassThrough,
+            Action::Drop => return Ruling::Drop,
+            Action::TcpOnly => return Ruling::TcpOnly,
+            Action::Deny => deny(Rcode::NXDOMAIN),
+            Action::DenyData => deny(Rcode::NOERROR),
+            Action::Prepend { suffix, ttl } => match qname.replace_suffix(&Name::root(), suffix) {
+                Some(Ok(target)) => {
+                    let cname = Record::new(qname.clone(), Rtype::CNAME, *ttl, target.wire());
+                    Answer { answer: vec![cname], ..Answer::default() }
+                }
+                Some(Err(_)) => Answer { rcode: Rcode::YXDOMAIN, ..Answer::default() },
+                None => deny(Rcode::NOERROR),
+            },
+            Action::Data(rrsets) => {
+                let of_type = |rtype| rrsets.iter().filter(move |rrset| rrset.rtype == rtype || rtype == Rtype::ANY);
+                let mut answer: Vec<Record> = of_type(question.qtype).flat_map(|rrset| rrset.records(qname)).collect();
+                if answer.is_empty() {
+                    answer.extend(of_type(Rtype::CNAME).flat_map(|rrset| rrset.records(qname)));
+                }
+                if answer.is_empty() { deny(Rcode::NOERROR) } else { Answer { answer, ..Answer::default() } }
+            }
+        };
+        Ruling::Answer { answer, generation: self.generation }
+    }
+
+    /// The SOA record of a denial. Its owner is the qname, for an overlay has no zone: a resolver that forwards only the zone
+    /// of this name to us would not believe the SOA record of any name above.
+    fn soa_for(&self, qname: &Name) -> Record {
+        match &self.soa {
+            Some(soa) => Record { owner: qname.clone(), ..soa.clone() },
+            None => synthesize_soa(qname),
+        }
+    }
+}
+
+impl Action {
+    fn new(rrsets: Box<[Rrset]>) -> Self {
+        let cname = rrsets.iter().find(|rrset| rrset.rtype == Rtype::CNAME);
+        let Some((cname, target)) = cname.and_then(|cname| Some((cname, cname.rdatas.first()?))) else {
+            return Self::Data(rrsets);
+        };
+        match &*target.to_ascii_lowercase() {
+            b"\0" => Self::Deny,
+            b"\x01*\0" => Self::DenyData,
+            b"\x0crpz-passthru\0" => Self::PassThrough,
+            b"\x08rpz-drop\0" => Self::Drop,
+            b"\x0crpz-tcp-only\0" => Self::TcpOnly,
+            target => match target.strip_prefix(b"\x01*").map(Name::from_wire) {
+                Some(Ok(suffix)) => Self::Prepend { suffix, ttl: cname.ttl },
+                _ => Self::Data(rrsets),
+            },
+        }
+    }
+}
+
+/// Whether the records of one owner can be served.
+fn check(owner: &[u8], entries: &[Entry], contents: &mut Contents) -> bool {
+    let owned = || Name::from_wire(owner).expect("names come from names");
+    // Looked for in the bytes, for the names are many and such labels few.
+    if owner.windows(4).any(|octets| octets == b"rpz-") && owned().labels().any(|label| FOREIGN.contains(&label)) {
+        contents.blame(&entries[0], Problem::ForeignTrigger { owner: owned() });
+        return false;
+    }
+    for entry in entries {
+        match entry.rtype {
+            Rtype::DNAME => contents.blame(entry, Problem::DnameInOverlay),
+            Rtype::SOA => contents.blame(entry, Problem::SoaBelowApex { owner: owned() }),
+            _ => {}
+        }
+    }
+    true
+}
+
+/// Triggers of RPZ that look at something else than the qname (draft-vixie-dnsop-dns-rpz §4).
+const FOREIGN: [&[u8]; 4] = [b"rpz-ip", b"rpz-client-ip", b"rpz-nsip", b"rpz-nsdname"];
+/// The place of [`Action::FallThrough`].
+const FALL_THROUGH: u32 = 0;
+
+#[cfg(test)]
+#[path = "overlay_tests.rs"]
+mod tests;

@@ -1,0 +1,301 @@
+//! All files of local data as one value, and how the next value comes from it.
+//!
+//! A reload reads what has changed. A file whose every part (itself and what it includes) is as it was keeps its table and so
+//! its generation; a file with faults keeps the last version without, and so does a folder that cannot be listed.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    Config, Error, Hosts, Mode, Overlay, Overlays, Problem, Zone,
+    file::{Contents, Stamp},
+};
+use crate::{location::Location, wire::Name};
+
+/// A file of local data, and for which names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// The master file.
+    pub path: PathBuf,
+    /// The name above which it says nothing.
+    pub apex: Name,
+    /// How much of what is below it claims.
+    pub mode: Mode,
+}
+
+/// What has been read from the files of local data.
+#[derive(Default)]
+pub struct Files {
+    zones: Vec<Loaded<Zone>>,
+    overlays: Vec<Loaded<Overlay>>,
+    hosts: Vec<Loaded<Hosts>>,
+}
+
+/// What loading came to.
+pub struct Outcome {
+    /// The files without faults, and the last good versions of the others.
+    pub files: Files,
+    /// Every fault. At start each is fatal; at reload the last good version stays in service.
+    pub faults: Vec<Error>,
+    /// What is odd in the files that were read anew.
+    pub warnings: Vec<Error>,
+}
+
+struct Loaded<T> {
+    source: Source,
+    stamps: Vec<(PathBuf, Stamp)>,
+    value: Arc<T>,
+}
+
+impl Files {
+    /// Reads the files of `[[zone]]`, in their order, and those of `[zones]`.
+    ///
+    /// `previous` is what has been loaded so far; what has not changed is taken from there.
+    pub fn load(config: &Config, zones: &[Source], previous: Option<&Self>) -> Outcome {
+        let nothing = Self::default();
+        let previous = previous.unwrap_or(&nothing);
+        let mut outcome = Outcome { files: Self::default(), faults: Vec::new(), warnings: Vec::new() };
+        let mut sources = zones.to_vec();
+        sources.extend(outcome.list(config, previous));
+        for source in sources {
+            match source.mode {
+                Mode::Zone => outcome.load_zone(source, previous),
+                Mode::Overlay => {
+                    let loaded = outcome.load_one(source, &previous.overlays, Overlay::build, Overlay::warnings);
+                    outcome.files.overlays.extend(loaded);
+                }
+            }
+        }
+        for path in &config.hosts {
+            let source = Source { path: path.clone(), apex: Name::root(), mode: Mode::Overlay };
+            let hosts = find_unchanged(&source, &previous.hosts).unwrap_or_else(|| {
+                let (hosts, stamps) = Hosts::read(path);
+                outcome.warnings.extend_from_slice(hosts.warnings());
+                Loaded { source, stamps, value: Arc::new(hosts) }
+            });
+            outcome.files.hosts.push(hosts);
+        }
+        outcome
+    }
+
+    /// The whole zones.
+    pub fn zones(&self) -> impl Iterator<Item = &Arc<Zone>> {
+        self.zones.iter().map(|loaded| &loaded.value)
+    }
+
+    /// The overlays and hosts files.
+    pub fn overlays(&self) -> Overlays {
+        let overlays = self.overlays.iter().map(|loaded| loaded.value.clone()).collect();
+        Overlays::new(overlays, self.hosts.iter().map(|loaded| loaded.value.clone()).collect())
+    }
+
+    /// Every file that was read, included ones too: when one of them changes, it is time to load again.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        let stamps = self.zones.iter().flat_map(|loaded| &loaded.stamps);
+        let stamps = stamps.chain(self.overlays.iter().flat_map(|loaded| &loaded.stamps));
+        stamps.chain(self.hosts.iter().flat_map(|loaded| &loaded.stamps)).map(|(path, _)| path.as_path())
+    }
+}
+
+impl Outcome {
+    /// The files of the configured folder; if it cannot be listed, those that came from there before.
+    fn list(&mut self, config: &Config, previous: &Files) -> Vec<Source> {
+        let directory = config.directory.as_deref().unwrap_or(Path::new(DEFAULT_DIRECTORY));
+        match list_directory(directory, &mut self.faults) {
+            Ok(sources) => sources,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && config.directory.is_none() => Vec::new(),
+            Err(error) => {
+                self.faults.push(Problem::NoDirectory(error.to_string()).at(Location::file(directory)));
+                let zones = previous.zones.iter().map(|loaded| &loaded.source);
+                let overlays = previous.overlays.iter().map(|loaded| &loaded.source);
+                zones.chain(overlays).filter(|source| source.path.parent() == Some(directory)).cloned().collect()
+            }
+        }
+    }
+
+    fn load_zone(&mut self, source: Source, previous: &Files) {
+        if let Some(other) = self.files.zones.iter().find(|loaded| loaded.source.apex == source.apex) {
+            let problem = Problem::SameApex { apex: source.apex, other: other.source.path.clone() };
+            self.faults.push(problem.at(Location::file(source.path)));
+            return;
+        }
+        let loaded = self.load_one(source, &previous.zones, Zone::build, Zone::warnings);
+        self.files.zones.extend(loaded);
+    }
+
+    fn load_one<T>(
+        &mut self,
+        source: Source,
+        previous: &[Loaded<T>],
+        build: fn(Contents) -> Result<T, Vec<Error>>,
+        warnings: fn(&T) -> &[Error],
+    ) -> Option<Loaded<T>> {
+        if let Some(unchanged) = find_unchanged(&source, previous) {
+            return Some(unchanged);
+        }
+        let mut contents = Contents::read(&source.path, &source.apex, source.mode);
+        let stamps = std::mem::take(&mut contents.stamps);
+        match build(contents) {
+            Ok(value) => {
+                self.warnings.extend_from_slice(warnings(&value));
+                Some(Loaded { source, stamps, value: Arc::new(value) })
+            }
+            Err(faults) => {
+                self.faults.extend(faults);
+                previous.iter().find(|loaded| loaded.source == source).cloned()
+            }
+        }
+    }
+}
+
+impl<T> Clone for Loaded<T> {
+    fn clone(&self) -> Self {
+        Self { source: self.source.clone(), stamps: self.stamps.clone(), value: self.value.clone() }
+    }
+}
+
+/// What was read from `source` before, if every file that took part is as it was.
+fn find_unchanged<T>(source: &Source, previous: &[Loaded<T>]) -> Option<Loaded<T>> {
+    let loaded = previous.iter().find(|loaded| &loaded.source == source)?;
+    let is_same = |(path, stamp): &(PathBuf, Stamp)| Stamp::of(path).is_ok_and(|now| now == *stamp);
+    (!loaded.stamps.is_empty() && loaded.stamps.iter().all(is_same)).then(|| loaded.clone())
+}
+
+/// The zone and overlay files in a folder, in the order of their names.
+///
+/// Hidden files and all that do not end with `.zone` or `.overlay`, as the backup copies of editors, are passed over.
+fn list_directory(directory: &Path, faults: &mut Vec<Error>) -> io::Result<Vec<Source>> {
+    let mut paths: Vec<PathBuf> = fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
+    paths.sort();
+    let mut sources = Vec::new();
+    for path in paths {
+        let mode = match path.extension().and_then(|extension| extension.to_str()) {
+            Some("zone") => Mode::Zone,
+            Some("overlay") => Mode::Overlay,
+            _ => continue,
+        };
+        // Without UTF-8 it is no apex, and says so.
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with(['.', '#']) {
+            continue;
+        }
+        let apex = if name.starts_with('@') { Ok(Name::root()) } else { name.parse() };
+        match apex {
+            Ok(apex) => sources.push(Source { path, apex, mode }),
+            Err(error) => faults.push(Problem::BadFileName(error).at(Location::file(path))),
+        }
+    }
+    Ok(sources)
+}
+
+/// Where files of local data are looked for if the configuration does not say.
+const DEFAULT_DIRECTORY: &str = "/etc/watershed/zones";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOA: &str = "@ 60 IN SOA @ nobody.invalid. 1 1h 20m 1w 1m\n";
+
+    struct Folder(tempfile::TempDir);
+
+    impl Folder {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            // Another inode, as editors do it: the clock of the file system may be coarse.
+            fs::write(self.0.path().join("new"), text).unwrap();
+            fs::rename(self.0.path().join("new"), self.0.path().join(name)).unwrap();
+        }
+
+        fn load(&self, previous: Option<&Files>) -> Outcome {
+            let hosts = vec![self.0.path().join("hosts")];
+            let config = Config { directory: Some(self.0.path().to_path_buf()), hosts };
+            Files::load(&config, &[], previous)
+        }
+    }
+
+    fn apexes(files: &Files) -> Vec<String> {
+        files.zones().map(|zone| zone.apex().to_string()).collect()
+    }
+
+    fn generations(files: &Files) -> Vec<u64> {
+        let overlays = files.overlays.iter().map(|loaded| loaded.value.generation());
+        let hosts = files.hosts.iter().map(|loaded| loaded.value.generation());
+        files.zones().map(|zone| zone.generation()).chain(overlays).chain(hosts).collect()
+    }
+
+    #[test]
+    fn file_names_give_apexes_and_backup_copies_are_passed_over() {
+        let folder = Folder::new();
+        for name in
+            ["b.example.zone", "a.example.zone", ".#a.example.zone", "#a.example.zone#", "a.example.zone~", "README"]
+        {
+            folder.write(name, SOA);
+        }
+        folder.write("@ads.overlay", "ads.test CNAME .\n");
+        folder.write("a..b.zone", SOA);
+        let outcome = folder.load(None);
+        assert_eq!(apexes(&outcome.files), ["a.example.", "b.example."]);
+        assert_eq!(outcome.files.overlays[0].source.apex, Name::root());
+        assert_eq!(outcome.faults.len(), 1);
+        assert!(matches!(outcome.faults[0].problem, Problem::BadFileName(_)));
+    }
+
+    #[test]
+    fn unchanged_files_keep_their_generation_and_changed_ones_do_not() {
+        let folder = Folder::new();
+        folder.write("a.zone", &format!("{SOA}$INCLUDE more.inc\n"));
+        folder.write("more.inc", "www 60 IN A 192.0.2.1\n");
+        folder.write("b.zone", SOA);
+        folder.write("c.overlay", "@ A 192.0.2.1\n");
+        folder.write("hosts", "192.0.2.1 host.example\n");
+        let first = folder.load(None);
+        assert_eq!(first.faults, []);
+        assert_eq!(first.files.paths().count(), 5);
+        let second = folder.load(Some(&first.files));
+        assert_eq!(generations(&second.files), generations(&first.files));
+        folder.write("more.inc", "www 60 IN A 192.0.2.2\n");
+        folder.write("hosts", "192.0.2.1 other.example\n");
+        let third = folder.load(Some(&second.files));
+        let changed =
+            generations(&third.files).iter().zip(generations(&second.files)).map(|(a, b)| *a != b).collect::<Vec<_>>();
+        assert_eq!(changed, [true, false, false, true]);
+        fs::remove_file(folder.0.path().join("b.zone")).unwrap();
+        assert_eq!(apexes(&folder.load(Some(&third.files)).files), ["a."]);
+    }
+
+    #[test]
+    fn the_last_good_version_stays_while_a_file_is_faulty() {
+        let folder = Folder::new();
+        folder.write("a.zone", SOA);
+        let good = folder.load(None);
+        folder.write("a.zone", "@ 60 IN A 192.0.2\n");
+        folder.write("b.zone", "@ 60 IN A 192.0.2\n");
+        for _ in 0..2 {
+            let faulty = folder.load(Some(&good.files));
+            assert_eq!(apexes(&faulty.files), ["a."], "b has no good version");
+            assert_eq!(generations(&faulty.files)[0], generations(&good.files)[0]);
+            assert_eq!(faulty.faults.len(), 4, "all faults of both, each time: {:?}", faulty.faults);
+        }
+        fs::remove_dir_all(folder.0.path()).unwrap();
+        let gone = folder.load(Some(&good.files));
+        assert_eq!((apexes(&gone.files), gone.faults.len()), (vec!["a.".to_string()], 2));
+    }
+
+    #[test]
+    fn two_files_for_the_same_zone_are_a_fault() {
+        let folder = Folder::new();
+        folder.write("a.zone", SOA);
+        let other = Source { path: folder.0.path().join("a.zone"), apex: "A.".parse().unwrap(), mode: Mode::Zone };
+        let config = Config { directory: Some(folder.0.path().to_path_buf()), hosts: Vec::new() };
+        let outcome = Files::load(&config, &[other], None);
+        assert_eq!(apexes(&outcome.files), ["A."]);
+        assert!(matches!(outcome.faults[0].problem, Problem::SameApex { .. }));
+    }
+}
