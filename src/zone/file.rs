@@ -7,12 +7,8 @@
 //! minimum; and in an overlay, which needs no SOA, five minutes.
 
 use std::{
-    fs::File,
-    io::{self, Read},
     net::{Ipv4Addr, Ipv6Addr},
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use domain::{
@@ -25,159 +21,30 @@ use domain::{
     zonefile::inplace,
 };
 
-use super::{Error, Mode, Problem, Rrset, entry::Entries, names::Names};
+use super::{
+    Mode, Problem,
+    contents::{Contents, Entry, read_file},
+    entry::Entries,
+};
 use crate::{
     location::Location,
     wire::{Class, Name, NameError, Rtype},
 };
 
-/// All that a file and the files it includes say.
-pub(super) struct Contents {
-    /// The apex.
-    pub apex: Name,
-    /// The owners.
-    pub names: Names,
-    /// The records by owner and type, otherwise in the order of the file.
-    pub records: Vec<Entry>,
-    /// The files read, as they were then.
-    pub stamps: Vec<(PathBuf, Stamp)>,
-    /// Faults and warnings.
-    pub errors: Vec<Error>,
-    /// Whether an SOA record was read or, with a fault of its own, at least meant.
-    pub mentions_soa: bool,
-    rdata: Vec<u8>,
-    files: Vec<PathBuf>,
+/// Reads a file and what it includes.
+pub(super) fn read(path: &Path, apex: &Name, mode: Mode) -> Contents {
+    let mut reader = Reader::new(apex, mode);
+    if let Some(text) = reader.open(path, &Location::file(path)) {
+        reader.read_text(path, &text, Scope::new(apex));
+    }
+    reader.finish()
 }
 
-/// A record, its parts lying in [`Contents`].
-#[derive(Clone, Copy)]
-pub(super) struct Entry {
-    /// The number of its owner.
-    pub owner: u32,
-    /// The type.
-    pub rtype: Rtype,
-    ttl: u32,
-    rdata_at: u32,
-    rdata_bytes: u16,
-    file: u16,
-    line: u32,
-}
-
-/// By what a changed file is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp {
-    device: u64,
-    inode: u64,
-    size_bytes: u64,
-    modified: (i64, i64),
-}
-
-impl Contents {
-    /// Reads a file and what it includes.
-    pub fn read(path: &Path, apex: &Name, mode: Mode) -> Self {
-        let mut reader = Reader::new(apex, mode);
-        let blame = Location::file(path);
-        if let Some(text) = reader.open(path, &blame) {
-            reader.read_text(path, &text, Scope::new(apex));
-        }
-        reader.finish()
-    }
-
-    /// Reads a text that stands in no file, or as if it stood in `path`.
-    pub fn parse(path: &Path, text: &str, apex: &Name, mode: Mode) -> Self {
-        let mut reader = Reader::new(apex, mode);
-        reader.read_text(path, text, Scope::new(apex));
-        reader.finish()
-    }
-
-    /// The RDATA of a record.
-    pub fn rdata(&self, entry: &Entry) -> &[u8] {
-        let start = entry.rdata_at as usize;
-        self.rdata.get(start..start + usize::from(entry.rdata_bytes)).unwrap_or_default()
-    }
-
-    /// Notes what is wrong with a record.
-    pub fn blame(&mut self, entry: &Entry, problem: Problem) {
-        let file = self.files.get(usize::from(entry.file)).cloned().unwrap_or_default();
-        self.errors.push(problem.at(Location::line(file, entry.line as usize)));
-    }
-
-    /// Notes what is wrong with the file as a whole, if it could be read.
-    pub fn blame_file(&mut self, problem: Problem) {
-        if let Some(file) = self.files.first() {
-            self.errors.push(problem.at(Location::file(file)));
-        }
-    }
-
-    /// The RRsets of one owner, made of its records. What must not stand beside each other is noted.
-    pub fn rrsets(&mut self, owner: &Name, entries: &[Entry]) -> Box<[Rrset]> {
-        let is_beside_cname = |e: &&Entry| !matches!(e.rtype, Rtype::CNAME | Rtype::RRSIG | Rtype::NSEC);
-        if entries.iter().any(|e| e.rtype == Rtype::CNAME)
-            && let Some(other) = entries.iter().find(is_beside_cname)
-        {
-            self.blame(other, Problem::CnameBesideData { owner: owner.clone() });
-        }
-        let rrsets = entries.chunk_by(|a, b| a.rtype == b.rtype).map(|entries| {
-            let rtype = entries[0].rtype;
-            let mut rdatas: Vec<Arc<[u8]>> = Vec::with_capacity(entries.len());
-            for entry in entries {
-                // A record that is there twice is there once (RFC 2181 §5).
-                if !rdatas.iter().any(|known| **known == *self.rdata(entry)) {
-                    rdatas.push(self.rdata(entry).into());
-                }
-            }
-            if let Some(second) = entries.get(1) {
-                if rdatas.len() > 1 && matches!(rtype, Rtype::CNAME | Rtype::DNAME) {
-                    self.blame(second, Problem::SecondAlias { owner: owner.clone(), rtype });
-                }
-                if let Some(other) = entries.iter().find(|e| e.ttl != entries[0].ttl) {
-                    let ttl = entries.iter().map(|e| e.ttl).min().unwrap_or_default();
-                    self.blame(other, Problem::TtlsDiffer { owner: owner.clone(), rtype, ttl });
-                }
-            }
-            Rrset { rtype, ttl: entries.iter().map(|e| e.ttl).min().unwrap_or_default(), rdatas }
-        });
-        rrsets.collect()
-    }
-
-    /// Appends what makes the RRsets of these records equal to those of others.
-    pub fn fingerprint(&self, entries: &[Entry], out: &mut Vec<u8>) {
-        for entry in entries {
-            out.extend(entry.rtype.0.to_ne_bytes());
-            out.extend(entry.ttl.to_ne_bytes());
-            out.extend(entry.rdata_bytes.to_ne_bytes());
-            out.extend_from_slice(self.rdata(entry));
-        }
-    }
-}
-
-impl Stamp {
-    /// The file as it is now.
-    pub fn of(path: &Path) -> io::Result<Self> {
-        std::fs::metadata(path).map(|metadata| Self::new(&metadata))
-    }
-
-    pub fn new(metadata: &std::fs::Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size_bytes: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-        }
-    }
-}
-
-/// Reads a regular file whole: anything else might never end.
-pub(super) fn read_file(path: &Path) -> io::Result<(Vec<u8>, Stamp)> {
-    // Looked at before it is opened, for opening a pipe waits for its writer.
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
-    let mut file = File::open(path)?;
-    let metadata = file.metadata()?;
-    let mut bytes = Vec::with_capacity(metadata.len() as usize + 1);
-    file.read_to_end(&mut bytes)?;
-    Ok((bytes, Stamp::new(&metadata)))
+/// Reads a text as if it stood in `path`.
+pub(super) fn parse(path: &Path, text: &str, apex: &Name, mode: Mode) -> Contents {
+    let mut reader = Reader::new(apex, mode);
+    reader.read_text(path, text, Scope::new(apex));
+    reader.finish()
 }
 
 /// The state of reading that an included file inherits.
@@ -215,17 +82,7 @@ struct Reader {
 
 impl Reader {
     fn new(apex: &Name, mode: Mode) -> Self {
-        let contents = Contents {
-            apex: apex.clone(),
-            names: Names::default(),
-            records: Vec::new(),
-            stamps: Vec::new(),
-            errors: Vec::new(),
-            mentions_soa: false,
-            rdata: Vec::new(),
-            files: Vec::new(),
-        };
-        Self { contents, mode, soa_minimum: None, scratch: Vec::new() }
+        Self { contents: Contents::new(apex), mode, soa_minimum: None, scratch: Vec::new() }
     }
 
     fn finish(mut self) -> Contents {
@@ -237,7 +94,7 @@ impl Reader {
     fn open(&mut self, path: &Path, blame: &Location) -> Option<String> {
         match read_file(path) {
             Ok((bytes, stamp)) => {
-                self.contents.stamps.push((path.to_path_buf(), stamp));
+                self.contents.stamps.push((path.to_path_buf(), Some(stamp)));
                 let text = String::from_utf8(bytes).map_err(|error| {
                     let good = error.utf8_error().valid_up_to();
                     let line = 1 + error.as_bytes()[..good].iter().filter(|&&byte| byte == b'\n').count();
@@ -246,6 +103,7 @@ impl Reader {
                 text.ok()
             }
             Err(error) => {
+                self.contents.stamps.push((path.to_path_buf(), None));
                 let reason =
                     if blame.line.is_some() { format!("{}: {error}", path.display()) } else { error.to_string() };
                 self.contents.errors.push(Problem::Unreadable(reason).at(blame.clone()));
@@ -258,7 +116,8 @@ impl Reader {
         let file = self.contents.files.len() as u16;
         self.contents.files.push(path.to_path_buf());
         scope.trail.push(path.canonicalize().unwrap_or_else(|_| path.to_path_buf()));
-        let mut entries = Entries::new(text);
+        // Some editors begin a text with a byte order mark, which is no part of it.
+        let mut entries = Entries::new(text.strip_prefix('\u{feff}').unwrap_or(text));
         let mut words = Vec::new();
         while let Some(entry) = entries.next(&mut words) {
             let result = match (entry.fault, words.first()) {
@@ -378,9 +237,9 @@ impl Reader {
         let ttl = ttl.or(scope.dollar_ttl).or(scope.last_ttl).or(default).ok_or(Problem::NoTtl)?;
 
         let contents = &mut self.contents;
-        let rdata_at = u32::try_from(contents.rdata.len()).map_err(|_| Problem::TooLarge)?;
+        let rdata_at = u32::try_from(contents.octets.len()).map_err(|_| Problem::TooLarge)?;
         let owner = contents.names.insert(owner.wire()).ok_or(Problem::TooLarge)?;
-        contents.rdata.extend_from_slice(&self.scratch);
+        contents.octets.extend_from_slice(&self.scratch);
         contents.records.push(Entry { owner, rtype, ttl, rdata_at, rdata_bytes, file, line });
         Ok(())
     }
@@ -543,8 +402,8 @@ const MAX_ERRORS: usize = 200;
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Contents {
-        Contents::parse(Path::new("test"), text, &"example.".parse().unwrap(), Mode::Zone)
+    fn read_text(text: &str) -> Contents {
+        parse(Path::new("test"), text, &"example.".parse().unwrap(), Mode::Zone)
     }
 
     #[test]
@@ -570,7 +429,7 @@ mod tests {
             ("RP @ .", 17, b"\x07example\x00\x00".to_vec()),
             ("HTTPS 1 . alpn=\"h2\"", 65, b"\x00\x01\x00\x00\x01\x00\x03\x02h2".to_vec()),
         ] {
-            let contents = read(&format!("@ 60 IN {text}\n"));
+            let contents = read_text(&format!("@ 60 IN {text}\n"));
             assert_eq!(contents.errors, [], "{text}");
             let entry = contents.records[0];
             assert_eq!((entry.rtype, contents.rdata(&entry)), (Rtype(rtype), &*rdata), "{text}");
@@ -588,11 +447,11 @@ mod tests {
             ("@ IN 2147483647 A 192.0.2.1", Some(2_147_483_647)),
             ("@ A 192.0.2.1", None),
         ] {
-            let contents = read(text);
+            let contents = read_text(text);
             assert_eq!(contents.records.last().map(|entry| entry.ttl), ttl, "{text}");
             assert_eq!(contents.errors.is_empty(), ttl.is_some(), "{text}: {:?}", contents.errors);
         }
-        let overlay = Contents::parse(Path::new("test"), "@ CNAME .", &Name::root(), Mode::Overlay);
+        let overlay = parse(Path::new("test"), "@ CNAME .", &Name::root(), Mode::Overlay);
         assert_eq!(overlay.records[0].ttl, OVERLAY_TTL);
     }
 
@@ -621,7 +480,7 @@ mod tests {
         let path = folder.path().join("main.zone");
         std::fs::write(&path, "$TTL 60\nwww A 192.0.2.1\n$INCLUDE more.inc sub\n AAAA 2001:db8::1\n").unwrap();
         std::fs::write(folder.path().join("more.inc"), "$TTL 7\n$ORIGIN x.example.\nmail A 192.0.2.2\n").unwrap();
-        let contents = Contents::read(&path, &"example.".parse().unwrap(), Mode::Zone);
+        let contents = read(&path, &"example.".parse().unwrap(), Mode::Zone);
         assert_eq!(contents.errors, []);
         let owners: Vec<Name> = contents.names.iter().map(|wire| Name::from_wire(wire).unwrap()).collect();
         let read = contents.records.iter().map(|e| (owners[e.owner as usize].to_string(), e.rtype, e.ttl));

@@ -8,16 +8,11 @@
 //! Lines that cannot be read are passed over with a warning, as libc passes over them: a typing error in `/etc/hosts` is no
 //! reason not to start.
 
-use std::{
-    collections::HashMap,
-    io,
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashMap, io, net::IpAddr, path::Path};
 
 use super::{
     Client, Error, Problem,
-    file::{Stamp, read_file},
+    contents::{Stamps, read_file},
     names::Names,
     next_generation, synthesize_soa,
 };
@@ -48,15 +43,15 @@ impl Hosts {
         Self::read(file).0
     }
 
-    pub(super) fn read(file: &Path) -> (Self, Vec<(PathBuf, Stamp)>) {
+    pub(super) fn read(file: &Path) -> (Self, Stamps) {
         match read_file(file) {
-            Ok((bytes, stamp)) => (Self::parse(file, &bytes), vec![(file.to_path_buf(), stamp)]),
+            Ok((bytes, stamp)) => (Self::parse(file, &bytes), vec![(file.to_path_buf(), Some(stamp))]),
             Err(error) => {
                 let mut hosts = Self::parse(file, b"");
                 if error.kind() != io::ErrorKind::NotFound {
                     hosts.warnings.push(Problem::Unreadable(error.to_string()).at(Location::file(file)));
                 }
-                (hosts, Vec::new())
+                (hosts, vec![(file.to_path_buf(), None)])
             }
         }
     }

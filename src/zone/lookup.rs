@@ -8,8 +8,9 @@
 use std::path::Path;
 
 use super::{
-    Error, Mode, Problem, Rrset, denial_soa,
-    file::{Contents, Entry},
+    Error, Mode, Problem, Rrset,
+    contents::{Contents, Entry},
+    denial_soa, file,
     names::{Names, is_wildcard, wildcard_below},
     next_generation, refuse_faults, synthesize_soa,
 };
@@ -41,15 +42,16 @@ enum Place<'a> {
 impl Zone {
     /// Reads a zone from its master file. An error holds every fault that was found.
     pub fn load(file: &Path, apex: &Name) -> Result<Self, Vec<Error>> {
-        Self::build(Contents::read(file, apex, Mode::Zone))
+        Self::build(file::read(file, apex, Mode::Zone))
     }
 
     /// Reads a zone from a text; `file` is what messages call it, and where `$INCLUDE` looks for files.
     pub fn parse(file: &Path, text: &str, apex: &Name) -> Result<Self, Vec<Error>> {
-        Self::build(Contents::parse(file, text, apex, Mode::Zone))
+        Self::build(file::parse(file, text, apex, Mode::Zone))
     }
 
     pub(super) fn build(mut contents: Contents) -> Result<Self, Vec<Error>> {
+        let apex = contents.apex.clone();
         let records = std::mem::take(&mut contents.records);
         let owners: Vec<Name> = contents.names.iter().map(name_of).collect();
         let mut nodes: Vec<Box<[Rrset]>> = owners.iter().map(|_| Box::default()).collect();
@@ -59,17 +61,18 @@ impl Zone {
         }
         // The names between an owner and the apex exist too, though they have nothing (RFC 4592 §2.2.2).
         for owner in &owners {
-            let between = owner.suffixes().take_while(|suffix| suffix.len() >= contents.apex.wire().len());
+            let between = owner.suffixes().take_while(|suffix| suffix.len() >= apex.wire().len());
             for suffix in between.skip(1) {
                 if contents.names.find(&suffix.to_ascii_lowercase()).is_none() {
-                    let inserted = contents.names.insert(suffix);
-                    nodes.extend(inserted.map(|_| Box::default()));
+                    match contents.names.insert(suffix) {
+                        Some(_) => nodes.push(Box::default()),
+                        None => contents.blame_file(Problem::TooLarge),
+                    }
                 }
             }
         }
         contents.names.shrink();
 
-        let apex = contents.apex.clone();
         let at_apex = contents.names.find(apex.to_lower().wire()).map(|number| &nodes[number as usize]);
         let soa = at_apex.and_then(|rrsets| denial_soa(find(rrsets, Rtype::SOA)?, &apex));
         let mut zone = Self {

@@ -9,6 +9,7 @@
 //! generation under which its answers are cached.
 
 pub mod builtin;
+mod contents;
 mod entry;
 mod error;
 mod file;
@@ -81,6 +82,13 @@ pub enum Mode {
 impl Default for Config {
     fn default() -> Self {
         Self { directory: None, hosts: vec![PathBuf::from("/etc/hosts")] }
+    }
+}
+
+impl Config {
+    /// The folder of master files, whether or not it exists.
+    pub fn directory(&self) -> &Path {
+        self.directory.as_deref().unwrap_or(Path::new("/etc/watershed/zones"))
     }
 }
 

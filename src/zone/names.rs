@@ -1,7 +1,7 @@
 //! A set of names, each with a number: the index behind every kind of local data.
 //!
-//! The names lie one after the other in a single allocation, and an open-addressing table points there: 12 bytes a
-//! name besides the name itself, at most three places of four taken. Blocklists of a million names are what it is for.
+//! The names lie one after the other in a single allocation, and an open-addressing table points there, at most three of
+//! four places taken: 16 bytes a name besides the name itself. Blocklists of a million names are what it is for.
 
 use std::hash::BuildHasher;
 

@@ -15,8 +15,9 @@
 use std::{collections::HashMap, path::Path, sync::Arc};
 
 use super::{
-    Error, Hosts, Mode, Problem, Rrset, denial_soa,
-    file::{Contents, Entry},
+    Error, Hosts, Mode, Problem, Rrset,
+    contents::{Contents, Entry},
+    denial_soa, file,
     names::{Names, is_wildcard, wildcard_below},
     next_generation, refuse_faults, synthesize_soa,
 };
@@ -117,12 +118,12 @@ enum Action {
 impl Overlay {
     /// Reads an overlay from its master file. An error holds every fault that was found.
     pub fn load(file: &Path, apex: &Name) -> Result<Self, Vec<Error>> {
-        Self::build(Contents::read(file, apex, Mode::Overlay))
+        Self::build(file::read(file, apex, Mode::Overlay))
     }
 
     /// Reads an overlay from a text; `file` is what messages call it, and where `$INCLUDE` looks for files.
     pub fn parse(file: &Path, text: &str, apex: &Name) -> Result<Self, Vec<Error>> {
-        Self::build(Contents::parse(file, text, apex, Mode::Overlay))
+        Self::build(file::parse(file, text, apex, Mode::Overlay))
     }
 
     pub(super) fn build(mut contents: Contents) -> Result<Self, Vec<Error>> {

@@ -11,7 +11,8 @@ use std::{
 
 use super::{
     Config, Error, Hosts, Mode, Overlay, Overlays, Problem, Zone,
-    file::{Contents, Stamp},
+    contents::{Contents, Stamp, Stamps},
+    file,
 };
 use crate::{location::Location, wire::Name};
 
@@ -32,6 +33,8 @@ pub struct Files {
     zones: Vec<Loaded<Zone>>,
     overlays: Vec<Loaded<Overlay>>,
     hosts: Vec<Loaded<Hosts>>,
+    /// Every file that was looked at, whatever came of it.
+    paths: Vec<PathBuf>,
 }
 
 /// What loading came to.
@@ -46,7 +49,7 @@ pub struct Outcome {
 
 struct Loaded<T> {
     source: Source,
-    stamps: Vec<(PathBuf, Stamp)>,
+    stamps: Stamps,
     value: Arc<T>,
 }
 
@@ -76,9 +79,14 @@ impl Files {
                 outcome.warnings.extend_from_slice(hosts.warnings());
                 Loaded { source, stamps, value: Arc::new(hosts) }
             });
+            outcome.files.add_paths(&hosts.stamps);
             outcome.files.hosts.push(hosts);
         }
         outcome
+    }
+
+    fn add_paths(&mut self, stamps: &Stamps) {
+        self.paths.extend(stamps.iter().map(|(path, _)| path.clone()));
     }
 
     /// The whole zones.
@@ -92,18 +100,25 @@ impl Files {
         Overlays::new(overlays, self.hosts.iter().map(|loaded| loaded.value.clone()).collect())
     }
 
-    /// Every file that was read, included ones too: when one of them changes, it is time to load again.
-    pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        let stamps = self.zones.iter().flat_map(|loaded| &loaded.stamps);
-        let stamps = stamps.chain(self.overlays.iter().flat_map(|loaded| &loaded.stamps));
-        stamps.chain(self.hosts.iter().flat_map(|loaded| &loaded.stamps)).map(|(path, _)| path.as_path())
+    /// Every file that was read or should have been, included ones too: when one changes or appears, it is time to load again.
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
+    /// The file from which the table of this generation was read.
+    pub fn path_of(&self, generation: u64) -> Option<&Path> {
+        let zones = self.zones.iter().map(|loaded| (loaded.value.generation(), &loaded.source));
+        let overlays = self.overlays.iter().map(|loaded| (loaded.value.generation(), &loaded.source));
+        let hosts = self.hosts.iter().map(|loaded| (loaded.value.generation(), &loaded.source));
+        let found = zones.chain(overlays).chain(hosts).find(|&(known, _)| known == generation);
+        found.map(|(_, source)| source.path.as_path())
     }
 }
 
 impl Outcome {
     /// The files of the configured folder; if it cannot be listed, those that came from there before.
     fn list(&mut self, config: &Config, previous: &Files) -> Vec<Source> {
-        let directory = config.directory.as_deref().unwrap_or(Path::new(DEFAULT_DIRECTORY));
+        let directory = config.directory();
         match list_directory(directory, &mut self.faults) {
             Ok(sources) => sources,
             Err(error) if error.kind() == io::ErrorKind::NotFound && config.directory.is_none() => Vec::new(),
@@ -134,16 +149,20 @@ impl Outcome {
         warnings: fn(&T) -> &[Error],
     ) -> Option<Loaded<T>> {
         if let Some(unchanged) = find_unchanged(&source, previous) {
+            self.files.add_paths(&unchanged.stamps);
             return Some(unchanged);
         }
-        let mut contents = Contents::read(&source.path, &source.apex, source.mode);
+        let mut contents = file::read(&source.path, &source.apex, source.mode);
         let stamps = std::mem::take(&mut contents.stamps);
+        self.files.add_paths(&stamps);
         match build(contents) {
             Ok(value) => {
                 self.warnings.extend_from_slice(warnings(&value));
                 Some(Loaded { source, stamps, value: Arc::new(value) })
             }
-            Err(faults) => {
+            Err(errors) => {
+                let (warnings, faults): (Vec<_>, Vec<_>) = errors.into_iter().partition(|e| e.problem.is_warning());
+                self.warnings.extend(warnings);
                 self.faults.extend(faults);
                 previous.iter().find(|loaded| loaded.source == source).cloned()
             }
@@ -160,8 +179,8 @@ impl<T> Clone for Loaded<T> {
 /// What was read from `source` before, if every file that took part is as it was.
 fn find_unchanged<T>(source: &Source, previous: &[Loaded<T>]) -> Option<Loaded<T>> {
     let loaded = previous.iter().find(|loaded| &loaded.source == source)?;
-    let is_same = |(path, stamp): &(PathBuf, Stamp)| Stamp::of(path).is_ok_and(|now| now == *stamp);
-    (!loaded.stamps.is_empty() && loaded.stamps.iter().all(is_same)).then(|| loaded.clone())
+    let is_same = |(path, stamp): &(PathBuf, Option<Stamp>)| Stamp::of(path).ok() == *stamp;
+    loaded.stamps.iter().all(is_same).then(|| loaded.clone())
 }
 
 /// The zone and overlay files in a folder, in the order of their names.
@@ -190,9 +209,6 @@ fn list_directory(directory: &Path, faults: &mut Vec<Error>) -> io::Result<Vec<S
     }
     Ok(sources)
 }
-
-/// Where files of local data are looked for if the configuration does not say.
-const DEFAULT_DIRECTORY: &str = "/etc/watershed/zones";
 
 #[cfg(test)]
 mod tests {
@@ -254,14 +270,14 @@ mod tests {
         folder.write("more.inc", "www 60 IN A 192.0.2.1\n");
         folder.write("b.zone", SOA);
         folder.write("c.overlay", "@ A 192.0.2.1\n");
-        folder.write("hosts", "192.0.2.1 host.example\n");
         let first = folder.load(None);
         assert_eq!(first.faults, []);
-        assert_eq!(first.files.paths().count(), 5);
+        assert_eq!(first.files.paths().len(), 5);
+        assert_eq!(first.files.path_of(generations(&first.files)[0]), Some(&*folder.0.path().join("a.zone")));
         let second = folder.load(Some(&first.files));
         assert_eq!(generations(&second.files), generations(&first.files));
         folder.write("more.inc", "www 60 IN A 192.0.2.2\n");
-        folder.write("hosts", "192.0.2.1 other.example\n");
+        folder.write("hosts", "192.0.2.1 host.example\n"); // was not there, and is looked for
         let third = folder.load(Some(&second.files));
         let changed =
             generations(&third.files).iter().zip(generations(&second.files)).map(|(a, b)| *a != b).collect::<Vec<_>>();
@@ -285,6 +301,7 @@ mod tests {
         }
         fs::remove_dir_all(folder.0.path()).unwrap();
         let gone = folder.load(Some(&good.files));
+        assert!(good.files.paths().contains(&folder.0.path().join("a.zone")));
         assert_eq!((apexes(&gone.files), gone.faults.len()), (vec!["a.".to_string()], 2));
     }
 

@@ -5,6 +5,7 @@ use std::fs;
 use proptest::prelude::*;
 
 use super::*;
+use crate::wire::{Class, Question};
 
 /// A fixture begins with the messages it must provoke, as comments: `; refused: ` for each fault, `; warned: ` for
 /// each warning. One without is read in silence. The apex of all is `example.`.
@@ -72,6 +73,33 @@ fn files_that_cannot_be_read_are_faults_with_a_remedy() {
         assert_eq!(errors[0].location.line, line, "{}", path.display());
         assert!(errors[0].to_string().contains(expected), "{}", errors[0]);
     }
+}
+
+#[test]
+fn includes_are_followed_eight_files_deep() {
+    let folder = tempfile::tempdir().unwrap();
+    for i in 0..12 {
+        fs::write(folder.path().join(i.to_string()), format!("$INCLUDE {}\nhost{i} CNAME .\n", i + 1)).unwrap();
+    }
+    let errors = Overlay::load(&folder.path().join("0"), &Name::root()).err().unwrap();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].location.file.ends_with("8"), "{}", errors[0]);
+    assert_eq!(errors[0].problem, Problem::IncludeDepth(8));
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_the_text() {
+    let overlay = Overlay::parse(Path::new("x"), "\u{feff}ads CNAME .\n", &Name::root()).ok().unwrap();
+    let question = Question { qname: "ads".parse().unwrap(), qtype: Rtype::A, qclass: Class::IN };
+    assert!(Overlays::new(vec![Arc::new(overlay)], Vec::new()).answer(&question, Client::Remote).is_some());
+}
+
+#[test]
+fn a_file_full_of_faults_is_given_up_on() {
+    let text = "@ 60 A x\n".repeat(1000);
+    let errors = Zone::parse(Path::new("x"), &text, &Name::root()).err().unwrap();
+    assert!(errors.len() < 300, "{}", errors.len());
+    assert!(errors.iter().any(|error| error.problem == Problem::MoreFaults));
 }
 
 #[test]

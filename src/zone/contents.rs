@@ -1,0 +1,169 @@
+//! What a master file says, before it takes the form in which it is served: records in two allocations, by owner.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{Error, Problem, Rrset, names::Names};
+use crate::{
+    location::Location,
+    wire::{Name, Rtype},
+};
+
+/// All that a file and the files it includes say.
+pub(super) struct Contents {
+    /// The apex.
+    pub apex: Name,
+    /// The owners.
+    pub names: Names,
+    /// The records by owner and type, otherwise in the order of the file.
+    pub records: Vec<Entry>,
+    /// The files read, as they were then.
+    pub stamps: Stamps,
+    /// Faults and warnings.
+    pub errors: Vec<Error>,
+    /// Whether an SOA record was read or, with a fault of its own, at least meant.
+    pub mentions_soa: bool,
+    /// All RDATA, one after the other.
+    pub octets: Vec<u8>,
+    /// The files by the numbers that records have of them.
+    pub files: Vec<PathBuf>,
+}
+
+/// A record, its parts lying in [`Contents`].
+#[derive(Clone, Copy)]
+pub(super) struct Entry {
+    /// The number of its owner.
+    pub owner: u32,
+    /// The type.
+    pub rtype: Rtype,
+    /// The TTL in seconds.
+    pub ttl: u32,
+    /// Where its RDATA begins, and how long it is.
+    pub rdata_at: u32,
+    pub rdata_bytes: u16,
+    /// The number of its file, and the line.
+    pub file: u16,
+    pub line: u32,
+}
+
+/// Files as they were when they were read; nothing for one that could not be.
+pub(super) type Stamps = Vec<(PathBuf, Option<Stamp>)>;
+
+/// By what a changed file is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp {
+    device: u64,
+    inode: u64,
+    size_bytes: u64,
+    modified: (i64, i64),
+}
+
+impl Contents {
+    /// Nothing yet.
+    pub fn new(apex: &Name) -> Self {
+        Self {
+            apex: apex.clone(),
+            names: Names::default(),
+            records: Vec::new(),
+            stamps: Vec::new(),
+            errors: Vec::new(),
+            mentions_soa: false,
+            octets: Vec::new(),
+            files: Vec::new(),
+        }
+    }
+
+    /// The RDATA of a record.
+    pub fn rdata(&self, entry: &Entry) -> &[u8] {
+        let start = entry.rdata_at as usize;
+        self.octets.get(start..start + usize::from(entry.rdata_bytes)).unwrap_or_default()
+    }
+
+    /// Notes what is wrong with a record.
+    pub fn blame(&mut self, entry: &Entry, problem: Problem) {
+        let file = self.files.get(usize::from(entry.file)).cloned().unwrap_or_default();
+        self.errors.push(problem.at(Location::line(file, entry.line as usize)));
+    }
+
+    /// Notes what is wrong with the file as a whole, if it could be read.
+    pub fn blame_file(&mut self, problem: Problem) {
+        if let Some(file) = self.files.first() {
+            self.errors.push(problem.at(Location::file(file)));
+        }
+    }
+
+    /// The RRsets of one owner, made of its records. What must not stand beside each other is noted.
+    pub fn rrsets(&mut self, owner: &Name, entries: &[Entry]) -> Box<[Rrset]> {
+        let is_beside_cname = |e: &&Entry| !matches!(e.rtype, Rtype::CNAME | Rtype::RRSIG | Rtype::NSEC);
+        if entries.iter().any(|e| e.rtype == Rtype::CNAME)
+            && let Some(other) = entries.iter().find(is_beside_cname)
+        {
+            self.blame(other, Problem::CnameBesideData { owner: owner.clone() });
+        }
+        let rrsets = entries.chunk_by(|a, b| a.rtype == b.rtype).map(|entries| {
+            let rtype = entries[0].rtype;
+            let mut rdatas: Vec<Arc<[u8]>> = Vec::with_capacity(entries.len());
+            for entry in entries {
+                // A record that is there twice is there once (RFC 2181 §5).
+                if !rdatas.iter().any(|known| **known == *self.rdata(entry)) {
+                    rdatas.push(self.rdata(entry).into());
+                }
+            }
+            if let Some(second) = entries.get(1) {
+                if rdatas.len() > 1 && matches!(rtype, Rtype::CNAME | Rtype::DNAME) {
+                    self.blame(second, Problem::SecondAlias { owner: owner.clone(), rtype });
+                }
+                if let Some(other) = entries.iter().find(|e| e.ttl != entries[0].ttl) {
+                    let ttl = entries.iter().map(|e| e.ttl).min().unwrap_or_default();
+                    self.blame(other, Problem::TtlsDiffer { owner: owner.clone(), rtype, ttl });
+                }
+            }
+            Rrset { rtype, ttl: entries.iter().map(|e| e.ttl).min().unwrap_or_default(), rdatas }
+        });
+        rrsets.collect()
+    }
+
+    /// Appends what makes the RRsets of these records equal to those of others.
+    pub fn fingerprint(&self, entries: &[Entry], out: &mut Vec<u8>) {
+        for entry in entries {
+            out.extend(entry.rtype.0.to_ne_bytes());
+            out.extend(entry.ttl.to_ne_bytes());
+            out.extend(entry.rdata_bytes.to_ne_bytes());
+            out.extend_from_slice(self.rdata(entry));
+        }
+    }
+}
+
+impl Stamp {
+    /// The file as it is now.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        std::fs::metadata(path).map(|metadata| Self::new(&metadata))
+    }
+
+    fn new(metadata: &std::fs::Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size_bytes: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        }
+    }
+}
+
+/// Reads a regular file whole: anything else might never end.
+pub(super) fn read_file(path: &Path) -> io::Result<(Vec<u8>, Stamp)> {
+    // Looked at before it is opened, for opening a pipe waits for its writer.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let mut file = File::open(path)?;
+    let metadata = file.metadata()?;
+    let mut bytes = Vec::with_capacity(metadata.len() as usize + 1);
+    file.read_to_end(&mut bytes)?;
+    Ok((bytes, Stamp::new(&metadata)))
+}
