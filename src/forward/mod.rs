@@ -1,1 +1,261 @@
-//! forward
+//! From "this rule's upstreams shall be asked this question" to "this is the response".
+//!
+//! An [`Exchange`] is one query with all its attempts, as logic without socket or clock. Whoever has sockets drives it: a
+//! worker thread by its [`UdpDriver`], anything that waits by [`run`]. What is known of a server is kept in its
+//! [`Upstream`], what a rule makes of its servers in its [`Group`].
+
+mod url;
+
+use std::{ops::Range, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use toml::Spanned;
+
+pub use url::{Transport, UpstreamUrl, UrlError};
+
+use crate::wire::{Name, NameError};
+
+/// A forward rule, section `[[forward]]`: names at or below its suffixes are asked of its upstreams.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The names for which the rule speaks, `"."` for all that no other rule claims. The longest suffix wins.
+    /// No default: at least one. Applies at reload.
+    pub suffixes: Vec<Spanned<String>>,
+    /// The servers to ask: `192.0.2.53`, `192.0.2.53:5353`, `[2001:db8::1]:53` by UDP (and TCP where that is needed),
+    /// `tcp://192.0.2.53` by TCP alone, `tls://192.0.2.55#dns.example.net` and
+    /// `https://192.0.2.55/dns-query#dns.example.net` encrypted, the name of the certificate after `#` (default: the
+    /// address). No default: at least one. Applies at reload; a server that stays keeps its connections and its health.
+    pub upstreams: Vec<Spanned<String>>,
+    /// Which of them is asked first: `"ordered"` the first that is up, `"fastest"` the one with the least round-trip
+    /// time, `"rotate"` each in turn. Default `"ordered"`. Applies at reload.
+    pub policy: Policy,
+    /// How long beyond its life a response may still be given while no upstream answers (RFC 8767).
+    /// Default "1d", `"0s"` for never, at most "7d". Applies at reload.
+    #[serde(with = "humantime_serde")]
+    pub serve_stale: Duration,
+    /// Shortest life of a positive answer of this rule. Default: `cache.min_ttl`. From "0s" to "1d". Applies at reload.
+    #[serde(with = "humantime_serde::option", skip_serializing_if = "Option::is_none")]
+    pub min_ttl: Option<Duration>,
+    /// Longest life of a positive answer of this rule. Default: `cache.max_ttl`. From "0s" to "7d". Applies at reload.
+    #[serde(with = "humantime_serde::option", skip_serializing_if = "Option::is_none")]
+    pub max_ttl: Option<Duration>,
+    /// Longest life of a negative answer of this rule. Default: `cache.max_negative_ttl`. From "0s" to "1d".
+    /// Applies at reload.
+    #[serde(with = "humantime_serde::option", skip_serializing_if = "Option::is_none")]
+    pub max_negative_ttl: Option<Duration>,
+    /// Whether the upstreams' word is taken for it that an answer was validated (the AD bit).
+    /// Default: only from loopback and encrypted upstreams. Applies at reload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trust_ad: Option<bool>,
+    /// Whether names that mean something only within a site (`local`, `home.arpa`, `test`, reverse names of private
+    /// addresses) are answered here instead of by this rule. Default: only if every upstream has a public address.
+    /// Applies at reload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block_special: Option<bool>,
+    /// Whether the letters of names are sent in mixed case, which a forger would have to guess. A server that does not
+    /// repeat them is found out and spared by itself. Default true. Applies at reload.
+    pub mixed_case: bool,
+}
+
+/// Which upstream is asked first; one that is down comes last whatever the policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// As written.
+    #[default]
+    Ordered,
+    /// By smoothed round-trip time.
+    Fastest,
+    /// Each in turn.
+    Rotate,
+}
+
+/// A forward rule in its final types.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rule {
+    /// The suffixes, each with its place in the file, so that one claimed twice is reported there.
+    pub suffixes: Vec<Spanned<Name>>,
+    /// The upstreams as written.
+    pub upstreams: Vec<UpstreamUrl>,
+    /// Which is asked first.
+    pub policy: Policy,
+    /// [`Config::trust_ad`].
+    pub trust_ad: Option<bool>,
+    /// [`Config::block_special`].
+    pub block_special: Option<bool>,
+    /// [`Config::mixed_case`].
+    pub mixed_case: bool,
+}
+
+/// A fault of a rule and where in the file it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// The bytes that hold it, or the beginning of the rule; `None` for a rule in which there is nothing.
+    pub span: Option<Range<usize>>,
+    /// What is wrong.
+    pub problem: Problem,
+}
+
+/// What is wrong with a forward rule.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// No `suffixes`.
+    #[error("the rule has no suffixes; write suffixes = [\".\"] for all names")]
+    NoSuffixes,
+    /// No `upstreams`.
+    #[error("the rule has no upstreams; name at least one, such as \"192.0.2.53\"")]
+    NoUpstreams,
+    /// A suffix that is not a name.
+    #[error("suffix {suffix:?} is not a name: {error}")]
+    Suffix {
+        /// As written.
+        suffix: String,
+        /// Why not.
+        error: NameError,
+    },
+    /// A suffix that the same rule has twice.
+    #[error("suffix {0} stands here twice; remove one")]
+    SuffixTwice(Name),
+    /// An upstream that cannot be read.
+    #[error("upstream {upstream:?}: {error}")]
+    Upstream {
+        /// As written.
+        upstream: String,
+        /// Why not.
+        error: UrlError,
+    },
+    /// An upstream that the same rule has twice.
+    #[error("upstream {0} stands here twice; remove one")]
+    UpstreamTwice(UpstreamUrl),
+    /// A duration out of its range.
+    #[error("{key} is at most {most}; write a smaller value")]
+    TooLong {
+        /// The key.
+        key: &'static str,
+        /// The upper end of its range.
+        most: &'static str,
+    },
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            suffixes: Vec::new(),
+            upstreams: Vec::new(),
+            policy: Policy::default(),
+            serve_stale: DAY,
+            min_ttl: None,
+            max_ttl: None,
+            max_negative_ttl: None,
+            trust_ad: None,
+            block_special: None,
+            mixed_case: true,
+        }
+    }
+}
+
+impl Config {
+    /// The rule in its final types, or every fault in it.
+    pub fn rule(&self) -> Result<Rule, Vec<Fault>> {
+        let mut faults = Vec::new();
+        let mut fault = |span, problem| faults.push(Fault { span, problem });
+        let beginning = self.suffixes.first().or(self.upstreams.first()).map(Spanned::span);
+        let mut suffixes: Vec<Spanned<Name>> = Vec::new();
+        for text in &self.suffixes {
+            match text.get_ref().parse::<Name>() {
+                Ok(name) if suffixes.iter().any(|known| *known.get_ref() == name) => {
+                    fault(Some(text.span()), Problem::SuffixTwice(name));
+                }
+                Ok(name) => suffixes.push(Spanned::new(text.span(), name)),
+                Err(error) => fault(Some(text.span()), Problem::Suffix { suffix: text.get_ref().clone(), error }),
+            }
+        }
+        let mut upstreams: Vec<UpstreamUrl> = Vec::new();
+        for text in &self.upstreams {
+            match text.get_ref().parse::<UpstreamUrl>() {
+                Ok(url) if upstreams.contains(&url) => fault(Some(text.span()), Problem::UpstreamTwice(url)),
+                Ok(url) => upstreams.push(url),
+                Err(error) => fault(Some(text.span()), Problem::Upstream { upstream: text.get_ref().clone(), error }),
+            }
+        }
+        if self.suffixes.is_empty() {
+            fault(beginning.clone(), Problem::NoSuffixes);
+        }
+        if self.upstreams.is_empty() {
+            fault(beginning.clone(), Problem::NoUpstreams);
+        }
+        for (key, value, bound, most) in [
+            ("serve_stale", Some(self.serve_stale), 7 * DAY, "7d"),
+            ("min_ttl", self.min_ttl, DAY, "1d"),
+            ("max_ttl", self.max_ttl, 7 * DAY, "7d"),
+            ("max_negative_ttl", self.max_negative_ttl, DAY, "1d"),
+        ] {
+            if value.is_some_and(|value| value > bound) {
+                fault(beginning.clone(), Problem::TooLong { key, most });
+            }
+        }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let Self { policy, trust_ad, block_special, mixed_case, .. } = *self;
+        Ok(Rule { suffixes, upstreams, policy, trust_ad, block_special, mixed_case })
+    }
+}
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Config {
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn a_rule_is_read_with_its_defaults() {
+        let rule =
+            read("suffixes = ['.', 'Corp.example']\nupstreams = ['192.0.2.53', 'tls://192.0.2.55#dns.example.net']");
+        assert_eq!(rule.serve_stale, DAY);
+        assert!(rule.mixed_case);
+        let rule = rule.rule().unwrap();
+        assert_eq!(rule.upstreams[0].to_string(), "192.0.2.53:53");
+        assert_eq!(rule.upstreams[1].to_string(), "tls://192.0.2.55:853#dns.example.net");
+        assert_eq!(*rule.suffixes[1].get_ref(), "corp.example".parse().unwrap());
+        assert_eq!((rule.policy, rule.trust_ad), (Policy::Ordered, None));
+    }
+
+    #[test]
+    fn every_fault_is_reported_at_its_place() {
+        let text = "suffixes = ['a..b', 'x.example', 'X.example.']\nupstreams = ['dns.example', '192.0.2.1', '192.0.2.1:53']\n\
+                    serve_stale = '8d'";
+        let faults = read(text).rule().unwrap_err();
+        let printed: Vec<(Option<&str>, String)> =
+            faults.iter().map(|fault| (fault.span.clone().map(|s| &text[s]), fault.problem.to_string())).collect();
+        assert_eq!(
+            printed,
+            [
+                (Some("'a..b'"), "suffix \"a..b\" is not a name: a label is empty".into()),
+                (Some("'X.example.'"), "suffix X.example. stands here twice; remove one".into()),
+                (
+                    Some("'dns.example'"),
+                    "upstream \"dns.example\": \"dns.example\" is not an address; write an address such as 192.0.2.53, \
+                     192.0.2.53:5353 or [2001:db8::1]:53"
+                        .into()
+                ),
+                (Some("'192.0.2.1:53'"), "upstream 192.0.2.1:53 stands here twice; remove one".into()),
+                (Some("'a..b'"), "serve_stale is at most 7d; write a smaller value".into()),
+            ]
+        );
+        let faults: Vec<Problem> = read("").rule().unwrap_err().into_iter().map(|fault| fault.problem).collect();
+        assert_eq!(faults, [Problem::NoSuffixes, Problem::NoUpstreams]);
+        assert!(toml::from_str::<Config>("suffix = ['.']").is_err(), "an unknown key");
+    }
+
+    #[test]
+    fn the_defaults_are_read_as_written() {
+        let text = toml::to_string(&Config::default()).unwrap();
+        assert_eq!(read(&text), Config::default());
+    }
+}
