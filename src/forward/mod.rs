@@ -4,6 +4,10 @@
 //! worker thread by its [`UdpDriver`], anything that waits by [`run`]. What is known of a server is kept in its
 //! [`Upstream`], what a rule makes of its servers in its [`Group`].
 
+mod group;
+mod tcp;
+mod transport;
+mod upstream;
 mod url;
 
 use std::{ops::Range, time::Duration};
@@ -11,6 +15,9 @@ use std::{ops::Range, time::Duration};
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
+pub use group::Group;
+pub use transport::Error;
+pub use upstream::{Counters, LATENCY_BOUNDS_MS, RESPONSE_CLASSES, Upstream};
 pub use url::{Transport, UpstreamUrl, UrlError};
 
 use crate::wire::{Name, NameError};

@@ -1,0 +1,424 @@
+//! One server: how fast it is, whether it answers at all, and what it does not understand.
+//!
+//! The round-trip time is smoothed as TCP does it (RFC 6298 §2). It is measured from the first time a query was sent,
+//! even if it was sent again: that errs on the long side, and so costs nothing but patience.
+//!
+//! An upstream is down after three failures with no reply between them: queries that timed out, the first of them a
+//! second ago, or network errors. Any reply makes it up again. While it is down it is probed once a second, later as
+//! often as ten times in the span that it has been down, at least every ten seconds. Down means asked last, not
+//! never.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use rand::RngExt;
+use tracing::{info, warn};
+
+use super::{
+    transport::Connection,
+    url::{Transport, UpstreamUrl},
+};
+use crate::{clock::Moment, wire::Rcode};
+
+/// A server that queries are sent on to. It outlives reloads that keep its URL.
+#[derive(Debug)]
+pub struct Upstream {
+    url: UpstreamUrl,
+    /// What has happened, for whoever exports metrics.
+    pub counters: Counters,
+    is_down: AtomicBool,
+    state: Mutex<State>,
+    connection: Connection,
+}
+
+#[derive(Debug)]
+struct State {
+    round_trip: Option<RoundTrip>,
+    failures: u32,
+    failing_since: Moment,
+    down_since: Moment,
+    probe_at: Moment,
+    without_edns_until: Moment,
+    without_letters_until: Moment,
+    cookie: Cookie,
+}
+
+/// Smoothed time and its variation (RFC 6298 §2), in milliseconds.
+#[derive(Debug, Clone, Copy)]
+struct RoundTrip {
+    smoothed: f32,
+    variation: f32,
+}
+
+/// How to speak to an upstream, from what has been learned of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Habits {
+    /// Send an OPT record.
+    pub edns: bool,
+    /// Mix the letters of the qname.
+    pub mixed_letters: bool,
+    /// The cookie to send.
+    pub cookie: Cookie,
+    /// How long to wait before the query is sent again.
+    pub timeout: Duration,
+}
+
+/// The data of a COOKIE option (RFC 7873 §4): our part, and the server's once it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Cookie {
+    octets: [u8; 40],
+    length: usize,
+}
+
+/// What has happened at an upstream since the start.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Queries sent, those sent again included.
+    pub sent: AtomicU64,
+    /// Queries sent again.
+    pub resent: AtomicU64,
+    /// Valid replies, by [`RESPONSE_CLASSES`].
+    pub responses: [AtomicU64; RESPONSE_CLASSES.len()],
+    /// Queries that were not answered in time.
+    pub timeouts: AtomicU64,
+    /// Network errors: port closed, no route, connection lost.
+    pub failures: AtomicU64,
+    /// Replies that make no sense, or that cannot have been meant for the query they came for: somebody may be forging.
+    pub wrong: AtomicU64,
+    /// Replies by the time they took: a count for each of [`LATENCY_BOUNDS_MS`], and one for those above.
+    pub latency: [AtomicU64; LATENCY_BOUNDS_MS.len() + 1],
+    /// The sum of those times, in milliseconds.
+    pub latency_sum_ms: AtomicU64,
+}
+
+impl Upstream {
+    /// A server of which nothing is known yet.
+    pub fn new(url: UpstreamUrl) -> Self {
+        Self {
+            connection: Connection::default(),
+            url,
+            counters: Counters::default(),
+            is_down: AtomicBool::new(false),
+            state: Mutex::new(State {
+                round_trip: None,
+                failures: 0,
+                failing_since: Moment::default(),
+                down_since: Moment::default(),
+                probe_at: Moment::default(),
+                without_edns_until: Moment::default(),
+                without_letters_until: Moment::default(),
+                cookie: Cookie::new(rand::rng().random()),
+            }),
+        }
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> &UpstreamUrl {
+        &self.url
+    }
+
+    /// Whether it is thought to answer.
+    pub fn is_up(&self) -> bool {
+        !self.is_down.load(Ordering::Relaxed)
+    }
+
+    /// The smoothed round-trip time, if it has ever answered.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.state.lock().round_trip.map(|known| Duration::from_secs_f32(known.smoothed / 1000.0))
+    }
+
+    /// Whether a probe is due; if so, the next one is set for later.
+    pub fn take_probe(&self, now: Moment) -> bool {
+        if self.is_up() {
+            return false;
+        }
+        let mut state = self.state.lock();
+        if now < state.probe_at {
+            return false;
+        }
+        let pause = (now.since(state.down_since) / 10).clamp(MIN_PROBE_PAUSE, MAX_PROBE_PAUSE);
+        state.probe_at = now + pause;
+        true
+    }
+
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Whether it is asked by datagrams.
+    pub(super) fn takes_datagrams(&self) -> bool {
+        self.url.transport == Transport::Udp
+    }
+
+    pub(super) fn habits(&self, now: Moment) -> Habits {
+        let state = self.state.lock();
+        Habits {
+            edns: now >= state.without_edns_until,
+            mixed_letters: now >= state.without_letters_until,
+            cookie: state.cookie,
+            timeout: state.round_trip.map_or(INITIAL_TIMEOUT, RoundTrip::timeout),
+        }
+    }
+
+    pub(super) fn note_sent(&self, again: bool) {
+        self.counters.sent.fetch_add(1, Ordering::Relaxed);
+        if again {
+            self.counters.resent.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A valid reply has come, whatever it says; `elapsed` is `None` if its time says nothing of the usual way there.
+    pub(super) fn note_reply(&self, rcode: Rcode, elapsed: Option<Duration>) {
+        self.counters.responses[response_class(rcode)].fetch_add(1, Ordering::Relaxed);
+        let mut state = self.state.lock();
+        if let Some(elapsed_ms) = elapsed.map(|elapsed| elapsed.as_millis() as u64) {
+            let bucket = LATENCY_BOUNDS_MS.partition_point(|&bound| bound < elapsed_ms);
+            self.counters.latency[bucket].fetch_add(1, Ordering::Relaxed);
+            self.counters.latency_sum_ms.fetch_add(elapsed_ms, Ordering::Relaxed);
+            state.round_trip = Some(RoundTrip::update(state.round_trip, elapsed_ms as f32));
+        }
+        state.failures = 0;
+        if self.is_down.swap(false, Ordering::Relaxed) {
+            info!(upstream = %self.url, "upstream up");
+        }
+    }
+
+    /// A query has waited for its reply longer than replies take.
+    pub(super) fn note_timeout(&self, now: Moment) {
+        self.counters.timeouts.fetch_add(1, Ordering::Relaxed);
+        let mut state = self.state.lock();
+        self.count_failure(&mut state, now);
+        if state.failures >= FAILURES_UNTIL_DOWN && now.since(state.failing_since) >= FAILING_UNTIL_DOWN {
+            self.mark_down(&mut state, now, &"no reply");
+        }
+    }
+
+    /// The network has refused a query, or a connection.
+    pub(super) fn note_failure(&self, error: &dyn fmt::Display, now: Moment) {
+        self.counters.failures.fetch_add(1, Ordering::Relaxed);
+        let mut state = self.state.lock();
+        self.count_failure(&mut state, now);
+        if state.failures >= FAILURES_UNTIL_DOWN {
+            self.mark_down(&mut state, now, error);
+        }
+    }
+
+    pub(super) fn note_wrong(&self) {
+        self.counters.wrong.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It answers without EDNS what it does not answer with it. In an hour it may have learned.
+    pub(super) fn learn_without_edns(&self, now: Moment) {
+        self.state.lock().without_edns_until = now + LEARNED_FOR;
+    }
+
+    /// It does not repeat the letters it is asked with.
+    pub(super) fn learn_without_letters(&self, now: Moment) {
+        self.state.lock().without_letters_until = now + LEARNED_FOR;
+    }
+
+    /// It has sent its part of the cookie, or by a safe way shown that it has none (any more).
+    pub(super) fn learn_cookie(&self, cookie: Cookie) {
+        self.state.lock().cookie = cookie;
+    }
+
+    fn count_failure(&self, state: &mut State, now: Moment) {
+        if state.failures == 0 {
+            state.failing_since = now;
+        }
+        state.failures = state.failures.saturating_add(1);
+    }
+
+    fn mark_down(&self, state: &mut State, now: Moment, error: &dyn fmt::Display) {
+        if !self.is_down.swap(true, Ordering::Relaxed) {
+            state.down_since = now;
+            state.probe_at = now + MIN_PROBE_PAUSE;
+            warn!(upstream = %self.url, %error, "upstream down");
+        }
+    }
+}
+
+impl RoundTrip {
+    fn update(known: Option<Self>, sample: f32) -> Self {
+        match known {
+            None => Self { smoothed: sample, variation: sample / 2.0 },
+            Some(Self { smoothed, variation }) => Self {
+                smoothed: smoothed + (sample - smoothed) / 8.0,
+                variation: variation + ((sample - smoothed).abs() - variation) / 4.0,
+            },
+        }
+    }
+
+    fn timeout(self) -> Duration {
+        Duration::from_secs_f32((self.smoothed + 4.0 * self.variation) / 1000.0).clamp(MIN_TIMEOUT, MAX_TIMEOUT)
+    }
+}
+
+impl Cookie {
+    pub fn new(client: [u8; CLIENT_COOKIE_BYTES]) -> Self {
+        let mut octets = [0; 40];
+        octets[..CLIENT_COOKIE_BYTES].copy_from_slice(&client);
+        Self { octets, length: CLIENT_COOKIE_BYTES }
+    }
+
+    pub fn octets(&self) -> &[u8] {
+        &self.octets[..self.length]
+    }
+
+    /// Whether the server's part is known, and so demanded of every reply.
+    pub fn is_complete(&self) -> bool {
+        self.length > CLIENT_COOKIE_BYTES
+    }
+
+    /// Whether a reply's cookie has our part in it.
+    pub fn is_repeated_by(&self, reply: &[u8]) -> bool {
+        reply.get(..CLIENT_COOKIE_BYTES) == self.octets.get(..CLIENT_COOKIE_BYTES)
+    }
+
+    /// The cookie with the server's part of a reply; without one if the reply has none of proper length.
+    pub fn completed_by(self, reply: &[u8]) -> Self {
+        let mut cookie = self;
+        cookie.length = CLIENT_COOKIE_BYTES;
+        if let (true, 16..=40) = (self.is_repeated_by(reply), reply.len()) {
+            cookie.octets[..reply.len()].copy_from_slice(reply);
+            cookie.length = reply.len();
+        }
+        cookie
+    }
+}
+
+fn response_class(rcode: Rcode) -> usize {
+    match rcode {
+        Rcode::NOERROR => 0,
+        Rcode::NXDOMAIN => 1,
+        Rcode::SERVFAIL => 2,
+        Rcode::REFUSED => 3,
+        _ => 4,
+    }
+}
+
+/// What replies are counted by.
+pub const RESPONSE_CLASSES: [&str; 5] = ["NOERROR", "NXDOMAIN", "SERVFAIL", "REFUSED", "other"];
+/// The upper bounds of the latency histogram's buckets, in milliseconds.
+pub const LATENCY_BOUNDS_MS: [u64; 11] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000];
+
+/// The wait for a server of which nothing is known.
+pub(super) const INITIAL_TIMEOUT: Duration = Duration::from_millis(400);
+/// Below this, what the network does to a datagram now and then would be taken for its loss.
+const MIN_TIMEOUT: Duration = Duration::from_millis(30);
+/// Above this, one slow server would leave no time for the others.
+const MAX_TIMEOUT: Duration = Duration::from_secs(1);
+const FAILURES_UNTIL_DOWN: u32 = 3;
+const FAILING_UNTIL_DOWN: Duration = Duration::from_secs(1);
+const MIN_PROBE_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PROBE_PAUSE: Duration = Duration::from_secs(10);
+const LEARNED_FOR: Duration = Duration::from_secs(3600);
+const CLIENT_COOKIE_BYTES: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Moment {
+        Moment::from_millis(1_000_000 + millis)
+    }
+
+    fn upstream() -> Upstream {
+        Upstream::new("192.0.2.53".parse().unwrap())
+    }
+
+    fn reply_after(upstream: &Upstream, millis: u64) {
+        upstream.note_reply(Rcode::NOERROR, Some(Duration::from_millis(millis)));
+    }
+
+    #[test]
+    fn the_timeout_follows_the_round_trip_time() {
+        let upstream = upstream();
+        let timeout = || upstream.habits(at(0)).timeout.as_millis();
+        assert_eq!(timeout(), 400, "nothing is known");
+        reply_after(&upstream, 100);
+        assert_eq!(timeout(), 300, "the first sample, and four times half of it");
+        (0..50).for_each(|_| reply_after(&upstream, 100));
+        assert_eq!(timeout(), 100, "a steady time needs no margin");
+        (0..50).for_each(|_| reply_after(&upstream, 0));
+        assert_eq!(timeout(), 30, "the floor");
+        (0..50).for_each(|_| reply_after(&upstream, 3000));
+        assert_eq!(timeout(), 1000, "the ceiling");
+        assert_eq!(upstream.round_trip().unwrap().as_secs(), 2);
+    }
+
+    #[test]
+    fn three_failures_in_a_row_make_it_down_and_one_reply_makes_it_up() {
+        type Step = fn(&Upstream, Moment);
+        let timeout: Step = |upstream, now| upstream.note_timeout(now);
+        let refused: Step = |upstream, now| upstream.note_failure(&"port closed", now);
+        let reply: Step = |upstream, _| upstream.note_reply(Rcode::SERVFAIL, None);
+        for (steps, up) in [
+            (vec![(0, timeout), (400, timeout)], true),
+            (vec![(0, timeout), (10, timeout), (20, timeout), (30, timeout)], true), // a burst is one event
+            (vec![(0, timeout), (10, timeout), (1000, timeout)], false),
+            (vec![(0, timeout), (10, timeout), (900, reply), (1000, timeout), (1010, timeout)], true),
+            (vec![(0, refused), (0, refused), (0, refused)], false), // a closed port is no accident
+            (vec![(0, refused), (0, refused), (0, refused), (1, reply)], true),
+            (vec![(0, refused), (0, refused), (0, reply), (0, refused)], true),
+        ] {
+            let upstream = upstream();
+            for &(millis, step) in &steps {
+                step(&upstream, at(millis));
+            }
+            assert_eq!(upstream.is_up(), up, "{:?}", steps.iter().map(|step| step.0).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_down_upstream_is_probed_every_second_and_later_every_ten() {
+        let upstream = upstream();
+        assert!(!upstream.take_probe(at(0)), "it is up");
+        (0..3).for_each(|_| upstream.note_failure(&"port closed", at(0)));
+        let probes: Vec<u64> = (0..200).filter(|&second| upstream.take_probe(at(second * 1000))).collect();
+        assert_eq!(probes[..12], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13]);
+        assert_eq!(probes[probes.len() - 1] - probes[probes.len() - 2], 10);
+        reply_after(&upstream, 1);
+        assert!(!upstream.take_probe(at(300_000)), "it is up again");
+    }
+
+    #[test]
+    fn what_is_learned_is_tried_again_after_an_hour() {
+        let upstream = upstream();
+        upstream.learn_without_edns(at(0));
+        upstream.learn_without_letters(at(0));
+        let habits = upstream.habits(at(3_599_000));
+        assert!(!habits.edns && !habits.mixed_letters);
+        let habits = upstream.habits(at(3_600_000));
+        assert!(habits.edns && habits.mixed_letters);
+    }
+
+    #[test]
+    fn a_cookie_is_completed_only_by_a_server_part_of_proper_length() {
+        let cookie = Cookie::new([7; 8]);
+        let reply = |length: usize| [vec![7; 8], vec![9; length]].concat();
+        assert!(!cookie.is_complete() && cookie.is_repeated_by(&reply(0)));
+        for (server_part, complete) in [(0, false), (7, false), (8, true), (32, true), (33, false)] {
+            assert_eq!(cookie.completed_by(&reply(server_part)).is_complete(), complete, "{server_part}");
+        }
+        assert!(!cookie.completed_by(&[8; 24]).is_complete(), "another client's");
+        let complete = cookie.completed_by(&reply(8));
+        assert_eq!(complete.octets(), reply(8));
+        assert!(!complete.completed_by(&[]).is_complete(), "a server may stop sending cookies");
+    }
+
+    #[test]
+    fn replies_are_counted_by_response_code_and_time() {
+        let upstream = upstream();
+        for (rcode, millis) in [(Rcode::NOERROR, 0), (Rcode::NXDOMAIN, 1), (Rcode::REFUSED, 3), (Rcode::NOTIMP, 9999)] {
+            upstream.note_reply(rcode, Some(Duration::from_millis(millis)));
+        }
+        let read = |counters: &[AtomicU64]| counters.iter().map(|c| c.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        assert_eq!(read(&upstream.counters.responses), [1, 1, 0, 1, 1]);
+        assert_eq!(read(&upstream.counters.latency), [2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    }
+}
