@@ -4,17 +4,23 @@
 //! worker thread by its [`UdpDriver`], anything that waits by [`run`]. What is known of a server is kept in its
 //! [`Upstream`], what a rule makes of its servers in its [`Group`].
 
+mod attempt;
+mod exchange;
 mod group;
 mod tcp;
+#[cfg(test)]
+mod testing;
 mod transport;
 mod upstream;
 mod url;
+mod verdict;
 
 use std::{ops::Range, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
+pub use exchange::{Action, Event, Exchange, Failure, Options, Outcome};
 pub use group::Group;
 pub use transport::Error;
 pub use upstream::{Counters, LATENCY_BOUNDS_MS, RESPONSE_CLASSES, Upstream};

@@ -1,0 +1,480 @@
+//! The attempts of one query, as logic without socket or clock.
+//!
+//! The first upstream in order is asked. When its reply is overdue (srtt + 4 rttvar, then doubling) the next one is
+//! asked, and when all have been, those that are silent are asked again in turn, as far as the group's budget for
+//! resends goes. An upstream is asked with the same id, letters and socket each time, and every attempt stays open until
+//! the deadline: a late reply is as good as any. A network error, or a reply that says no more than "ask somebody
+//! else", sends the query on at once. When nobody is left, the best of the failures is the response, with an
+//! extended error (RFC 8914).
+//!
+//! Whoever drives an exchange does its [`Action`]s and tells it [`Event`]s; an attempt is known by its number.
+
+use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
+
+use rand::{Rng, RngExt};
+
+use super::{
+    Group, Upstream,
+    attempt::{Attempt, Reason, State, mix_letters},
+    upstream::INITIAL_TIMEOUT,
+    verdict::{Doubt, Over, Verdict, is_complaint, judge},
+};
+use crate::{
+    clock::Moment,
+    wire::{ExtendedError, Match, Question, Rcode, Received, Response, flag},
+};
+
+/// A query on its way to a response.
+#[derive(Debug)]
+pub struct Exchange {
+    group: Arc<Group>,
+    question: Question,
+    options: Options,
+    deadline: Moment,
+    patience_ends: Option<Moment>,
+    /// Places in the group; those before `attempts.len()` have been asked.
+    order: Vec<usize>,
+    attempts: Vec<Attempt>,
+    /// The attempt sent last: it is the one whose reply is awaited.
+    current: usize,
+    resend_at: Moment,
+    /// How often the wait for a reply has been in vain.
+    overdue: u32,
+    best_failure: Option<Response>,
+    actions: VecDeque<Action>,
+    is_finished: bool,
+}
+
+/// What an exchange depends on besides group and question.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Ask for DNSSEC records (the DO bit).
+    pub dnssec_ok: bool,
+    /// Ask for data that was not validated (the CD bit).
+    pub checking_disabled: bool,
+    /// When to say [`Action::OutOfPatience`], counted from the start; `None` for never.
+    pub patience: Option<Duration>,
+    /// When to give up, counted from the start.
+    pub timeout: Duration,
+}
+
+/// What has happened.
+#[derive(Clone, Copy)]
+pub enum Event<'a> {
+    /// A message has come for an attempt.
+    Reply {
+        /// The attempt.
+        attempt: usize,
+        /// The message.
+        wire: &'a [u8],
+    },
+    /// The network has refused an attempt, or its stream has ended.
+    Failed {
+        /// The attempt.
+        attempt: usize,
+        /// For the log.
+        error: &'a dyn fmt::Display,
+    },
+    /// [`Exchange::wake_at`] has come.
+    Time,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Action {
+    /// Send [`Exchange::write_query`] as a datagram: from the socket of this attempt, or a new one if it has none yet.
+    SendUdp {
+        /// The attempt.
+        attempt: usize,
+        /// To whom.
+        upstream: Arc<Upstream>,
+    },
+    /// Send [`Exchange::write_query`] over the upstream's stream.
+    SendStream {
+        /// The attempt.
+        attempt: usize,
+        /// To whom.
+        upstream: Arc<Upstream>,
+    },
+    /// No datagram is expected for this attempt any more.
+    CloseUdp {
+        /// The attempt.
+        attempt: usize,
+    },
+    /// The client has waited long enough for a stale answer to be better than none. The exchange goes on.
+    OutOfPatience,
+    /// This is the end.
+    Finish(Outcome),
+}
+
+/// How an exchange has ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The response of an upstream, ready to be kept: AA is clear, AD is there only if the upstream is trusted, and the
+    /// letters are the question's.
+    pub response: Result<Response, Failure>,
+    /// Who has sent it; `None` for a response of ours.
+    pub upstream: Option<Arc<Upstream>>,
+}
+
+/// No upstream had an answer.
+#[derive(Debug)]
+pub struct Failure {
+    /// What to tell the client: SERVFAIL or REFUSED, with an extended error.
+    pub response: Response,
+}
+
+impl Exchange {
+    /// Begins: the first action is there to be taken.
+    pub fn new(group: Arc<Group>, question: &Question, options: Options, now: Moment, rng: &mut impl Rng) -> Self {
+        let mut exchange = Self {
+            order: group.order(rng),
+            group,
+            question: question.clone(),
+            options,
+            deadline: now + options.timeout,
+            patience_ends: options.patience.map(|patience| now + patience),
+            attempts: Vec::new(),
+            current: 0,
+            resend_at: now,
+            overdue: 0,
+            best_failure: None,
+            actions: VecDeque::new(),
+            is_finished: false,
+        };
+        if !exchange.ask_next(now, rng) {
+            exchange.fail();
+        }
+        exchange
+    }
+
+    /// What is asked.
+    pub fn question(&self) -> &Question {
+        &self.question
+    }
+
+    /// Who is asked.
+    pub fn group(&self) -> &Arc<Group> {
+        &self.group
+    }
+
+    /// Takes the next action; `None` until the next event.
+    pub fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Puts back an action that another driver shall do.
+    pub(super) fn put_back(&mut self, action: Action) {
+        self.actions.push_front(action);
+    }
+
+    /// When to tell it [`Event::Time`].
+    pub fn wake_at(&self) -> Moment {
+        let next = self.deadline.min(self.resend_at);
+        self.patience_ends.map_or(next, |patience_ends| next.min(patience_ends))
+    }
+
+    /// The id of an attempt's query.
+    pub fn id(&self, attempt: usize) -> u16 {
+        self.attempts.get(attempt).map_or(0, |attempt| attempt.id)
+    }
+
+    /// Writes an attempt's query into `out`, which is emptied first.
+    pub fn write_query(&self, attempt: usize, out: &mut Vec<u8>) {
+        out.clear();
+        if let Some(attempt) = self.attempts.get(attempt) {
+            let url = self.group.upstreams()[attempt.place].url();
+            attempt.query(&self.question, self.options, url).write(out);
+        }
+    }
+
+    /// Takes in what has happened. Afterwards there may be actions, and another time to wake at.
+    pub fn handle(&mut self, event: Event<'_>, now: Moment, rng: &mut impl Rng) {
+        if self.is_finished {
+            return;
+        }
+        match event {
+            Event::Time => self.on_time(now, rng),
+            Event::Failed { attempt, error } if self.is_waiting(attempt) => {
+                self.upstream(attempt).note_failure(error, now);
+                self.fail_attempt(attempt, Reason::Network, now, rng);
+            }
+            Event::Reply { attempt, wire } if self.is_waiting(attempt) => self.on_reply(attempt, wire, now, rng),
+            // Of an attempt that is over.
+            Event::Failed { .. } | Event::Reply { .. } => {}
+        }
+    }
+
+    /// Ends at once: there is no room for this query.
+    pub(super) fn give_up(mut self, reason: &str) -> Outcome {
+        self.best_failure = None;
+        self.failure(ExtendedError { code: EDE_OTHER, text: reason.into() })
+    }
+
+    fn is_waiting(&self, attempt: usize) -> bool {
+        self.attempts.get(attempt).is_some_and(|attempt| matches!(attempt.state, State::Waiting(_)))
+    }
+
+    fn upstream(&self, attempt: usize) -> &Arc<Upstream> {
+        &self.group.upstreams()[self.attempts[attempt].place]
+    }
+
+    /// Asks the next upstream that has not been asked; false if there is none.
+    fn ask_next(&mut self, now: Moment, rng: &mut impl Rng) -> bool {
+        let Some(&place) = self.order.get(self.attempts.len()) else { return false };
+        let upstream = &self.group.upstreams()[place];
+        let habits = upstream.habits(now);
+        let over = if upstream.takes_datagrams() { Over::Udp } else { Over::Stream };
+        let mixed = over == Over::Udp && habits.mixed_letters && self.group.mixes_letters();
+        let qname = if mixed { mix_letters(&self.question.qname, rng) } else { self.question.qname.clone() };
+        self.attempts.push(Attempt::new(place, over, rng.random(), qname, habits, now));
+        self.group.note_send();
+        upstream.note_sent(false);
+        self.send(self.attempts.len() - 1, now);
+        true
+    }
+
+    fn send_again(&mut self, index: usize, now: Moment) {
+        self.upstream(index).note_sent(true);
+        self.send(index, now);
+    }
+
+    /// Sends again what is not the same any more: its time counts from now.
+    fn send_changed(&mut self, index: usize, now: Moment) {
+        self.attempts[index].sent_at = now;
+        self.send_again(index, now);
+    }
+
+    fn send(&mut self, index: usize, now: Moment) {
+        let upstream = Arc::clone(self.upstream(index));
+        self.actions.push_back(match self.attempts[index].state {
+            State::Waiting(Over::Stream) => Action::SendStream { attempt: index, upstream },
+            _ => Action::SendUdp { attempt: index, upstream },
+        });
+        self.current = index;
+        self.resend_at = now + self.patience_with(index, now);
+    }
+
+    /// How long to wait for the reply to an attempt just sent.
+    fn patience_with(&self, index: usize, now: Moment) -> Duration {
+        let timeout = self.upstream(index).habits(now).timeout;
+        let timeout = match self.attempts[index].state {
+            // A stream may have to be opened first, which takes a round trip or two more.
+            State::Waiting(Over::Stream) => (3 * timeout).max(INITIAL_TIMEOUT),
+            _ => timeout,
+        };
+        timeout * (1 << self.overdue.min(MAX_DOUBLINGS))
+    }
+
+    fn on_time(&mut self, now: Moment, rng: &mut impl Rng) {
+        if now >= self.deadline {
+            for index in 0..self.attempts.len() {
+                if self.is_waiting(index) {
+                    self.note_overdue(index, now);
+                    self.attempts[index].state = State::Failed(Reason::Silence);
+                }
+            }
+            self.fail();
+            return;
+        }
+        if self.patience_ends.is_some_and(|patience_ends| now >= patience_ends) {
+            self.patience_ends = None;
+            self.actions.push_back(Action::OutOfPatience);
+        }
+        if now < self.resend_at {
+            return;
+        }
+        if self.is_waiting(self.current) {
+            self.note_overdue(self.current, now);
+        }
+        self.overdue += 1;
+        if self.ask_next(now, rng) {
+            return;
+        }
+        let count = self.attempts.len();
+        let silent = (1..=count)
+            .map(|step| (self.current + step) % count)
+            .find(|&index| self.attempts[index].state == State::Waiting(Over::Udp));
+        match silent {
+            Some(index) if self.group.take_resend(now) => self.send_again(index, now),
+            _ => self.resend_at = now + self.patience_with(self.current, now),
+        }
+    }
+
+    /// Counts a timeout, once for each attempt: a name that is slow to resolve is no sign of a server that is down.
+    fn note_overdue(&mut self, index: usize, now: Moment) {
+        if !std::mem::replace(&mut self.attempts[index].is_overdue, true) {
+            self.upstream(index).note_timeout(now);
+        }
+    }
+
+    fn on_reply(&mut self, index: usize, wire: &[u8], now: Moment, rng: &mut impl Rng) {
+        let attempt = &self.attempts[index];
+        let State::Waiting(over) = attempt.state else { return };
+        match judge(&attempt.asked(&self.question, over), wire) {
+            Verdict::Wrong => self.on_wrong_reply(index, now),
+            Verdict::Doubtful(doubt) => {
+                self.upstream(index).note_wrong();
+                self.attempts[index].doubt = Some(doubt);
+                self.ask_over_stream(index, now);
+            }
+            Verdict::Truncated(rcode) => {
+                self.note_reply(index, over, rcode, now);
+                self.ask_over_stream(index, now);
+            }
+            Verdict::WithoutEdns(received) => {
+                self.learn(index, &received, now);
+                self.note_reply(index, over, received.response.rcode(), now);
+                let attempt = &mut self.attempts[index];
+                attempt.edns = false;
+                attempt.edns_dropped = true;
+                self.send_changed(index, now);
+            }
+            Verdict::BadCookie(received) => {
+                self.learn(index, &received, now);
+                self.note_reply(index, over, Rcode::BADCOOKIE, now);
+                let attempt = &mut self.attempts[index];
+                attempt.cookie = attempt.cookie.completed_by(&received.cookie);
+                // Refused twice it is no use; TCP proves our address as well (RFC 7873 §5.3).
+                match std::mem::replace(&mut attempt.cookie_refused, true) {
+                    false => self.send_changed(index, now),
+                    true if over == Over::Udp => self.ask_over_stream(index, now),
+                    true => self.fail_attempt(index, Reason::Reply, now, rng),
+                }
+            }
+            Verdict::Broken => {
+                self.upstream(index).note_wrong();
+                self.fail_attempt(index, Reason::Reply, now, rng);
+            }
+            Verdict::Failing(received) => {
+                self.learn(index, &received, now);
+                self.note_reply(index, over, received.response.rcode(), now);
+                self.keep_failure(received);
+                self.fail_attempt(index, Reason::Reply, now, rng);
+            }
+            Verdict::Good(received) => {
+                self.learn(index, &received, now);
+                self.note_reply(index, over, received.response.rcode(), now);
+                self.succeed(index, received.response);
+            }
+        }
+    }
+
+    fn on_wrong_reply(&mut self, index: usize, now: Moment) {
+        self.upstream(index).note_wrong();
+        self.attempts[index].wrong_replies += 1;
+        if self.attempts[index].wrong_replies >= MAX_WRONG_REPLIES {
+            self.ask_over_stream(index, now);
+        }
+    }
+
+    fn note_reply(&self, index: usize, over: Over, rcode: Rcode, now: Moment) {
+        let upstream = self.upstream(index);
+        let is_usual = (over == Over::Udp) == upstream.takes_datagrams();
+        let elapsed = is_usual.then(|| now.since(self.attempts[index].sent_at));
+        upstream.note_reply(rcode, elapsed);
+    }
+
+    /// Draws from a reply that can be believed what holds for the queries to come.
+    fn learn(&self, index: usize, received: &Received, now: Moment) {
+        let (attempt, upstream) = (&self.attempts[index], self.upstream(index));
+        // If the stream repeats the letters, somebody else has sent the reply that did not.
+        let match_by_stream = || received.answers(&attempt.qname, self.question.qtype, self.question.qclass);
+        if attempt.doubt == Some(Doubt::Letters) && match_by_stream() == Match::OtherLetters {
+            upstream.learn_without_letters(now);
+        }
+        if attempt.edns_dropped && !is_complaint(received.response.rcode()) {
+            upstream.learn_without_edns(now);
+        }
+        if attempt.edns && !upstream.url().is_encrypted() {
+            let cookie = attempt.cookie.completed_by(&received.cookie);
+            // That a server has no cookie any more is believed only where nobody can have cut it out.
+            if attempt.doubt == Some(Doubt::Cookie) || cookie.is_complete() && cookie != attempt.cookie {
+                upstream.learn_cookie(cookie);
+            }
+        }
+    }
+
+    /// Goes on with the same upstream over its stream.
+    fn ask_over_stream(&mut self, index: usize, now: Moment) {
+        self.actions.push_back(Action::CloseUdp { attempt: index });
+        self.attempts[index].state = State::Waiting(Over::Stream);
+        self.send_changed(index, now);
+    }
+
+    fn fail_attempt(&mut self, index: usize, reason: Reason, now: Moment, rng: &mut impl Rng) {
+        if self.attempts[index].state == State::Waiting(Over::Udp) {
+            self.actions.push_back(Action::CloseUdp { attempt: index });
+        }
+        self.attempts[index].state = State::Failed(reason);
+        if !self.ask_next(now, rng) && !(0..self.attempts.len()).any(|other| self.is_waiting(other)) {
+            self.fail();
+        }
+    }
+
+    /// Keeps the failing response that says most: SERVFAIL is a finding, REFUSED may be a matter of who asks.
+    fn keep_failure(&mut self, received: Received) {
+        let rcode = received.response.rcode();
+        let is_better = match &self.best_failure {
+            None => matches!(rcode, Rcode::SERVFAIL | Rcode::REFUSED),
+            Some(known) => rcode == Rcode::SERVFAIL && known.rcode() == Rcode::REFUSED,
+        };
+        if is_better {
+            let mut failure = Response::error(&self.question, rcode, &[]);
+            failure.add_errors_of(&received.response);
+            self.best_failure = Some(failure);
+        }
+    }
+
+    fn succeed(&mut self, index: usize, mut response: Response) {
+        let upstream = Arc::clone(self.upstream(index));
+        response.set_letters(&self.question.qname);
+        response.set_flag(flag::AA, false);
+        response.set_flag(flag::RA, true);
+        if !self.group.trusts_ad(&upstream) {
+            response.set_flag(flag::AD, false);
+        }
+        self.finish(Outcome { response: Ok(response), upstream: Some(upstream) });
+    }
+
+    fn fail(&mut self) {
+        let count = |reason| self.attempts.iter().filter(|a| a.state == State::Failed(reason)).count();
+        let (network, silent, replied) = (count(Reason::Network), count(Reason::Silence), count(Reason::Reply));
+        let code = if network > 0 && silent + replied == 0 { EDE_NETWORK_ERROR } else { EDE_NO_REACHABLE_AUTHORITY };
+        let parts = [(silent, "silent"), (network, "unreachable"), (replied, "failing")];
+        let parts: Vec<String> =
+            parts.iter().filter(|part| part.0 > 0).map(|(count, what)| format!("{count} {what}")).collect();
+        let text = match self.attempts.len() {
+            0 => "the rule has no upstreams".into(),
+            asked => format!("of {asked} upstreams {}", parts.join(", ")),
+        };
+        let outcome = self.failure(ExtendedError { code, text });
+        self.finish(outcome);
+    }
+
+    fn failure(&mut self, error: ExtendedError) -> Outcome {
+        let best = self.best_failure.take();
+        let mut response = best.unwrap_or_else(|| Response::error(&self.question, Rcode::SERVFAIL, &[]));
+        response.set_flag(flag::AA, false);
+        response.add_error(&error);
+        Outcome { response: Err(Failure { response }), upstream: None }
+    }
+
+    fn finish(&mut self, outcome: Outcome) {
+        self.is_finished = true;
+        self.actions.push_back(Action::Finish(outcome));
+    }
+}
+
+/// After this many somebody is guessing at the id, and UDP is closed to him.
+const MAX_WRONG_REPLIES: u32 = 3;
+/// Enough for the deadline to come first.
+const MAX_DOUBLINGS: u32 = 10;
+/// Extended errors (RFC 8914 §4).
+const EDE_OTHER: u16 = 0;
+const EDE_NO_REACHABLE_AUTHORITY: u16 = 22;
+const EDE_NETWORK_ERROR: u16 = 23;
+
+#[cfg(test)]
+#[path = "exchange_tests.rs"]
+mod tests;
