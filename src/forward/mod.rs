@@ -7,10 +7,12 @@
 mod attempt;
 mod exchange;
 mod group;
+mod sockets;
 mod tcp;
 #[cfg(test)]
 mod testing;
 mod transport;
+mod udp;
 mod upstream;
 mod url;
 mod verdict;
@@ -23,6 +25,7 @@ use toml::Spanned;
 pub use exchange::{Action, Event, Exchange, Failure, Options, Outcome};
 pub use group::Group;
 pub use transport::Error;
+pub use udp::{Limits, News, Registry, Report, UdpDriver};
 pub use upstream::{Counters, LATENCY_BOUNDS_MS, RESPONSE_CLASSES, Upstream};
 pub use url::{Transport, UpstreamUrl, UrlError};
 
