@@ -8,6 +8,7 @@ mod attempt;
 mod exchange;
 mod group;
 mod sockets;
+mod task;
 mod tcp;
 #[cfg(test)]
 mod testing;
@@ -24,6 +25,7 @@ use toml::Spanned;
 
 pub use exchange::{Action, Event, Exchange, Failure, Options, Outcome};
 pub use group::Group;
+pub use task::{probe, run};
 pub use transport::Error;
 pub use udp::{Limits, News, Registry, Report, UdpDriver};
 pub use upstream::{Counters, LATENCY_BOUNDS_MS, RESPONSE_CLASSES, Upstream};
