@@ -1,1 +1,788 @@
-//! metrics
+//! Every metric, declared once.
+//!
+//! What happens for each query is counted in `Cells`: one per worker, plain numbers that only this worker writes and
+//! that are summed when somebody scrapes, so that counting costs a worker an addition and no cache line wanders
+//! between cores. What belongs to an upstream is counted in its `UpstreamCells`, and what has a present value, such
+//! as the size of the cache, is a `Level` that its owner sets, at the latest in a hook that runs before a scrape.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use prometheus::{
+    Registry, TextEncoder,
+    core::{Collector, Desc},
+    proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
+};
+
+/// All metrics of one daemon.
+pub struct Metrics {
+    registry: Registry,
+    board: Arc<Board>,
+}
+
+impl Metrics {
+    /// The table of all metrics: name, help, labels, and where the numbers come from.
+    #[rustfmt::skip] // a table is read by its lines
+    pub fn new() -> Self {
+        let declare = Declare;
+        Self::with_table(vec![
+            declare.counters("server_queries_total", "Queries received.", &["transport", "qtype"], |b, put| b.grid(|c| &c.queries, (&Transport::LABELS, &QTYPES), put)),
+            declare.counters("server_replies_total", "Replies sent to clients.", &["transport", "rcode"], |b, put| b.grid(|c| &c.replies, (&Transport::LABELS, &RCODES), put)),
+            declare.counters("server_rejected_total", "Queries not resolved: no DNS query, malformed, unsupported, refused by the ACL, too many.", &["reason"], |b, put| b.row(|c| &c.rejections, &Rejection::LABELS, put)),
+            declare.gauges("server_tcp_connections", "Open TCP connections of clients.", &[], |b, put| put(&[], b.levels.tcp_connections.read())),
+
+            declare.counters("cache_hits_total", "Queries answered from the cache by what had not expired.", &[], |b, put| put(&[], b.sum(|c| &c.hits))),
+            declare.counters("cache_misses_total", "Queries that the cache could not answer.", &[], |b, put| put(&[], b.sum(|c| &c.misses))),
+            declare.counters("cache_stale_total", "Queries answered from the cache by what had expired (RFC 8767).", &[], |b, put| put(&[], b.sum(|c| &c.stale))),
+            declare.counters("cache_prefetches_total", "Popular entries asked for again before they expired.", &[], |b, put| put(&[], b.sum(|c| &c.prefetches))),
+            declare.counters("cache_evictions_total", "Entries dropped for space.", &[], |b, put| put(&[], b.levels.cache_evictions.read())),
+            declare.gauges("cache_entries", "Entries kept.", &[], |b, put| put(&[], b.levels.cache_entries.read())),
+            declare.gauges("cache_bytes", "Memory of the entries kept.", &[], |b, put| put(&[], b.levels.cache_bytes.read())),
+            declare.gauges("cache_limit_bytes", "Memory that entries may take.", &[], |b, put| put(&[], b.levels.cache_limit_bytes.read())),
+
+            declare.counters("resolve_joined_total", "Queries that waited for the response to an equal one.", &[], |b, put| put(&[], b.sum(|c| &c.joined))),
+            declare.gauges("resolve_in_flight", "Questions that wait for a response.", &[], |b, put| put(&[], b.levels.in_flight.read())),
+            declare.gauges("resolve_queue_depth", "Questions handed over by the workers and not yet begun.", &[], |b, put| put(&[], b.levels.queue_depth.read())),
+
+            declare.counters("forward_sends_total", "Queries sent to the upstream, those sent again included.", &UPSTREAM, |b, put| b.each_upstream(&[""], |u, _| load(&u.sends), put)),
+            declare.counters("forward_resends_total", "Queries sent to the upstream again.", &UPSTREAM, |b, put| b.each_upstream(&[""], |u, _| load(&u.resends), put)),
+            declare.counters("forward_responses_total", "Responses of the upstream.", &["group", "upstream", "rcode"], |b, put| b.each_upstream(&RCODES, |u, rcode| load(&u.responses[rcode]), put)),
+            declare.counters("forward_timeouts_total", "Attempts given up without a response.", &UPSTREAM, |b, put| b.each_upstream(&[""], |u, _| load(&u.timeouts), put)),
+            declare.counters("forward_failures_total", "Attempts refused by the network, and responses that cannot be meant for the query they came for.", &["group", "upstream", "reason"], |b, put| b.each_upstream(&Failure::LABELS, |u, reason| load(&u.failures[reason]), put)),
+            declare.gauges("forward_up", "1 while the upstream is taken to be healthy.", &UPSTREAM, |b, put| b.each_upstream(&[""], |u, _| load(&u.up), put)),
+            declare.histograms("forward_seconds", "From sending a query to its response.", &UPSTREAM),
+
+            declare.gauges("zone_files", "Zone, overlay and hosts files: in service, or refused for a fault.", &["state"], |b, put| b.levels.zone_files.put(["loaded", "faulty"], put)),
+
+            declare.counters("daemon_reloads_total", "Reloads since the start.", &["result"], |b, put| b.levels.reloads.put(["ok", "failed"], put)),
+            declare.gauges("daemon_last_reload_successful", "1 if the last reload, or the start, took effect.", &[], |b, put| put(&[], b.levels.last_reload_successful.read())),
+            declare.gauges("daemon_last_reload_success_timestamp_seconds", "When the running configuration was loaded, since 1970.", &[], |b, put| put(&[], b.levels.last_reload_success.read())),
+            declare.gauges("build_info", "1; the labels tell which build this is.", &["version"], |_, put| put(&[env!("CARGO_PKG_VERSION")], 1)),
+            declare.process("process_start_time_seconds", "When the process started, since 1970.", |b, put| put(&[], b.started)),
+        ])
+    }
+
+    /// Cells for a worker, which alone may write to them.
+    pub fn cells(&self) -> Arc<Cells> {
+        self.board.add_cells(Writers::One)
+    }
+
+    /// Cells that any number of tasks may write to.
+    pub fn shared_cells(&self) -> Arc<Cells> {
+        self.board.add_cells(Writers::Many)
+    }
+
+    /// The cells of an upstream. Its metrics vanish when the last owner drops them; while one is left, asking for
+    /// the same labels again gives the same cells, so that a reload goes on counting.
+    pub fn upstream(&self, group: &str, upstream: &str) -> Arc<UpstreamCells> {
+        let mut upstreams = lock(&self.board.upstreams);
+        let mut living = upstreams.iter().filter_map(Weak::upgrade);
+        if let Some(known) = living.find(|cells| *cells.group == *group && *cells.upstream == *upstream) {
+            return known;
+        }
+        let cells = Arc::new(UpstreamCells::new(group, upstream));
+        upstreams.push(Arc::downgrade(&cells));
+        cells
+    }
+
+    /// The numbers that have a present value.
+    pub fn levels(&self) -> &Levels {
+        &self.board.levels
+    }
+
+    /// Runs `hook` before each scrape, to set levels that are known only by looking.
+    pub fn on_scrape(&self, hook: impl Fn(&Levels) + Send + Sync + 'static) {
+        lock(&self.board.hooks).push(Box::new(hook));
+    }
+
+    /// Notes how a reload, or the start, went.
+    pub fn reloaded(&self, outcome: Reload) {
+        let levels = &self.board.levels;
+        match outcome {
+            Reload::Started => {}
+            Reload::Ok => levels.reloads.0[0].add(1),
+            Reload::Failed => levels.reloads.0[1].add(1),
+        }
+        levels.last_reload_successful.set(u64::from(outcome != Reload::Failed));
+        if outcome != Reload::Failed {
+            levels.last_reload_success.set(unix_seconds());
+        }
+    }
+
+    /// Everything, in Prometheus's text format.
+    pub fn render(&self) -> String {
+        for hook in lock(&self.board.hooks).iter() {
+            hook(&self.board.levels);
+        }
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+
+    fn with_table(rows: Vec<Row>) -> Self {
+        let board = Arc::new(Board {
+            cells: Mutex::default(),
+            upstreams: Mutex::default(),
+            hooks: Mutex::default(),
+            levels: Levels::default(),
+            started: unix_seconds(),
+        });
+        let registry = Registry::new();
+        let table = Table { rows, board: board.clone() };
+        registry.register(Box::new(table)).expect("the names in the table differ from each other");
+        Self { registry, board }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+/// How a reload went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reload {
+    /// It was the start.
+    Started,
+    /// The new configuration is in service.
+    Ok,
+    /// The old configuration stays in service.
+    Failed,
+}
+
+/// Declares the values of a label as an enum.
+macro_rules! labels {
+    ($(#[$doc:meta])* $name:ident: $($(#[$variant_doc:meta])* $variant:ident $label:literal,)*) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)*
+        }
+
+        impl $name {
+            const LABELS: [&str; [$($label),*].len()] = [$($label),*];
+        }
+    };
+}
+
+labels! {
+    /// How a query came to us.
+    Transport:
+        /// A datagram.
+        Udp "udp",
+        /// A TCP connection.
+        Tcp "tcp",
+}
+
+labels! {
+    /// Why a query is not resolved.
+    Rejection:
+        /// No DNS query at all: too short for a header, or a response. Dropped.
+        NotAQuery "not_a_query",
+        /// Replied to with FORMERR.
+        Malformed "malformed",
+        /// An opcode, class, EDNS version or qtype that is not served.
+        Unsupported "unsupported",
+        /// The client's address is not allowed.
+        Acl "acl",
+        /// A queue or a limit is full.
+        Overload "overload",
+}
+
+labels! {
+    /// What failed at an upstream.
+    Failure:
+        /// A closed port, no route, a connection that could not be made or was lost.
+        Network "network",
+        /// A response whose source, id, question, cookie or letters are not those of the query: late, or forged.
+        Mismatch "mismatch",
+}
+
+/// What one worker counts.
+#[derive(Debug)]
+#[repr(align(128))] // two lines: the prefetcher fetches them in pairs
+pub struct Cells {
+    writers: Writers,
+    queries: [[AtomicU64; QTYPES.len()]; Transport::LABELS.len()],
+    replies: [[AtomicU64; RCODES.len()]; Transport::LABELS.len()],
+    rejections: [AtomicU64; Rejection::LABELS.len()],
+    hits: AtomicU64,
+    misses: AtomicU64,
+    stale: AtomicU64,
+    prefetches: AtomicU64,
+    joined: AtomicU64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Writers {
+    One,
+    Many,
+}
+
+impl Cells {
+    /// A query came in; `qtype` is the registered number.
+    pub fn query(&self, transport: Transport, qtype: u16) {
+        self.count(&self.queries[transport as usize][qtype_index(qtype)]);
+    }
+
+    /// A reply was sent; `rcode` is the registered number, the extended bits included.
+    pub fn reply(&self, transport: Transport, rcode: u16) {
+        self.count(&self.replies[transport as usize][rcode_index(rcode)]);
+    }
+
+    /// A query was not resolved.
+    pub fn reject(&self, reason: Rejection) {
+        self.count(&self.rejections[reason as usize]);
+    }
+
+    /// The cache answered, with what had not expired.
+    pub fn hit(&self) {
+        self.count(&self.hits);
+    }
+
+    /// The cache could not answer.
+    pub fn miss(&self) {
+        self.count(&self.misses);
+    }
+
+    /// The cache answered, with what had expired.
+    pub fn stale(&self) {
+        self.count(&self.stale);
+    }
+
+    /// A popular entry is asked for again before it expires.
+    pub fn prefetch(&self) {
+        self.count(&self.prefetches);
+    }
+
+    /// A query waits for the response to an equal one.
+    pub fn joined(&self) {
+        self.count(&self.joined);
+    }
+
+    /// With one writer, a load and a store do, and spare the price of a locked addition.
+    fn count(&self, cell: &AtomicU64) {
+        match self.writers {
+            Writers::One => cell.store(load(cell).wrapping_add(1), Relaxed),
+            Writers::Many => add(cell, 1),
+        }
+    }
+}
+
+/// What is counted for one upstream, by any thread.
+#[derive(Debug)]
+pub struct UpstreamCells {
+    group: Box<str>,
+    upstream: Box<str>,
+    sends: AtomicU64,
+    resends: AtomicU64,
+    responses: [AtomicU64; RCODES.len()],
+    timeouts: AtomicU64,
+    failures: [AtomicU64; Failure::LABELS.len()],
+    up: AtomicU64,
+    /// Responses by the first bound that their time does not exceed; the last element is for all beyond.
+    buckets: [AtomicU64; BOUNDS_SECONDS.len() + 1],
+    elapsed_nanos: AtomicU64,
+}
+
+impl UpstreamCells {
+    fn new(group: &str, upstream: &str) -> Self {
+        Self {
+            group: group.into(),
+            upstream: upstream.into(),
+            sends: AtomicU64::new(0),
+            resends: AtomicU64::new(0),
+            responses: Default::default(),
+            timeouts: AtomicU64::new(0),
+            failures: Default::default(),
+            up: AtomicU64::new(1),
+            buckets: Default::default(),
+            elapsed_nanos: AtomicU64::new(0),
+        }
+    }
+
+    /// A query was sent.
+    pub fn sent(&self) {
+        add(&self.sends, 1);
+    }
+
+    /// A query was sent again.
+    pub fn resent(&self) {
+        add(&self.sends, 1);
+        add(&self.resends, 1);
+    }
+
+    /// A response came; `rcode` is the registered number. `elapsed` is `None` if its time says nothing of the usual way
+    /// there.
+    pub fn responded(&self, rcode: u16, elapsed: Option<Duration>) {
+        add(&self.responses[rcode_index(rcode)], 1);
+        if let Some(elapsed) = elapsed {
+            let seconds = elapsed.as_secs_f64();
+            add(&self.buckets[BOUNDS_SECONDS.partition_point(|&bound| bound < seconds)], 1);
+            add(&self.elapsed_nanos, elapsed.as_nanos() as u64);
+        }
+    }
+
+    /// An attempt was given up without a response.
+    pub fn timed_out(&self) {
+        add(&self.timeouts, 1);
+    }
+
+    /// An attempt failed.
+    pub fn failed(&self, reason: Failure) {
+        add(&self.failures[reason as usize], 1);
+    }
+
+    /// Whether the upstream is taken to be healthy; it is until this says otherwise.
+    pub fn set_up(&self, up: bool) {
+        self.up.store(u64::from(up), Relaxed);
+    }
+
+    fn histogram(&self) -> Histogram {
+        let mut total = 0;
+        let mut cumulate = |cell: &AtomicU64| {
+            total += load(cell);
+            total
+        };
+        let buckets = BOUNDS_SECONDS.iter().zip(&self.buckets).map(|(&bound, cell)| {
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(bound);
+            bucket.set_cumulative_count(cumulate(cell));
+            bucket
+        });
+        let mut histogram = Histogram::default();
+        histogram.set_bucket(buckets.collect());
+        histogram.set_sample_count(cumulate(&self.buckets[BOUNDS_SECONDS.len()]));
+        histogram.set_sample_sum(load(&self.elapsed_nanos) as f64 / 1e9);
+        histogram
+    }
+}
+
+/// The numbers that have a present value. Their owners set them, at any time or in a hook before the scrape.
+#[derive(Debug, Default)]
+pub struct Levels {
+    /// Entries in the cache.
+    pub cache_entries: Level,
+    /// Memory that these entries take.
+    pub cache_bytes: Level,
+    /// Memory that they may take.
+    pub cache_limit_bytes: Level,
+    /// Entries dropped for space since the start.
+    pub cache_evictions: Level,
+    /// Questions that wait for a response.
+    pub in_flight: Level,
+    /// Questions handed over by the workers and not yet begun.
+    pub queue_depth: Level,
+    /// Open TCP connections of clients.
+    pub tcp_connections: Level,
+    zone_files: Pair,
+    reloads: Pair,
+    last_reload_successful: Level,
+    last_reload_success: Level,
+}
+
+impl Levels {
+    /// How many zone, overlay and hosts files are in service, and how many were refused for a fault.
+    pub fn set_zone_files(&self, loaded: usize, faulty: usize) {
+        self.zone_files.0[0].set(loaded as u64);
+        self.zone_files.0[1].set(faulty as u64);
+    }
+}
+
+/// A number that goes up and down.
+#[derive(Debug, Default)]
+pub struct Level(AtomicU64);
+
+impl Level {
+    /// Makes it this.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+
+    /// Makes it more.
+    pub fn add(&self, by: u64) {
+        add(&self.0, by);
+    }
+
+    /// Makes it less.
+    pub fn subtract(&self, by: u64) {
+        self.0.fetch_sub(by, Relaxed);
+    }
+
+    fn read(&self) -> u64 {
+        load(&self.0)
+    }
+}
+
+/// Two levels of one metric: the good and the bad.
+#[derive(Debug, Default)]
+struct Pair([Level; 2]);
+
+impl Pair {
+    fn put(&self, labels: [&str; 2], put: &mut Put<'_>) {
+        for (label, level) in labels.into_iter().zip(&self.0) {
+            put(&[label], level.read());
+        }
+    }
+}
+
+/// Where all numbers are found when they are asked for.
+struct Board {
+    cells: Mutex<Vec<Arc<Cells>>>,
+    upstreams: Mutex<Vec<Weak<UpstreamCells>>>,
+    hooks: Mutex<Vec<Hook>>,
+    levels: Levels,
+    started: u64,
+}
+
+type Hook = Box<dyn Fn(&Levels) + Send + Sync>;
+/// Takes the values of the labels, in the order of their names, and the number.
+type Put<'a> = dyn FnMut(&[&str], u64) + 'a;
+
+impl Board {
+    /// The cells of a worker that has ended stay: a counter never falls.
+    fn add_cells(&self, writers: Writers) -> Arc<Cells> {
+        let cells = Arc::new(Cells {
+            writers,
+            queries: Default::default(),
+            replies: Default::default(),
+            rejections: Default::default(),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            stale: AtomicU64::new(0),
+            prefetches: AtomicU64::new(0),
+            joined: AtomicU64::new(0),
+        });
+        lock(&self.cells).push(cells.clone());
+        cells
+    }
+
+    fn sum(&self, cell: impl Fn(&Cells) -> &AtomicU64) -> u64 {
+        lock(&self.cells).iter().map(|cells| load(cell(cells))).fold(0, u64::wrapping_add)
+    }
+
+    fn row<const N: usize>(&self, row: impl Fn(&Cells) -> &[AtomicU64; N], labels: &[&str; N], put: &mut Put<'_>) {
+        for (index, label) in labels.iter().enumerate() {
+            put(&[label], self.sum(|cells| &row(cells)[index]));
+        }
+    }
+
+    fn grid<const N: usize, const M: usize>(
+        &self,
+        grid: impl Fn(&Cells) -> &[[AtomicU64; M]; N],
+        labels: (&[&str; N], &[&str; M]),
+        put: &mut Put<'_>,
+    ) {
+        for (outer, outer_label) in labels.0.iter().enumerate() {
+            for (inner, inner_label) in labels.1.iter().enumerate() {
+                put(&[outer_label, inner_label], self.sum(|cells| &grid(cells)[outer][inner]));
+            }
+        }
+    }
+
+    /// The living upstreams; the dead are forgotten.
+    fn upstreams(&self) -> Vec<Arc<UpstreamCells>> {
+        let mut upstreams = lock(&self.upstreams);
+        upstreams.retain(|cells| cells.strong_count() > 0);
+        upstreams.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// One number of each upstream for each value of a third label; `[""]` where there is no third.
+    fn each_upstream(&self, third: &[&str], read: impl Fn(&UpstreamCells, usize) -> u64, put: &mut Put<'_>) {
+        for upstream in self.upstreams() {
+            for (index, label) in third.iter().enumerate() {
+                put(&[&upstream.group, &upstream.upstream, label], read(&upstream, index));
+            }
+        }
+    }
+}
+
+/// Declares rows of the table.
+struct Declare;
+
+impl Declare {
+    fn counters(&self, name: &str, help: &str, labels: &[&'static str], read: Read) -> Row {
+        assert!(name.ends_with("_total"), "{name} is a counter");
+        Row::new(format!("watershed_{name}"), help, labels, Source::Counter(read))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&'static str], read: Read) -> Row {
+        Row::new(format!("watershed_{name}"), help, labels, Source::Gauge(read))
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&'static str]) -> Row {
+        Row::new(format!("watershed_{name}"), help, labels, Source::UpstreamSeconds)
+    }
+
+    /// A gauge whose name is the same in all daemons: dashboards look for it.
+    fn process(&self, name: &str, help: &str, read: Read) -> Row {
+        Row::new(name.into(), help, &[], Source::Gauge(read))
+    }
+}
+
+type Read = fn(&Board, &mut Put<'_>);
+
+enum Source {
+    Counter(Read),
+    Gauge(Read),
+    UpstreamSeconds,
+}
+
+/// A line of the table.
+struct Row {
+    description: Desc,
+    source: Source,
+}
+
+impl Row {
+    fn new(name: String, help: &str, labels: &[&str], source: Source) -> Self {
+        let labels = labels.iter().map(|&label| label.into()).collect();
+        let description = Desc::new(name, help.into(), labels, HashMap::new());
+        Self { description: description.expect("the names in the table are valid"), source }
+    }
+
+    fn collect(&self, board: &Board) -> MetricFamily {
+        let mut metrics = Vec::new();
+        let kind = match self.source {
+            Source::Counter(read) => {
+                read(board, &mut |labels, value| {
+                    let mut counter = Counter::default();
+                    counter.set_value(value as f64);
+                    let mut metric = self.labeled(labels);
+                    metric.set_counter(counter);
+                    metrics.push(metric);
+                });
+                MetricType::COUNTER
+            }
+            Source::Gauge(read) => {
+                read(board, &mut |labels, value| {
+                    let mut gauge = Gauge::default();
+                    gauge.set_value(value as f64);
+                    let mut metric = self.labeled(labels);
+                    metric.set_gauge(gauge);
+                    metrics.push(metric);
+                });
+                MetricType::GAUGE
+            }
+            Source::UpstreamSeconds => {
+                for upstream in board.upstreams() {
+                    let mut metric = self.labeled(&[&upstream.group, &upstream.upstream]);
+                    metric.set_histogram(upstream.histogram());
+                    metrics.push(metric);
+                }
+                MetricType::HISTOGRAM
+            }
+        };
+        let mut family = MetricFamily::default();
+        family.set_name(self.description.fq_name.clone());
+        family.set_help(self.description.help.clone());
+        family.set_field_type(kind);
+        family.set_metric(metrics);
+        family
+    }
+
+    /// A metric with these values of its labels; values beyond the names are left out.
+    fn labeled(&self, values: &[&str]) -> Metric {
+        let names = self.description.variable_labels.iter();
+        let pairs = names.zip(values).map(|(name, &value)| {
+            let mut pair = LabelPair::default();
+            pair.set_name(name.clone());
+            pair.set_value(value.into());
+            pair
+        });
+        Metric::from_label(pairs.collect())
+    }
+}
+
+struct Table {
+    rows: Vec<Row>,
+    board: Arc<Board>,
+}
+
+impl Collector for Table {
+    fn desc(&self) -> Vec<&Desc> {
+        self.rows.iter().map(|row| &row.description).collect()
+    }
+
+    /// An upstream's metrics are missing while there is no upstream; the format knows no empty metric.
+    fn collect(&self) -> Vec<MetricFamily> {
+        let families = self.rows.iter().map(|row| row.collect(&self.board));
+        families.filter(|family| !family.get_metric().is_empty()).collect()
+    }
+}
+
+fn qtype_index(qtype: u16) -> usize {
+    match qtype {
+        1 => 0,
+        28 => 1,
+        33 => 2,
+        12 => 3,
+        16 => 4,
+        15 => 5,
+        2 => 6,
+        6 => 7,
+        5 => 8,
+        43 => 9,
+        48 => 10,
+        65 => 11,
+        64 => 12,
+        255 => 13,
+        _ => 14,
+    }
+}
+
+fn rcode_index(rcode: u16) -> usize {
+    match rcode {
+        0..=5 => usize::from(rcode),
+        16 => 6,
+        23 => 7,
+        _ => 8,
+    }
+}
+
+fn load(cell: &AtomicU64) -> u64 {
+    cell.load(Relaxed)
+}
+
+fn add(cell: &AtomicU64, by: u64) {
+    cell.fetch_add(by, Relaxed);
+}
+
+/// These locks guard plain lists, which a panic elsewhere leaves whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+const UPSTREAM: [&str; 2] = ["group", "upstream"];
+/// In the order of `qtype_index`.
+const QTYPES: [&str; 15] =
+    ["A", "AAAA", "SRV", "PTR", "TXT", "MX", "NS", "SOA", "CNAME", "DS", "DNSKEY", "HTTPS", "SVCB", "ANY", "other"];
+/// In the order of `rcode_index`.
+const RCODES: [&str; 9] =
+    ["NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "BADVERS", "BADCOOKIE", "other"];
+/// From the resolution of the clock to the deadline of a query.
+const BOUNDS_SECONDS: [f64; 12] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.5];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lines of a scrape that begin with this.
+    fn lines(metrics: &Metrics, start: &str) -> Vec<String> {
+        metrics.render().lines().filter(|line| line.starts_with(start)).map(Into::into).collect()
+    }
+
+    #[test]
+    fn names_begin_with_the_program_and_end_in_their_unit() {
+        let metrics = Metrics::new();
+        let _upstream = metrics.upstream("default", "192.0.2.53:53");
+        let text = metrics.render();
+        let types: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+        assert_eq!(types.len(), 28, "each row of the table is rendered");
+        for (name, kind) in types {
+            assert!(name.starts_with("watershed_") || name == "process_start_time_seconds", "{name}");
+            assert_eq!(name.ends_with("_total"), kind == "counter", "{name}");
+            assert!(kind != "histogram" || name.ends_with("_seconds"), "{name}");
+        }
+    }
+
+    #[test]
+    fn workers_are_summed_and_outlive_themselves() {
+        let metrics = Metrics::new();
+        let (one, other) = (metrics.cells(), metrics.shared_cells());
+        one.query(Transport::Udp, 1);
+        other.query(Transport::Udp, 1);
+        other.query(Transport::Tcp, 65_280);
+        one.reply(Transport::Udp, 3);
+        one.reject(Rejection::Acl);
+        one.hit();
+        drop(one);
+        for line in [
+            r#"watershed_server_queries_total{transport="udp",qtype="A"} 2"#,
+            r#"watershed_server_queries_total{transport="tcp",qtype="other"} 1"#,
+            r#"watershed_server_replies_total{transport="udp",rcode="NXDOMAIN"} 1"#,
+            r#"watershed_server_rejected_total{reason="acl"} 1"#,
+            "watershed_cache_hits_total 1",
+            "watershed_cache_misses_total 0",
+        ] {
+            assert_eq!(lines(&metrics, line).len(), 1, "{line} in {}", metrics.render());
+        }
+    }
+
+    #[test]
+    fn an_upstream_is_shown_while_somebody_owns_it() {
+        let metrics = Metrics::new();
+        let first = metrics.upstream("default", "192.0.2.53:53");
+        first.sent();
+        first.responded(0, Some(Duration::from_millis(2)));
+        first.responded(2, Some(Duration::from_secs(9)));
+        first.responded(2, None);
+        first.failed(Failure::Mismatch);
+        let again = metrics.upstream("default", "192.0.2.53:53");
+        again.resent();
+        again.set_up(false);
+        drop(first);
+        for line in [
+            "sends_total{LABELS} 2",
+            "resends_total{LABELS} 1",
+            r#"responses_total{LABELS,rcode="SERVFAIL"} 2"#,
+            r#"failures_total{LABELS,reason="mismatch"} 1"#,
+            "up{LABELS} 0",
+            r#"seconds_bucket{LABELS,le="0.001"} 0"#,
+            r#"seconds_bucket{LABELS,le="0.002"} 1"#,
+            r#"seconds_bucket{LABELS,le="3.5"} 1"#,
+            r#"seconds_bucket{LABELS,le="+Inf"} 2"#,
+            "seconds_sum{LABELS} 9.002",
+        ] {
+            let line = line.replace("LABELS", r#"group="default",upstream="192.0.2.53:53""#);
+            let line = format!("watershed_forward_{line}");
+            assert_eq!(lines(&metrics, &line).len(), 1, "{line} in {}", metrics.render());
+        }
+        drop(again);
+        assert_eq!(lines(&metrics, "watershed_forward"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn hooks_set_levels_before_a_scrape() {
+        let metrics = Metrics::new();
+        metrics.on_scrape(|levels| levels.cache_entries.add(7));
+        assert_eq!(lines(&metrics, "watershed_cache_entries"), ["watershed_cache_entries 7"]);
+        assert_eq!(lines(&metrics, "watershed_cache_entries"), ["watershed_cache_entries 14"]);
+    }
+
+    #[test]
+    fn a_failed_reload_keeps_the_time_of_the_last_good_one() {
+        let metrics = Metrics::new();
+        metrics.reloaded(Reload::Started);
+        let loaded = lines(&metrics, "watershed_daemon_last_reload_success_timestamp_seconds");
+        metrics.reloaded(Reload::Failed);
+        assert_eq!(lines(&metrics, "watershed_daemon_last_reload_success_timestamp_seconds"), loaded);
+        assert_eq!(
+            lines(&metrics, "watershed_daemon_reloads_total"),
+            [
+                r#"watershed_daemon_reloads_total{result="failed"} 1"#,
+                r#"watershed_daemon_reloads_total{result="ok"} 0"#
+            ]
+        );
+        assert_eq!(
+            lines(&metrics, "watershed_daemon_last_reload_successful"),
+            ["watershed_daemon_last_reload_successful 0"]
+        );
+    }
+}
