@@ -1,1 +1,212 @@
-//! control
+//! What faces operators, over HTTP: metrics and health.
+//!
+//! The listener has no accounts. It is bound to loopback unless told otherwise, nothing on it changes state, and a
+//! request must name us as its host, so that no page in a browser on this host can read it under another name.
+
+mod health;
+
+use std::{
+    fmt, fs, io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{StatusCode, header, uri::Authority},
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+
+/// What faces operators, section `[control]`.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The address on which `/metrics`, `/live` and `/ready` are served: `IP:PORT` or `[IPv6]:PORT`; `""` for none.
+    /// Default "127.0.0.1:8653". Applies at restart.
+    #[serde(serialize_with = "serialize_listen", deserialize_with = "deserialize_listen")]
+    pub listen: Option<SocketAddr>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { listen: Some((Ipv4Addr::LOCALHOST, 8653).into()) }
+    }
+}
+
+/// Tells what is missing before every query can be answered as it should be; nothing if nothing is.
+pub type Readiness = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
+
+/// What the routes show.
+#[derive(Clone)]
+pub struct Shown {
+    /// For `/metrics`.
+    pub metrics: Arc<Metrics>,
+    /// For `/ready`.
+    pub readiness: Readiness,
+}
+
+impl fmt::Debug for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shown").finish_non_exhaustive()
+    }
+}
+
+/// Serves the routes until `shutdown`, and requests that have begun for one second more.
+pub async fn serve(listener: TcpListener, shown: Shown, shutdown: CancellationToken) -> io::Result<()> {
+    let server =
+        axum::serve(listener, routes(shown, host_name())).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    tokio::select! {
+        ended = server => ended,
+        () = async { shutdown.cancelled().await; tokio::time::sleep(GRACE).await } => Ok(()),
+    }
+}
+
+/// The one list of routes.
+fn routes(shown: Shown, host_name: String) -> Router {
+    Router::new()
+        .route("/live", get(health::live))
+        .route("/ready", get(health::ready))
+        .route("/metrics", get(metrics))
+        .layer(from_fn_with_state(host_name.into(), refuse_foreign_hosts))
+        .with_state(shown)
+}
+
+async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], shown.metrics.render())
+}
+
+/// A browser sends the name by which it was led here. Whoever owns such a name can make it point to us (DNS
+/// rebinding) and let a page of theirs read what we show; addresses, `localhost` and our own name nobody else owns.
+/// Clients that send no host are no browsers.
+async fn refuse_foreign_hosts(State(host_name): State<Arc<str>>, request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or_default());
+    let host = request.uri().host().or(host);
+    match host {
+        Some(host) if !is_us(host, &host_name) => {
+            let advice = "this host name is not ours; use an address, localhost or the name of the host\n";
+            (StatusCode::MISDIRECTED_REQUEST, advice).into_response()
+        }
+        _ => next.run(request).await,
+    }
+}
+
+/// Whether an authority (`HOST` or `HOST:PORT`) names this host.
+fn is_us(authority: &str, host_name: &str) -> bool {
+    let Ok(authority) = authority.parse::<Authority>() else { return false };
+    let host = authority.host();
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let names = ["localhost", host_name, host_name.split('.').next().unwrap_or_default()];
+    address.parse::<IpAddr>().is_ok() || names.iter().any(|name| !name.is_empty() && host.eq_ignore_ascii_case(name))
+}
+
+/// The name that the kernel has for this host; empty if it has none.
+fn host_name() -> String {
+    fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
+fn serialize_listen<S: Serializer>(listen: &Option<SocketAddr>, serializer: S) -> Result<S::Ok, S::Error> {
+    match listen {
+        Some(address) => serializer.collect_str(address),
+        None => serializer.serialize_str(""),
+    }
+}
+
+fn deserialize_listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    deserializer.deserialize_str(ListenVisitor)
+}
+
+struct ListenVisitor;
+
+impl de::Visitor<'_> for ListenVisitor {
+    type Value = Option<SocketAddr>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("IP:PORT or [IPv6]:PORT, or \"\" for none")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Option<SocketAddr>, E> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        text.parse().map(Some).map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
+    }
+}
+
+/// How long requests that have begun may take to end after the shutdown.
+const GRACE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
+    use super::*;
+
+    #[test]
+    fn only_names_that_nobody_else_owns_are_ours() {
+        for (host, expected) in [
+            ("127.0.0.1:8653", true),
+            ("192.0.2.1", true),
+            ("[::1]:8653", true),
+            ("LOCALHOST:8653", true),
+            ("mon1.example:8653", true),
+            ("mon1", true),
+            ("mon1.attacker.example", false),
+            ("localhost.attacker.example", false),
+            ("127.0.0.1.attacker.example:8653", false),
+            ("", false),
+            ("a b", false),
+        ] {
+            assert_eq!(is_us(host, "mon1.example"), expected, "{host}");
+        }
+        assert!(!is_us("", ""), "a host without a name");
+    }
+
+    #[tokio::test]
+    async fn the_routes_answer_until_the_shutdown() {
+        let missing = Arc::new(std::sync::Mutex::new(vec!["no upstream".to_owned()]));
+        let readiness = missing.clone();
+        let readiness: Readiness = Arc::new(move || readiness.lock().unwrap().clone());
+        let shown = Shown { metrics: Arc::new(Metrics::new()), readiness };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let server = tokio::spawn(serve(listener, shown, shutdown.clone()));
+        let ask = async |path: &str, host: &str| {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut response = String::new();
+            stream.read_to_string(&mut response).await.unwrap();
+            response
+        };
+        for (path, host, status, text) in [
+            ("/live", "localhost", 200, "live"),
+            ("/ready", "localhost", 503, "no upstream\n"),
+            ("/metrics", "127.0.0.1:8653", 200, "\nwatershed_build_info{"),
+            ("/metrics", "attacker.example", 421, "not ours"),
+            ("/nothing", "localhost", 404, ""),
+        ] {
+            let response = ask(path, host).await;
+            assert!(
+                response.starts_with(&format!("HTTP/1.1 {status} ")) && response.contains(text),
+                "{path}: {response}"
+            );
+        }
+        missing.lock().unwrap().clear();
+        assert!(ask("/ready", "localhost").await.starts_with("HTTP/1.1 200 "));
+        shutdown.cancel();
+        server.await.unwrap().unwrap();
+    }
+}
