@@ -1,1 +1,328 @@
-//! config
+//! One configuration from the sections of all rooms: read, completed, checked.
+//!
+//! Each room owns the `Config` of its sections. Here they are composed, their cross-references checked, and what was
+//! left open taken from the system. All faults are reported at once, each as `file:line: what is wrong; what to do`,
+//! to `check`, to the start and to a reload alike.
+
+mod check;
+mod document;
+mod resolvconf;
+
+use std::{
+    fmt, fs, io,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use toml::Spanned;
+
+use crate::{
+    cache, control, forward,
+    location::Location,
+    server,
+    wire::{Name, NameError},
+    zone,
+};
+use check::Check;
+use document::{Document, UNWRITTEN};
+pub use resolvconf::System;
+
+/// Everything that can be configured.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// What faces clients.
+    pub server: server::Config,
+    /// Which names are asked of which upstreams.
+    pub forward: Vec<forward::Config>,
+    /// Which names are refused.
+    pub refuse: Vec<Refuse>,
+    /// Override zones by folder.
+    pub zones: zone::Config,
+    /// Override zones one by one.
+    pub zone: Vec<zone::FileConfig>,
+    /// The response cache.
+    pub cache: cache::Config,
+    /// What faces operators.
+    pub control: control::Config,
+}
+
+/// Names that are refused, section `[[refuse]]`: what is at or below its suffixes, unless a longer one says otherwise.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refuse {
+    /// The names. No default. Applies at reload.
+    pub suffixes: Vec<Spanned<String>>,
+}
+
+/// Where a configuration comes from. Loading it again is what a reload does.
+#[derive(Debug, Clone, Default)]
+pub struct Source {
+    /// The file; without one, [`DEFAULT_FILE`] if it is there, else the defaults.
+    pub file: Option<PathBuf>,
+    /// What the command line says instead of the file.
+    pub overrides: Overrides,
+    /// What the system says where neither does.
+    pub system: System,
+}
+
+/// What the command line says instead of the file.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// Instead of `server.listen`, if any.
+    pub listen: Vec<SocketAddr>,
+    /// Instead of whatever is said of the suffix `.`, if any.
+    pub upstreams: Vec<forward::UpstreamUrl>,
+    /// Instead of `zones.directory`.
+    pub zones: Option<PathBuf>,
+}
+
+/// A configuration without a fault.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The whole, defaults and overrides included, its paths made independent of the file's place.
+    pub config: Config,
+    /// `config.forward` in its final types, in the same order.
+    pub rules: Vec<forward::Rule>,
+    /// The suffixes of `config.refuse`.
+    pub refused: Vec<Name>,
+    /// Who says where names go that no rule claims.
+    pub upstreams: Upstreams,
+    /// The file that was read.
+    pub file: Option<PathBuf>,
+    /// What to load again at a reload.
+    pub source: Source,
+}
+
+/// Who says where names go that no rule claims.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Upstreams {
+    /// The file or the command line.
+    Configured,
+    /// This file of the system's.
+    System(PathBuf),
+    /// Nobody: such names cannot be resolved.
+    Unknown,
+}
+
+impl Upstreams {
+    /// What there is to say to the operator where nobody names an upstream.
+    pub fn missing(&self) -> Option<&'static str> {
+        (*self == Self::Unknown).then_some(
+            "no upstream for names that no rule claims: /etc/resolv.conf names no server but ourselves; write a \
+             [[forward]] with suffixes = [\".\"]",
+        )
+    }
+}
+
+impl Source {
+    /// Reads, completes and checks the configuration. Every fault is reported, in the order of the lines.
+    pub fn load(&self) -> Result<Loaded, Vec<Fault>> {
+        let default_file = || Some(PathBuf::from(DEFAULT_FILE)).filter(|file| file.exists());
+        let file = self.file.clone().or_else(default_file);
+        let path = file.as_deref().unwrap_or(Path::new(""));
+        let unreadable = |error: io::Error| {
+            let problem = match error.kind() {
+                io::ErrorKind::InvalidData => Problem::NotUtf8,
+                _ => Problem::Unreadable(error.to_string()),
+            };
+            vec![Fault { location: Location::file(path), problem }]
+        };
+        let text = file.as_deref().map_or(Ok(String::new()), fs::read_to_string).map_err(unreadable)?;
+        let mut document = Document::parse(path, &text)?;
+        let mut faults = Vec::new();
+        let mut config: Config = document.read(&mut faults).unwrap_or_default();
+        let mut check = Check { document, faults };
+        check.sections(&config);
+        check.names(&config);
+
+        config.anchor(path);
+        self.overrides.apply(&mut config);
+        let upstreams = self.fill_in(&mut config);
+        check.addresses(&config, self);
+        let rules = config.forward.iter().filter_map(|rule| rule.rule().ok()).collect();
+        let refused = config.refuse.iter().flat_map(|refuse| &refuse.suffixes).filter_map(read_name).collect();
+
+        let mut faults = check.faults;
+        if !faults.is_empty() {
+            faults.sort_by_key(|fault| fault.location.line);
+            return Err(faults);
+        }
+        Ok(Loaded { config, rules, refused, upstreams, file, source: self.clone() })
+    }
+
+    /// Adds the rules that are there unless somebody says otherwise: for all names, and for Consul's.
+    fn fill_in(&self, config: &mut Config) -> Upstreams {
+        let mut upstreams = Upstreams::Configured;
+        if !config.claims(&Name::root()) {
+            upstreams = match self.system.upstreams(&config.server.listen) {
+                Some((servers, file)) => {
+                    config.forward.push(rule(".", &servers));
+                    Upstreams::System(file.into())
+                }
+                None => Upstreams::Unknown,
+            };
+        }
+        if read_name(&unwritten(CONSUL)).is_some_and(|consul| !config.claims(&consul)) {
+            let agent = SocketAddr::from((Ipv4Addr::LOCALHOST, CONSUL_PORT));
+            // What Consul no longer says of its services is not to be believed.
+            config.forward.push(forward::Config { serve_stale: Duration::ZERO, ..rule(CONSUL, &[agent]) });
+        }
+        upstreams
+    }
+}
+
+impl Config {
+    /// Whether a rule or a whole zone speaks for exactly this suffix.
+    fn claims(&self, suffix: &Name) -> bool {
+        let forwarded = self.forward.iter().flat_map(|rule| &rule.suffixes);
+        let refused = self.refuse.iter().flat_map(|rule| &rule.suffixes);
+        let zones = self.zone.iter().filter(|zone| zone.mode == zone::Mode::Zone).map(|zone| &zone.apex);
+        forwarded.chain(refused).chain(zones).any(|text| read_name(text).is_some_and(|name| name == *suffix))
+    }
+
+    /// Makes paths that are relative start from the folder of the configuration file.
+    fn anchor(&mut self, file: &Path) {
+        let Some(folder) = std::path::absolute(file).ok().and_then(|file| Some(file.parent()?.to_owned())) else {
+            return;
+        };
+        let paths = self.zones.hosts.iter_mut().chain(self.zone.iter_mut().map(|zone| &mut zone.file));
+        for path in paths.chain(&mut self.zones.directory).chain(&mut self.server.state_directory) {
+            *path = folder.join(&*path);
+        }
+    }
+}
+
+impl Overrides {
+    fn apply(&self, config: &mut Config) {
+        if !self.listen.is_empty() {
+            config.server.listen = self.listen.clone();
+        }
+        if let Some(directory) = &self.zones {
+            config.zones.directory = Some(std::path::absolute(directory).unwrap_or_else(|_| directory.clone()));
+        }
+        if !self.upstreams.is_empty() {
+            let is_other = |suffix: &Spanned<String>| read_name(suffix).is_none_or(|name| !name.is_root());
+            config.forward.iter_mut().for_each(|rule| rule.suffixes.retain(is_other));
+            config.forward.retain(|rule| !rule.suffixes.is_empty());
+            config.refuse.iter_mut().for_each(|rule| rule.suffixes.retain(is_other));
+            config.refuse.retain(|rule| !rule.suffixes.is_empty());
+            config.forward.push(rule(".", &self.upstreams));
+        }
+    }
+}
+
+/// Something wrong, and where. Prints as `file:line: what is wrong; what to do`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fault {
+    /// Where; for what the command line says, its name in place of a file's.
+    pub location: Location,
+    /// What, and what to do.
+    pub problem: Problem,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.location, self.problem)
+    }
+}
+
+/// Arguments or files are refused, for these faults: a message each.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct Refused(pub Vec<String>);
+
+impl Refused {
+    /// For faults of any kind.
+    pub fn new(faults: impl IntoIterator<Item: ToString>) -> Self {
+        Self(faults.into_iter().map(|fault| fault.to_string()).collect())
+    }
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Problem {
+    /// The file.
+    #[error("cannot be read: {0}; mend the path or its permissions")]
+    Unreadable(String),
+    /// The encoding.
+    #[error("not UTF-8 text; save it as that")]
+    NotUtf8,
+    /// The syntax.
+    #[error("this is not TOML: {0}")]
+    Syntax(String),
+    /// An unknown key, or a value that is none for its key.
+    #[error("{0}")]
+    Value(String),
+    /// A section of one room.
+    #[error(transparent)]
+    Server(server::Problem),
+    /// A section of one room.
+    #[error(transparent)]
+    Cache(cache::Problem),
+    /// A section of one room.
+    #[error(transparent)]
+    Forward(forward::Problem),
+    /// A suffix or an apex that is not a name.
+    #[error("{what} {text:?} is not a name: {error}; write one such as \"corp.example\"")]
+    NotAName {
+        /// Suffix or apex.
+        what: &'static str,
+        /// As written.
+        text: String,
+        /// Why not.
+        error: NameError,
+    },
+    /// A suffix that two rules claim, or an apex that two zones do.
+    #[error("{what} {name} stands at {first} already; remove one")]
+    Twice {
+        /// Suffix or apex.
+        what: &'static str,
+        /// The name.
+        name: Name,
+        /// Where it stands first.
+        first: Location,
+    },
+    /// An upstream that is ourselves.
+    #[error("upstream {upstream} is ourselves, who listen on {listen}; name the server behind us, or listen elsewhere")]
+    Loop {
+        /// The upstream.
+        upstream: String,
+        /// The address of ours that it reaches.
+        listen: SocketAddr,
+    },
+    /// A refuse rule without names.
+    #[error("the rule has no suffixes; name at least one, such as \"ads.example\"")]
+    NoSuffixes,
+    /// DNS and HTTP on one address.
+    #[error("{0} is an address of server.listen too; choose another port")]
+    ControlOnDns(SocketAddr),
+}
+
+/// A forward rule that nobody has written.
+fn rule(suffix: &str, upstreams: &[impl ToString]) -> forward::Config {
+    forward::Config {
+        suffixes: vec![unwritten(suffix)],
+        upstreams: upstreams.iter().map(|upstream| unwritten(&upstream.to_string())).collect(),
+        ..forward::Config::default()
+    }
+}
+
+fn unwritten(text: &str) -> Spanned<String> {
+    Spanned::new(UNWRITTEN, text.to_owned())
+}
+
+fn read_name(text: &Spanned<String>) -> Option<Name> {
+    text.get_ref().parse().ok()
+}
+
+/// The configuration that is read if none is named, if it is there.
+pub const DEFAULT_FILE: &str = "/etc/watershed/watershed.toml";
+const CONSUL: &str = "consul";
+/// On which a Consul agent speaks DNS, unless it is told otherwise.
+const CONSUL_PORT: u16 = 8600;
+
+#[cfg(test)]
+mod tests;

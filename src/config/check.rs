@@ -1,0 +1,148 @@
+//! What no room can check alone, and the lines of what the rooms find.
+
+use std::{collections::HashMap, net::SocketAddr};
+
+use toml::Spanned;
+
+use super::{
+    Config, Fault, Problem, Source,
+    document::{Document, UNWRITTEN},
+};
+use crate::{cache, forward, location::Location, wire::Name, zone};
+
+/// A document under examination and all that has been found wrong with it.
+pub struct Check<'a> {
+    pub document: Document<'a>,
+    pub faults: Vec<Fault>,
+}
+
+impl Check<'_> {
+    /// What the rooms say of their sections.
+    pub fn sections(&mut self, config: &Config) {
+        for problem in config.server.problems() {
+            self.report(self.document.locate_key("server", 0, problem.key()), Problem::Server(problem));
+        }
+        for problem in config.cache.problems() {
+            let key = match problem {
+                cache::Problem::OutOfRange { key, .. } => key,
+                cache::Problem::Crossed => "min_ttl",
+            };
+            self.report(self.document.locate_key("cache", 0, key), Problem::Cache(problem));
+        }
+        for (index, rule) in config.forward.iter().enumerate() {
+            for forward::Fault { span, problem } in rule.rule().err().unwrap_or_default() {
+                let key = match problem {
+                    // Suffixes are read across all rules, in `names`.
+                    forward::Problem::Suffix { .. } | forward::Problem::SuffixTwice(_) => continue,
+                    forward::Problem::NoSuffixes => "suffixes",
+                    forward::Problem::NoUpstreams => "upstreams",
+                    forward::Problem::TooLong { key, .. } => key,
+                    _ => "",
+                };
+                // What is gone for its own fault is not missing.
+                if self.document.has_lost("forward", index, key) {
+                    continue;
+                }
+                let location = match span {
+                    Some(span) if key.is_empty() => self.document.locate(&span),
+                    _ => self.document.locate_key("forward", index, key),
+                };
+                self.report(location, Problem::Forward(problem));
+            }
+        }
+        for (index, rule) in config.refuse.iter().enumerate() {
+            if rule.suffixes.is_empty() && !self.document.has_lost("refuse", index, "suffixes") {
+                self.report(self.document.locate_key("refuse", index, "suffixes"), Problem::NoSuffixes);
+            }
+        }
+    }
+
+    /// Each suffix is claimed by one rule, each apex by one zone. Overlays may share an apex: they are asked in turn.
+    pub fn names(&mut self, config: &Config) {
+        let forwarded = config.forward.iter().flat_map(|rule| &rule.suffixes);
+        let refused = config.refuse.iter().flat_map(|rule| &rule.suffixes);
+        let suffixes = forwarded.chain(refused).map(|suffix| (suffix, Claim::Alone));
+        self.claims(suffixes, "suffix");
+        let apexes = config.zone.iter().map(|zone| match zone.mode {
+            zone::Mode::Zone => (&zone.apex, Claim::Alone),
+            zone::Mode::Overlay => (&zone.apex, Claim::Shared),
+        });
+        self.claims(apexes, "apex");
+    }
+
+    fn claims<'b>(&mut self, claims: impl Iterator<Item = (&'b Spanned<String>, Claim)>, what: &'static str) {
+        let mut known = HashMap::<Name, Location>::new();
+        for (text, claim) in claims {
+            let location = self.document.locate(&text.span());
+            match text.get_ref().parse::<Name>() {
+                Err(error) => self.report(location, Problem::NotAName { what, text: text.get_ref().clone(), error }),
+                Ok(_) if claim == Claim::Shared => {}
+                Ok(name) => match known.get(&name) {
+                    Some(first) => self.report(location, Problem::Twice { what, name, first: first.clone() }),
+                    None => drop(known.insert(name, location)),
+                },
+            }
+        }
+    }
+
+    /// No upstream leads back to ourselves. This is asked last, of what the command line and the system say too.
+    pub fn addresses(&mut self, config: &Config, source: &Source) {
+        let command_line = || Location::file(COMMAND_LINE);
+        let overrides = &source.overrides;
+        let listen = &config.server.listen;
+        let listen_at = || match overrides.listen.is_empty() {
+            true => self.document.locate_key("server", 0, "listen"),
+            false => command_line(),
+        };
+        let mut found = Vec::new();
+        if !overrides.listen.is_empty() {
+            let problems = config.server.problems().into_iter().filter(|problem| problem.key() == "listen");
+            found.extend(problems.map(|problem| (command_line(), Problem::Server(problem))));
+        }
+        if let Some(control) = config.control.listen.filter(|control| is_taken(control, listen)) {
+            found.push((self.document.locate_key("control", 0, "listen"), Problem::ControlOnDns(control)));
+        }
+        for written in &config.forward {
+            match written.rule() {
+                // Those of the file are known already.
+                Err(faults) => {
+                    let faults = faults.into_iter().filter(|fault| fault.span == Some(UNWRITTEN));
+                    found.extend(faults.map(|fault| (command_line(), Problem::Forward(fault.problem))));
+                }
+                Ok(rule) => {
+                    for (url, text) in
+                        rule.upstreams.iter().zip(&written.upstreams).filter(|(url, _)| !url.is_encrypted())
+                    {
+                        let Some(listen) = source.system.is_us(url.address, listen) else { continue };
+                        let location = match text.span() {
+                            UNWRITTEN if overrides.upstreams.contains(url) => command_line(),
+                            UNWRITTEN => listen_at(),
+                            span => self.document.locate(&span),
+                        };
+                        found.push((location, Problem::Loop { upstream: url.to_string(), listen }));
+                    }
+                }
+            }
+        }
+        found.into_iter().for_each(|(location, problem)| self.report(location, problem));
+    }
+
+    fn report(&mut self, location: Location, problem: Problem) {
+        self.faults.push(Fault { location, problem });
+    }
+}
+
+/// Whether a name is for one alone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Claim {
+    Alone,
+    Shared,
+}
+
+/// Port 0 is whatever is free.
+fn is_taken(address: &SocketAddr, by: &[SocketAddr]) -> bool {
+    address.port() != 0 && by.contains(address)
+}
+
+/// What stands for the file in faults of what no file says.
+const COMMAND_LINE: &str = "command line";

@@ -1,0 +1,192 @@
+use std::{collections::HashMap, net::IpAddr};
+
+use super::*;
+
+/// A system that names no upstream and on which only loopback is local.
+fn bare_system() -> System {
+    System { resolv_confs: Vec::new(), is_local: |address: IpAddr| address.is_loopback() }
+}
+
+fn source(file: impl Into<PathBuf>) -> Source {
+    Source { file: Some(file.into()), overrides: Overrides::default(), system: bare_system() }
+}
+
+/// Loads a configuration written as text.
+fn load(text: &str, overrides: Overrides) -> Result<Loaded, Vec<String>> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), text).unwrap();
+    let faults = Source { overrides, ..source(file.path()) }.load();
+    faults.map_err(|faults| faults.iter().map(Fault::to_string).collect())
+}
+
+/// The comment lines at the top of a fixture are what its messages must contain, a line each.
+#[test]
+fn each_fixture_provokes_its_messages_and_no_others() {
+    // Relative, as cargo starts tests in the package's folder: messages name no folder of this machine.
+    let mut wrong = String::new();
+    for entry in fs::read_dir("tests/fixtures/config").unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        let expected: Vec<&str> = text.lines().map_while(|line| line.strip_prefix("# ")).collect();
+        let faults = source(&path).load().err().unwrap_or_default();
+        let found: Vec<String> = faults.iter().map(Fault::to_string).collect();
+        if found.len() != expected.len() || !found.iter().zip(&expected).all(|(f, e)| f.contains(e)) {
+            wrong += &format!("{}\nexpected {expected:#?}\nfound {found:#?}\n", path.display());
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[test]
+fn reference_is_the_default_and_mentions_every_key() {
+    let reference = include_str!("reference.toml");
+    assert_eq!(toml::from_str::<Config>(reference).unwrap(), Config::default());
+    // What has no default stands there as an example: a line that begins with "#" and no blank.
+    let is_example = |line: &str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
+    let key = |line: &'static str| Some(line.split_once(" = ")?.0).filter(|key| !key.contains('#'));
+    let shown: Vec<&str> = reference.lines().map(|line| if is_example(line) { &line[1..] } else { line }).collect();
+    let loaded = load(&shown.join("\n"), Overrides::default()).unwrap();
+    assert!(!loaded.config.forward.is_empty() && !loaded.config.refuse.is_empty() && !loaded.config.zone.is_empty());
+
+    let mut sections = HashMap::new();
+    let mut section = "";
+    for line in shown {
+        match line.strip_prefix('[') {
+            Some(name) => section = name.trim_matches(['[', ']']),
+            None => sections.entry(section).or_insert_with(Vec::new).extend(key(line)),
+        }
+    }
+    for (section, keys) in [
+        ("server", keys::<server::Config>()),
+        ("forward", keys::<forward::Config>()),
+        ("refuse", keys::<Refuse>()),
+        ("zones", keys::<zone::Config>()),
+        ("zone", keys::<zone::FileConfig>()),
+        ("cache", keys::<cache::Config>()),
+        ("control", keys::<control::Config>()),
+    ] {
+        assert_eq!(sections.remove(section).unwrap_or_default(), keys, "[{section}] in the order of the code");
+    }
+    sections.retain(|_, keys| !keys.is_empty());
+    assert!(sections.is_empty(), "{sections:?}");
+    assert_eq!(keys::<Config>().len(), 7, "a new section belongs into the list above");
+}
+
+/// The keys of a section: serde names them to whoever uses another.
+fn keys<T: serde::de::DeserializeOwned + fmt::Debug>() -> Vec<String> {
+    let message = toml::from_str::<T>("no_such_key = 1").unwrap_err().message().to_owned();
+    message.split('`').skip(3).step_by(2).map(Into::into).collect()
+}
+
+#[test]
+fn with_no_file_names_go_where_the_system_sends_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let resolv_conf = folder.path().join("resolv.conf");
+    fs::write(&resolv_conf, "nameserver 127.0.0.1\nnameserver 192.0.2.53\nnameserver 2001:db8::53\n").unwrap();
+    let system = System { resolv_confs: vec![resolv_conf.clone()], ..bare_system() };
+    let file = folder.path().join("empty.toml");
+    fs::write(&file, "").unwrap();
+    let loaded = Source { system, ..source(&file) }.load().unwrap();
+    assert_eq!(loaded.upstreams, Upstreams::System(resolv_conf));
+    assert_eq!(routes(&loaded), [". 192.0.2.53:53 [2001:db8::53]:53", "consul. 127.0.0.1:8600"]);
+    assert_eq!(loaded.config.forward[1].serve_stale, Duration::ZERO);
+    let loaded = source(&file).load().unwrap();
+    assert_eq!(
+        (loaded.upstreams.clone(), routes(&loaded)),
+        (Upstreams::Unknown, vec!["consul. 127.0.0.1:8600".into()])
+    );
+}
+
+/// Each rule as its suffixes and upstreams.
+fn routes(loaded: &Loaded) -> Vec<String> {
+    let route = |rule: &forward::Rule| {
+        let suffixes = rule.suffixes.iter().map(|suffix| suffix.get_ref().to_string());
+        suffixes.chain(rule.upstreams.iter().map(ToString::to_string)).collect::<Vec<_>>().join(" ")
+    };
+    loaded.rules.iter().map(route).collect()
+}
+
+#[test]
+fn a_default_rule_gives_way_to_whoever_claims_its_suffix() {
+    let default = ["consul. 127.0.0.1:8600"].as_slice();
+    for (text, expected) in [
+        ("", default),
+        ("[[forward]]\nsuffixes = ['Consul']\nupstreams = ['192.0.2.1:8600']", &["Consul. 192.0.2.1:8600"]),
+        ("[[refuse]]\nsuffixes = ['consul']", &[]),
+        ("[[zone]]\napex = 'consul'\nfile = 'x'", &[]),
+        ("[[zone]]\napex = 'consul'\nfile = 'x'\nmode = 'overlay'", default), // lets through what it does not hold
+        ("[[refuse]]\nsuffixes = ['dc1.consul']", default),
+    ] {
+        assert_eq!(routes(&load(text, Overrides::default()).unwrap()), expected, "{text}");
+    }
+}
+
+#[test]
+fn the_command_line_outranks_the_file() {
+    let text = "[server]\nlisten = ['192.0.2.1']\n[[forward]]\nsuffixes = ['.', 'corp.example']\nupstreams = ['192.0.2.2']\n\
+                [[forward]]\nsuffixes = ['consul']\nupstreams = ['192.0.2.3']";
+    let overrides = Overrides {
+        listen: vec!["127.0.0.1:5300".parse().unwrap()],
+        upstreams: vec!["192.0.2.4".parse().unwrap(), "tcp://192.0.2.5".parse().unwrap()],
+        zones: Some("zones".into()),
+    };
+    let loaded = load(text, overrides.clone()).unwrap();
+    assert_eq!(loaded.config.server.listen, overrides.listen);
+    assert_eq!(loaded.upstreams, Upstreams::Configured);
+    assert_eq!(
+        routes(&loaded),
+        ["corp.example. 192.0.2.2:53", "consul. 192.0.2.3:53", ". 192.0.2.4:53 tcp://192.0.2.5:53"]
+    );
+    assert_eq!(loaded.config.zones.directory, Some(std::path::absolute("zones").unwrap()));
+}
+
+#[test]
+fn the_command_line_is_checked_as_the_file_is() {
+    let address = "127.0.0.1:5300".parse::<SocketAddr>().unwrap();
+    let upstream = forward::UpstreamUrl::udp(address);
+    for (overrides, expected) in [
+        (
+            Overrides { listen: vec![address], upstreams: vec![upstream.clone()], zones: None },
+            "command line: upstream 127.0.0.1:5300 is ourselves",
+        ),
+        (
+            Overrides { listen: vec![address; 2], ..Overrides::default() },
+            "command line: the address 127.0.0.1:5300 is listed",
+        ),
+        (
+            Overrides { upstreams: vec![upstream; 2], ..Overrides::default() },
+            "command line: upstream 127.0.0.1:5300 stands",
+        ),
+    ] {
+        let faults = load("", overrides).unwrap_err();
+        assert!(faults.len() == 1 && faults[0].starts_with(expected), "{expected}: {faults:?}");
+    }
+}
+
+#[test]
+fn paths_start_from_the_folder_of_the_file() {
+    let loaded = source("tests/fixtures/config/good_with_everything.toml").load().unwrap();
+    let folder = std::path::absolute("tests/fixtures/config").unwrap();
+    assert_eq!(loaded.config.zone[0].file, folder.join("site.zone"));
+    assert_eq!(loaded.config.zones.directory, Some(folder.join("zones")));
+    assert_eq!(loaded.config.zones.hosts, [PathBuf::from("/etc/hosts")]);
+    assert_eq!(loaded.config.server.state_directory, Some(folder.join("state")));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_a_fault() {
+    let faults = source("tests/fixtures/absent.toml").load().unwrap_err();
+    let message = faults[0].to_string();
+    assert!(message.starts_with("tests/fixtures/absent.toml: cannot be read: No such file"), "{message}");
+}
+
+#[test]
+fn a_configuration_is_read_back_as_written() {
+    let loaded = source("tests/fixtures/config/good_with_everything.toml").load().unwrap();
+    assert_eq!(toml::from_str::<Config>(&toml::to_string(&loaded.config).unwrap()).unwrap(), loaded.config);
+}
+
+#[test]
+fn the_examples_have_no_fault() {
+    source("examples/watershed.toml").load().unwrap();
+}
