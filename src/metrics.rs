@@ -36,6 +36,7 @@ impl Metrics {
             declare.counters("server_queries_total", "Queries received.", &["transport", "qtype"], |b, put| b.grid(|c| &c.queries, (&Transport::LABELS, &QTYPES), put)),
             declare.counters("server_replies_total", "Replies sent to clients.", &["transport", "rcode"], |b, put| b.grid(|c| &c.replies, (&Transport::LABELS, &RCODES), put)),
             declare.counters("server_rejected_total", "Queries not resolved: no DNS query, malformed, unsupported, refused by the ACL, too many.", &["reason"], |b, put| b.row(|c| &c.rejections, &Rejection::LABELS, put)),
+            declare.counters("server_unsent_total", "UDP replies that the system refused to send: no way to the client, or no room.", &[], |b, put| put(&[], b.sum(|c| &c.unsent))),
             declare.gauges("server_tcp_connections", "Open TCP connections of clients.", &[], |b, put| put(&[], b.levels.tcp_connections.read())),
 
             declare.counters("cache_hits_total", "Queries answered from the cache by what had not expired.", &[], |b, put| put(&[], b.sum(|c| &c.hits))),
@@ -48,14 +49,15 @@ impl Metrics {
             declare.gauges("cache_limit_bytes", "Memory that entries may take.", &[], |b, put| put(&[], b.levels.cache_limit_bytes.read())),
 
             declare.counters("resolve_joined_total", "Queries that waited for the response to an equal one.", &[], |b, put| put(&[], b.sum(|c| &c.joined))),
+            declare.gauges("resolve_waiting", "Clients that wait for a response.", &[], |b, put| put(&[], b.levels.waiting.read())),
             declare.gauges("resolve_in_flight", "Questions that wait for a response.", &[], |b, put| put(&[], b.levels.in_flight.read())),
-            declare.gauges("resolve_queue_depth", "Questions handed over by the workers and not yet begun.", &[], |b, put| put(&[], b.levels.queue_depth.read())),
+            declare.gauges("resolve_queue_depth", "Questions that a task and not a worker forwards: they need a stream, or came by one.", &[], |b, put| put(&[], b.levels.queue_depth.read())),
 
             declare.counters("forward_sends_total", "Queries sent to the upstream, those sent again included.", &UPSTREAM, |b, put| b.each_upstream(&[""], |u, _| load(&u.sends), put)),
             declare.counters("forward_resends_total", "Queries sent to the upstream again.", &UPSTREAM, |b, put| b.each_upstream(&[""], |u, _| load(&u.resends), put)),
-            declare.counters("forward_responses_total", "Responses of the upstream.", &["group", "upstream", "rcode"], |b, put| b.each_upstream(&RCODES, |u, rcode| load(&u.responses[rcode]), put)),
+            declare.counters("forward_responses_total", "Responses of the upstream.", &["upstream", "rcode"], |b, put| b.each_upstream(&RCODES, |u, rcode| load(&u.responses[rcode]), put)),
             declare.counters("forward_timeouts_total", "Attempts given up without a response.", &UPSTREAM, |b, put| b.each_upstream(&[""], |u, _| load(&u.timeouts), put)),
-            declare.counters("forward_failures_total", "Attempts refused by the network, and responses that cannot be meant for the query they came for.", &["group", "upstream", "reason"], |b, put| b.each_upstream(&Failure::LABELS, |u, reason| load(&u.failures[reason]), put)),
+            declare.counters("forward_failures_total", "Attempts refused by the network, and responses that cannot be meant for the query they came for.", &["upstream", "reason"], |b, put| b.each_upstream(&Failure::LABELS, |u, reason| load(&u.failures[reason]), put)),
             declare.gauges("forward_up", "1 while the upstream is taken to be healthy.", &UPSTREAM, |b, put| b.each_upstream(&[""], |u, _| load(&u.up), put)),
             declare.histograms("forward_seconds", "From sending a query to its response.", &UPSTREAM),
 
@@ -81,13 +83,13 @@ impl Metrics {
 
     /// The cells of an upstream. Its metrics vanish when the last owner drops them; while one is left, asking for
     /// the same labels again gives the same cells, so that a reload goes on counting.
-    pub fn upstream(&self, group: &str, upstream: &str) -> Arc<UpstreamCells> {
+    pub fn upstream(&self, upstream: &str) -> Arc<UpstreamCells> {
         let mut upstreams = lock(&self.board.upstreams);
         let mut living = upstreams.iter().filter_map(Weak::upgrade);
-        if let Some(known) = living.find(|cells| *cells.group == *group && *cells.upstream == *upstream) {
+        if let Some(known) = living.find(|cells| *cells.upstream == *upstream) {
             return known;
         }
-        let cells = Arc::new(UpstreamCells::new(group, upstream));
+        let cells = Arc::new(UpstreamCells::new(upstream));
         upstreams.push(Arc::downgrade(&cells));
         cells
     }
@@ -218,6 +220,7 @@ pub struct Cells {
     queries: [[AtomicU64; QTYPES.len()]; Transport::LABELS.len()],
     replies: [[AtomicU64; RCODES.len()]; Transport::LABELS.len()],
     rejections: [AtomicU64; Rejection::LABELS.len()],
+    unsent: AtomicU64,
     hits: AtomicU64,
     misses: AtomicU64,
     stale: AtomicU64,
@@ -245,6 +248,11 @@ impl Cells {
     /// A query was not resolved.
     pub fn reject(&self, reason: Rejection) {
         self.count(&self.rejections[reason as usize]);
+    }
+
+    /// The system refused to send a reply.
+    pub fn unsent(&self) {
+        self.count(&self.unsent);
     }
 
     /// The cache answered, with what had not expired.
@@ -284,7 +292,6 @@ impl Cells {
 /// What is counted for one upstream, by any thread.
 #[derive(Debug)]
 pub struct UpstreamCells {
-    group: Box<str>,
     upstream: Box<str>,
     sends: AtomicU64,
     resends: AtomicU64,
@@ -298,9 +305,8 @@ pub struct UpstreamCells {
 }
 
 impl UpstreamCells {
-    fn new(group: &str, upstream: &str) -> Self {
+    fn new(upstream: &str) -> Self {
         Self {
-            group: group.into(),
             upstream: upstream.into(),
             sends: AtomicU64::new(0),
             resends: AtomicU64::new(0),
@@ -381,9 +387,11 @@ pub struct Levels {
     pub cache_limit_bytes: Level,
     /// Entries dropped for space since the start.
     pub cache_evictions: Level,
+    /// Clients that wait for a response.
+    pub waiting: Level,
     /// Questions that wait for a response.
     pub in_flight: Level,
-    /// Questions handed over by the workers and not yet begun.
+    /// Questions that a task and not a worker forwards.
     pub queue_depth: Level,
     /// Open TCP connections of clients.
     pub tcp_connections: Level,
@@ -459,6 +467,7 @@ impl Board {
             queries: Default::default(),
             replies: Default::default(),
             rejections: Default::default(),
+            unsent: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             stale: AtomicU64::new(0),
@@ -499,11 +508,11 @@ impl Board {
         upstreams.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// One number of each upstream for each value of a third label; `[""]` where there is no third.
-    fn each_upstream(&self, third: &[&str], read: impl Fn(&UpstreamCells, usize) -> u64, put: &mut Put<'_>) {
+    /// One number of each upstream for each value of a second label; `[""]` where there is no second.
+    fn each_upstream(&self, second: &[&str], read: impl Fn(&UpstreamCells, usize) -> u64, put: &mut Put<'_>) {
         for upstream in self.upstreams() {
-            for (index, label) in third.iter().enumerate() {
-                put(&[&upstream.group, &upstream.upstream, label], read(&upstream, index));
+            for (index, label) in second.iter().enumerate() {
+                put(&[&upstream.upstream, label], read(&upstream, index));
             }
         }
     }
@@ -578,7 +587,7 @@ impl Row {
             }
             Source::UpstreamSeconds => {
                 for upstream in board.upstreams() {
-                    let mut metric = self.labeled(&[&upstream.group, &upstream.upstream]);
+                    let mut metric = self.labeled(&[&upstream.upstream]);
                     metric.set_histogram(upstream.histogram());
                     metrics.push(metric);
                 }
@@ -669,7 +678,7 @@ fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-const UPSTREAM: [&str; 2] = ["group", "upstream"];
+const UPSTREAM: [&str; 1] = ["upstream"];
 /// In the order of `qtype_index`.
 const QTYPES: [&str; 15] =
     ["A", "AAAA", "SRV", "PTR", "TXT", "MX", "NS", "SOA", "CNAME", "DS", "DNSKEY", "HTTPS", "SVCB", "ANY", "other"];
@@ -691,10 +700,10 @@ mod tests {
     #[test]
     fn names_begin_with_the_program_and_end_in_their_unit() {
         let metrics = Metrics::new();
-        let _upstream = metrics.upstream("default", "192.0.2.53:53");
+        let _upstream = metrics.upstream("192.0.2.53:53");
         let text = metrics.render();
         let types: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
-        assert_eq!(types.len(), 28, "each row of the table is rendered");
+        assert_eq!(types.len(), 30, "each row of the table is rendered");
         for (name, kind) in types {
             assert!(name.starts_with("watershed_") || name == "process_start_time_seconds", "{name}");
             assert_eq!(name.ends_with("_total"), kind == "counter", "{name}");
@@ -728,13 +737,13 @@ mod tests {
     #[test]
     fn an_upstream_is_shown_while_somebody_owns_it() {
         let metrics = Metrics::new();
-        let first = metrics.upstream("default", "192.0.2.53:53");
+        let first = metrics.upstream("192.0.2.53:53");
         first.sent();
         first.responded(0, Some(Duration::from_millis(2)));
         first.responded(2, Some(Duration::from_secs(9)));
         first.responded(2, None);
         first.failed(Failure::Mismatch);
-        let again = metrics.upstream("default", "192.0.2.53:53");
+        let again = metrics.upstream("192.0.2.53:53");
         again.resent();
         again.set_up(false);
         drop(first);
@@ -750,7 +759,7 @@ mod tests {
             r#"seconds_bucket{LABELS,le="+Inf"} 2"#,
             "seconds_sum{LABELS} 9.002",
         ] {
-            let line = line.replace("LABELS", r#"group="default",upstream="192.0.2.53:53""#);
+            let line = line.replace("LABELS", r#"upstream="192.0.2.53:53""#);
             let line = format!("watershed_forward_{line}");
             assert_eq!(lines(&metrics, &line).len(), 1, "{line} in {}", metrics.render());
         }

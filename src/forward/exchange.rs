@@ -206,7 +206,7 @@ impl Exchange {
     }
 
     /// Ends at once: there is no room for this query.
-    pub(super) fn give_up(mut self, reason: &str) -> Outcome {
+    pub fn give_up(mut self, reason: &str) -> Outcome {
         self.best_failure = None;
         self.failure(ExtendedError { code: EDE_OTHER, text: reason.into() })
     }
@@ -421,7 +421,7 @@ impl Exchange {
         };
         if is_better {
             let mut failure = Response::error(&self.question, rcode, &[]);
-            failure.add_errors_of(&received.response);
+            failure.add_encoded_errors(received.response.extended_errors());
             self.best_failure = Some(failure);
         }
     }

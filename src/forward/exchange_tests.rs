@@ -1,5 +1,3 @@
-use std::sync::atomic::Ordering;
-
 use rand::{SeedableRng, rngs::StdRng};
 
 use super::{
@@ -264,7 +262,6 @@ fn three_wrong_replies_close_udp() {
     assert!(bench.reply(0, |query| Reply::answering(query).id(|id| id ^ 1)).is_empty());
     assert!(bench.reply(0, |query| Reply::answering(query).question(|question| question[1] = b'x')).is_empty());
     assert_eq!(bench.reply(0, |query| Reply::answering(query).id(|id| id ^ 2)), ["close 0", "stream 0"]);
-    assert_eq!(group.upstreams()[0].counters.wrong.load(Ordering::Relaxed), 3);
     assert_eq!(bench.reply(0, Reply::answering), ["NOERROR"]);
 }
 

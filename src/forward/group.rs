@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use rand::{Rng, RngExt};
 
 use super::{Policy, Rule, Upstream};
-use crate::clock::Moment;
+use crate::{clock::Moment, metrics::Metrics};
 
 /// The upstreams of one forward rule.
 #[derive(Debug)]
@@ -38,14 +38,14 @@ struct Budget {
 
 impl Group {
     /// The groups of all rules. Upstreams with the same URL are one, across rules and, through `running`, across reloads.
-    pub fn build_all(rules: &[Rule], running: &[Arc<Self>]) -> Vec<Arc<Self>> {
+    pub fn build_all(rules: &[Rule], running: &[Arc<Self>], metrics: &Metrics) -> Vec<Arc<Self>> {
         let mut known: Vec<Arc<Upstream>> = running.iter().flat_map(|group| group.upstreams.clone()).collect();
         let mut build = |rule: &Rule| {
             let upstreams = rule.upstreams.iter().map(|url| {
                 if let Some(upstream) = known.iter().find(|upstream| upstream.url() == url) {
                     return Arc::clone(upstream);
                 }
-                let upstream = Arc::new(Upstream::new(url.clone()));
+                let upstream = Arc::new(Upstream::new(url.clone(), metrics));
                 known.push(Arc::clone(&upstream));
                 upstream
             });
@@ -177,7 +177,7 @@ mod tests {
     }
 
     fn group(text: &str) -> Arc<Group> {
-        Group::build_all(&[rule(text)], &[]).remove(0)
+        Group::build_all(&[rule(text)], &[], &Metrics::new()).remove(0)
     }
 
     fn take_down(upstream: &Upstream) {
@@ -233,9 +233,10 @@ mod tests {
 
     #[test]
     fn an_upstream_outlives_a_reload_that_keeps_it() {
-        let running = Group::build_all(&[rule(THREE), rule("upstreams = ['192.0.2.2']")], &[]);
+        let running = Group::build_all(&[rule(THREE), rule("upstreams = ['192.0.2.2']")], &[], &Metrics::new());
         assert!(Arc::ptr_eq(&running[0].upstreams()[1], &running[1].upstreams()[0]), "one server, one upstream");
-        let reloaded = Group::build_all(&[rule("upstreams = ['192.0.2.2', 'tcp://192.0.2.2']")], &running);
+        let reloaded =
+            Group::build_all(&[rule("upstreams = ['192.0.2.2', 'tcp://192.0.2.2']")], &running, &Metrics::new());
         assert!(Arc::ptr_eq(&running[0].upstreams()[1], &reloaded[0].upstreams()[0]));
         assert!(!Arc::ptr_eq(&running[0].upstreams()[1], &reloaded[0].upstreams()[1]), "by another transport");
     }

@@ -28,7 +28,7 @@ pub use group::Group;
 pub use task::{probe, run};
 pub use transport::Error;
 pub use udp::{Limits, News, Registry, Report, UdpDriver};
-pub use upstream::{Counters, LATENCY_BOUNDS_MS, RESPONSE_CLASSES, Upstream};
+pub use upstream::Upstream;
 pub use url::{Transport, UpstreamUrl, UrlError};
 
 use crate::wire::{Name, NameError};

@@ -8,6 +8,7 @@ use std::{
     collections::{BinaryHeap, VecDeque},
     io,
     net::{SocketAddr, UdpSocket},
+    os::fd::AsFd,
 };
 
 use rand::rngs::StdRng;
@@ -19,6 +20,7 @@ use super::{
 };
 use crate::{
     clock::Moment,
+    sys::Poller,
     wire::{MAX_MESSAGE_BYTES, read_u16},
 };
 
@@ -51,6 +53,12 @@ pub struct Limits {
 pub trait Registry {
     /// Begins to report this socket as `token`.
     fn add(&self, socket: &UdpSocket, token: u64) -> io::Result<()>;
+}
+
+impl Registry for Poller {
+    fn add(&self, socket: &UdpSocket, token: u64) -> io::Result<()> {
+        Poller::add(self, socket.as_fd(), token)
+    }
 }
 
 /// What there is to say of an exchange.

@@ -10,7 +10,10 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,14 +25,17 @@ use super::{
     transport::Connection,
     url::{Transport, UpstreamUrl},
 };
-use crate::{clock::Moment, wire::Rcode};
+use crate::{
+    clock::Moment,
+    metrics::{Failure, Metrics, UpstreamCells},
+    wire::Rcode,
+};
 
 /// A server that queries are sent on to. It outlives reloads that keep its URL.
 #[derive(Debug)]
 pub struct Upstream {
     url: UpstreamUrl,
-    /// What has happened, for whoever exports metrics.
-    pub counters: Counters,
+    cells: Arc<UpstreamCells>,
     is_down: AtomicBool,
     state: Mutex<State>,
     connection: Connection,
@@ -74,34 +80,13 @@ pub(super) struct Cookie {
     length: usize,
 }
 
-/// What has happened at an upstream since the start.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Queries sent, those sent again included.
-    pub sent: AtomicU64,
-    /// Queries sent again.
-    pub resent: AtomicU64,
-    /// Valid replies, by [`RESPONSE_CLASSES`].
-    pub responses: [AtomicU64; RESPONSE_CLASSES.len()],
-    /// Queries that were not answered in time.
-    pub timeouts: AtomicU64,
-    /// Network errors: port closed, no route, connection lost.
-    pub failures: AtomicU64,
-    /// Replies that make no sense, or that cannot have been meant for the query they came for: somebody may be forging.
-    pub wrong: AtomicU64,
-    /// Replies by the time they took: a count for each of [`LATENCY_BOUNDS_MS`], and one for those above.
-    pub latency: [AtomicU64; LATENCY_BOUNDS_MS.len() + 1],
-    /// The sum of those times, in milliseconds.
-    pub latency_sum_ms: AtomicU64,
-}
-
 impl Upstream {
     /// A server of which nothing is known yet.
-    pub fn new(url: UpstreamUrl) -> Self {
+    pub fn new(url: UpstreamUrl, metrics: &Metrics) -> Self {
         Self {
             connection: Connection::default(),
+            cells: metrics.upstream(&url.to_string()),
             url,
-            counters: Counters::default(),
             is_down: AtomicBool::new(false),
             state: Mutex::new(State {
                 round_trip: None,
@@ -165,31 +150,26 @@ impl Upstream {
     }
 
     pub(super) fn note_sent(&self, again: bool) {
-        self.counters.sent.fetch_add(1, Ordering::Relaxed);
-        if again {
-            self.counters.resent.fetch_add(1, Ordering::Relaxed);
-        }
+        if again { self.cells.resent() } else { self.cells.sent() }
     }
 
     /// A valid reply has come, whatever it says; `elapsed` is `None` if its time says nothing of the usual way there.
     pub(super) fn note_reply(&self, rcode: Rcode, elapsed: Option<Duration>) {
-        self.counters.responses[response_class(rcode)].fetch_add(1, Ordering::Relaxed);
+        self.cells.responded(rcode.0, elapsed);
         let mut state = self.state.lock();
         if let Some(elapsed_ms) = elapsed.map(|elapsed| elapsed.as_millis() as u64) {
-            let bucket = LATENCY_BOUNDS_MS.partition_point(|&bound| bound < elapsed_ms);
-            self.counters.latency[bucket].fetch_add(1, Ordering::Relaxed);
-            self.counters.latency_sum_ms.fetch_add(elapsed_ms, Ordering::Relaxed);
             state.round_trip = Some(RoundTrip::update(state.round_trip, elapsed_ms as f32));
         }
         state.failures = 0;
         if self.is_down.swap(false, Ordering::Relaxed) {
+            self.cells.set_up(true);
             info!(upstream = %self.url, "upstream up");
         }
     }
 
     /// A query has waited for its reply longer than replies take.
     pub(super) fn note_timeout(&self, now: Moment) {
-        self.counters.timeouts.fetch_add(1, Ordering::Relaxed);
+        self.cells.timed_out();
         let mut state = self.state.lock();
         self.count_failure(&mut state, now);
         if state.failures >= FAILURES_UNTIL_DOWN && now.since(state.failing_since) >= FAILING_UNTIL_DOWN {
@@ -199,7 +179,7 @@ impl Upstream {
 
     /// The network has refused a query, or a connection.
     pub(super) fn note_failure(&self, error: &dyn fmt::Display, now: Moment) {
-        self.counters.failures.fetch_add(1, Ordering::Relaxed);
+        self.cells.failed(Failure::Network);
         let mut state = self.state.lock();
         self.count_failure(&mut state, now);
         if state.failures >= FAILURES_UNTIL_DOWN {
@@ -208,7 +188,7 @@ impl Upstream {
     }
 
     pub(super) fn note_wrong(&self) {
-        self.counters.wrong.fetch_add(1, Ordering::Relaxed);
+        self.cells.failed(Failure::Mismatch);
     }
 
     /// It answers without EDNS what it does not answer with it. In an hour it may have learned.
@@ -237,6 +217,7 @@ impl Upstream {
         if !self.is_down.swap(true, Ordering::Relaxed) {
             state.down_since = now;
             state.probe_at = now + MIN_PROBE_PAUSE;
+            self.cells.set_up(false);
             warn!(upstream = %self.url, %error, "upstream down");
         }
     }
@@ -291,21 +272,6 @@ impl Cookie {
     }
 }
 
-fn response_class(rcode: Rcode) -> usize {
-    match rcode {
-        Rcode::NOERROR => 0,
-        Rcode::NXDOMAIN => 1,
-        Rcode::SERVFAIL => 2,
-        Rcode::REFUSED => 3,
-        _ => 4,
-    }
-}
-
-/// What replies are counted by.
-pub const RESPONSE_CLASSES: [&str; 5] = ["NOERROR", "NXDOMAIN", "SERVFAIL", "REFUSED", "other"];
-/// The upper bounds of the latency histogram's buckets, in milliseconds.
-pub const LATENCY_BOUNDS_MS: [u64; 11] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000];
-
 /// The wait for a server of which nothing is known.
 pub(super) const INITIAL_TIMEOUT: Duration = Duration::from_millis(400);
 /// Below this, what the network does to a datagram now and then would be taken for its loss.
@@ -328,7 +294,7 @@ mod tests {
     }
 
     fn upstream() -> Upstream {
-        Upstream::new("192.0.2.53".parse().unwrap())
+        Upstream::new("192.0.2.53".parse().unwrap(), &Metrics::new())
     }
 
     fn reply_after(upstream: &Upstream, millis: u64) {
@@ -409,16 +375,5 @@ mod tests {
         let complete = cookie.completed_by(&reply(8));
         assert_eq!(complete.octets(), reply(8));
         assert!(!complete.completed_by(&[]).is_complete(), "a server may stop sending cookies");
-    }
-
-    #[test]
-    fn replies_are_counted_by_response_code_and_time() {
-        let upstream = upstream();
-        for (rcode, millis) in [(Rcode::NOERROR, 0), (Rcode::NXDOMAIN, 1), (Rcode::REFUSED, 3), (Rcode::NOTIMP, 9999)] {
-            upstream.note_reply(rcode, Some(Duration::from_millis(millis)));
-        }
-        let read = |counters: &[AtomicU64]| counters.iter().map(|c| c.load(Ordering::Relaxed)).collect::<Vec<_>>();
-        assert_eq!(read(&upstream.counters.responses), [1, 1, 0, 1, 1]);
-        assert_eq!(read(&upstream.counters.latency), [2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
     }
 }
