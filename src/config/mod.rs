@@ -88,6 +88,8 @@ pub struct Loaded {
     pub rules: Vec<forward::Rule>,
     /// The suffixes of `config.refuse`.
     pub refused: Vec<Name>,
+    /// `config.zone` in its final types, in the same order.
+    pub zones: Vec<zone::Source>,
     /// Who says where names go that no rule claims.
     pub upstreams: Upstreams,
     /// The file that was read.
@@ -144,13 +146,17 @@ impl Source {
         check.addresses(&config, self);
         let rules = config.forward.iter().filter_map(|rule| rule.rule().ok()).collect();
         let refused = config.refuse.iter().flat_map(|refuse| &refuse.suffixes).filter_map(read_name).collect();
+        let zones = config.zone.iter().filter_map(|zone| {
+            Some(zone::Source { path: zone.file.clone(), apex: read_name(&zone.apex)?, mode: zone.mode })
+        });
+        let zones = zones.collect();
 
         let mut faults = check.faults;
         if !faults.is_empty() {
             faults.sort_by_key(|fault| fault.location.line);
             return Err(faults);
         }
-        Ok(Loaded { config, rules, refused, upstreams, file, source: self.clone() })
+        Ok(Loaded { config, rules, refused, zones, upstreams, file, source: self.clone() })
     }
 
     /// Adds the rules that are there unless somebody says otherwise: for all names, and for Consul's.

@@ -105,13 +105,20 @@ impl Files {
         &self.paths
     }
 
+    /// The identity of each zone, overlay and hosts file.
+    pub fn generations(&self) -> impl Iterator<Item = u64> {
+        self.tables().map(|(generation, _)| generation)
+    }
+
     /// The file from which the table of this generation was read.
     pub fn path_of(&self, generation: u64) -> Option<&Path> {
+        self.tables().find(|&(known, _)| known == generation).map(|(_, source)| source.path.as_path())
+    }
+
+    fn tables(&self) -> impl Iterator<Item = (u64, &Source)> {
         let zones = self.zones.iter().map(|loaded| (loaded.value.generation(), &loaded.source));
         let overlays = self.overlays.iter().map(|loaded| (loaded.value.generation(), &loaded.source));
-        let hosts = self.hosts.iter().map(|loaded| (loaded.value.generation(), &loaded.source));
-        let found = zones.chain(overlays).chain(hosts).find(|&(known, _)| known == generation);
-        found.map(|(_, source)| source.path.as_path())
+        zones.chain(overlays).chain(self.hosts.iter().map(|loaded| (loaded.value.generation(), &loaded.source)))
     }
 }
 
