@@ -19,7 +19,7 @@ use std::{collections::HashMap, time::Duration};
 use crate::wire::{Name, Rcode, RecordView, Response, Rtype, Section, flag, read_u16};
 
 /// The bounds that a rule sets to the lives of what it answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Policy {
     /// Smaller TTLs, 0 included, are raised to this; not the SOA's of a negative answer. Not above `max_ttl`.
     pub min_ttl: Duration,

@@ -7,7 +7,7 @@ use std::{
     os::fd::AsRawFd,
 };
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 /// A listening TCP socket, nonblocking. Without SO_REUSEPORT: it is the lock against a second daemon.
 ///
@@ -26,16 +26,23 @@ pub fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
 pub fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = open(address, Type::DGRAM, Protocol::UDP)?;
     socket.set_reuse_port(true)?;
-    socket.set_recv_buffer_size(UDP_BUFFER_BYTES)?;
-    socket.set_send_buffer_size(UDP_BUFFER_BYTES)?;
-    if address.ip().is_unspecified() {
-        match address {
-            SocketAddr::V4(_) => enable(&socket, libc::IPPROTO_IP, libc::IP_PKTINFO)?,
-            SocketAddr::V6(_) => enable(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)?,
-        }
-    }
     socket.bind(&address.into())?;
-    Ok(socket.into())
+    let socket = socket.into();
+    adopt_udp(&socket)?;
+    Ok(socket)
+}
+
+/// Sets a bound UDP socket up as [`bind_udp`] does; for one that somebody else has bound.
+pub fn adopt_udp(socket: &UdpSocket) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    let options = SockRef::from(socket);
+    options.set_recv_buffer_size(UDP_BUFFER_BYTES)?;
+    options.set_send_buffer_size(UDP_BUFFER_BYTES)?;
+    match socket.local_addr()? {
+        address if !address.ip().is_unspecified() => Ok(()),
+        SocketAddr::V4(_) => enable(socket, libc::IPPROTO_IP, libc::IP_PKTINFO),
+        SocketAddr::V6(_) => enable(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+    }
 }
 
 fn open(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
@@ -50,7 +57,7 @@ fn open(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socke
     Ok(socket)
 }
 
-fn enable(socket: &Socket, level: i32, option: i32) -> io::Result<()> {
+fn enable(socket: &UdpSocket, level: i32, option: i32) -> io::Result<()> {
     let on: libc::c_int = 1;
     // SAFETY: the option's value is the `c_int` at the pointer, with its length beside it.
     let result = unsafe {

@@ -178,6 +178,30 @@ impl Response {
         response
     }
 
+    /// The response that `view` was taken of, under this question.
+    pub fn from_view(view: View<'_>, question: &Question) -> Self {
+        let mut response = Self::error(question, view.rcode, &[]);
+        let flags = view.flags & !0x0f | view.rcode.0 & 0x0f;
+        let [an, ns, ar] = view.counts;
+        for (at, word) in [(2, flags), (6, an), (8, ns), (10, ar)] {
+            put_u16(&mut response.message, at, word);
+        }
+        response.message.extend_from_slice(view.records);
+        response.extended_errors.extend_from_slice(view.extended_errors);
+        response
+    }
+
+    /// The records as values, names uncompressed.
+    pub fn to_answer(&self) -> Result<answer::Answer, NameError> {
+        let mut sections = [Vec::new(), Vec::new(), Vec::new()];
+        for record in self.records() {
+            sections[record.section as usize].push(self.record(&record)?);
+        }
+        let [answer, authority, additional] = sections;
+        let authoritative = self.has_flag(super::flag::AA);
+        Ok(answer::Answer { rcode: self.rcode, authoritative, answer, authority, additional })
+    }
+
     pub(super) fn from_parts(message: Vec<u8>, records_at: usize, rcode: Rcode) -> Self {
         Self { message, records_at, rcode, extended_errors: Vec::new() }
     }
@@ -303,9 +327,9 @@ impl Response {
         &self.extended_errors
     }
 
-    /// Takes over the extended errors of another response.
-    pub fn add_errors_of(&mut self, other: &Self) {
-        self.extended_errors.extend_from_slice(&other.extended_errors);
+    /// Adds extended errors that are encoded already.
+    pub fn add_encoded_errors(&mut self, errors: &[u8]) {
+        self.extended_errors.extend_from_slice(errors);
     }
 }
 
