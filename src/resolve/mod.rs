@@ -1,1 +1,82 @@
-//! resolve
+//! The heart: from a query to the response that settles it, whoever gives it.
+//!
+//! A server hands each message to [`Resolver::at_once`], which writes the reply if it can be had without waiting. If
+//! not, [`Resolver::begin`] joins those who ask the same, answers from local data, or gives out an
+//! [`Exchange`](crate::forward::Exchange) with the [`Job`] it belongs to. Whoever drives the exchange brings its outcome to
+//! [`Resolver::finish`], which says whom to reply what, or what to ask next.
+
+mod chase;
+mod hit;
+mod inflight;
+mod miss;
+mod tables;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+pub use hit::{AtOnce, From};
+pub use inflight::{Waiter, Way};
+pub use miss::{Begun, Job, Miss, Next, Reason, Settled};
+pub use tables::{Route, Rules, Tables};
+
+use crate::{
+    cache::{Cache, Epoch},
+    wire::ReplySize,
+};
+use inflight::InFlight;
+
+/// Answers queries from the cache, from local data and from upstreams. Shared by all threads.
+pub struct Resolver {
+    cache: Cache,
+    inflight: InFlight<miss::Held>,
+    tables: ArcSwap<Tables>,
+}
+
+/// Who asks, as far as answers depend on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Client {
+    /// Asks from a loopback address, and so may be told loopback addresses.
+    pub is_loopback: bool,
+    /// Bounds its replies.
+    pub size: ReplySize,
+}
+
+impl Resolver {
+    /// A resolver with these tables, in which at most `most_waiting` clients wait for upstreams at a time.
+    pub fn new(cache: Cache, tables: Tables, most_waiting: usize) -> Self {
+        Self { cache, inflight: InFlight::new(most_waiting), tables: ArcSwap::from_pointee(tables) }
+    }
+
+    /// The tables in use.
+    pub fn tables(&self) -> Arc<Tables> {
+        self.tables.load_full()
+    }
+
+    /// Puts new tables in the place of the old, for all queries from now on.
+    ///
+    /// What a rule answered that is gone or changed is not found from this moment; [`retire`](Self::retire) drops it.
+    pub fn swap_tables(&self, tables: Tables) {
+        self.tables.store(Arc::new(tables));
+    }
+
+    /// Drops cached answers that the present tables would not give; returns how many. It walks the whole cache.
+    pub fn retire(&self) -> usize {
+        let tables = self.tables.load();
+        self.cache.retire(tables.epoch(), |key, origin| tables.uphold(&key.question(), origin))
+    }
+
+    /// The response cache.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// How many clients wait for upstreams, and how many questions for.
+    pub fn in_flight(&self) -> (usize, usize) {
+        (self.inflight.waiting(), self.inflight.flights())
+    }
+
+    fn epoch(&self) -> Epoch {
+        self.tables.load().epoch()
+    }
+}

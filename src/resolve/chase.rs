@@ -1,0 +1,379 @@
+//! A CNAME that leads to another rule is followed there.
+//!
+//! Whoever answers a name has a say over that name, not over where its CNAME leads. So an upstream's answer is cut at the
+//! first target that another rule owns, what it said beyond that is dropped, and the target is asked where it belongs. The
+//! chain so far travels with the query, and becomes the front of the assembled answer.
+
+use std::time::Duration;
+
+use super::tables::Sharing;
+use crate::{
+    cache::Life,
+    wire::{Answer, ExtendedError, Name, NameError, Question, Rcode, Record, Response, Rtype, Section},
+};
+
+/// The way from a question to its answer, from rule to rule.
+#[derive(Debug, Clone)]
+pub(super) struct Walk {
+    /// What the client asked.
+    question: Question,
+    /// What is to be asked at present: the question, or the target of the last CNAME.
+    asked: Question,
+    records: Vec<Record>,
+    extended_errors: Vec<u8>,
+    seen: Vec<Name>,
+    /// How long the forwarded parts live; `None` while all of it is local.
+    span: Option<Span>,
+    sharing: Sharing,
+}
+
+/// What one rule said to the name asked at present.
+pub(super) enum Said {
+    /// Local data.
+    Local(Answer),
+    /// An upstream, and how long that may be kept.
+    Forwarded(Response, Span),
+}
+
+/// How long a forwarded response lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Span {
+    pub fresh: Duration,
+    pub stale: Duration,
+}
+
+/// The end of the way.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    /// What the client is told.
+    pub response: Response,
+    /// How long it may be kept; `None` for not at all.
+    pub life: Option<Life>,
+    /// Whether names led on to others in it, so that it is void when any rule changes.
+    pub chained: bool,
+    /// With whom it may be shared.
+    pub sharing: Sharing,
+}
+
+/// Why a chain is not followed further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Broken {
+    #[error("the CNAME chain leads back into itself")]
+    Loop,
+    #[error("the CNAME chain changes rules more than {MOST_STEPS} times")]
+    Long,
+    #[error("the response holds a malformed name")]
+    Malformed(#[from] NameError),
+}
+
+impl Walk {
+    pub fn new(question: Question) -> Self {
+        Self {
+            asked: question.clone(),
+            question,
+            records: Vec::new(),
+            extended_errors: Vec::new(),
+            seen: Vec::new(),
+            span: None,
+            sharing: Sharing::All,
+        }
+    }
+
+    /// What is to be asked at present.
+    pub fn asked(&self) -> &Question {
+        &self.asked
+    }
+
+    /// Whether the question itself is still what is asked.
+    pub fn is_at_start(&self) -> bool {
+        self.seen.is_empty()
+    }
+
+    /// With whom what is known so far may be shared.
+    pub fn sharing(&self) -> Sharing {
+        self.sharing
+    }
+
+    /// Notes with whom a part may be shared.
+    pub fn share(&mut self, sharing: Sharing) {
+        self.sharing = self.sharing.max(sharing);
+    }
+
+    /// Takes in what was said to the name asked at present. `stays` tells whether the same speaker owns a target.
+    ///
+    /// `None` if another name is to be asked now.
+    pub fn take_in(&mut self, said: Said, stays: impl Fn(&Name) -> bool) -> Result<Option<Arrival>, Broken> {
+        let left = match &said {
+            Said::Local(answer) => leaving(&self.asked, &answer.answer, |target| {
+                // A zone follows its own names; where it stopped with nothing said about the target, others go on.
+                !answer.authority.is_empty() || answer.answer.iter().any(|record| record.owner == *target)
+            }),
+            Said::Forwarded(response, _) => leaving(&self.asked, &aliases(response)?, stays),
+        };
+        match left {
+            Some(left) => self.follow(left, said).map(|()| None),
+            None => self.arrive(said).map(Some),
+        }
+    }
+
+    /// What is known so far, as an answer: for those who want nobody asked.
+    pub fn so_far(self) -> Response {
+        self.assemble(Answer::default(), &[])
+    }
+
+    /// The answer when the way ends here.
+    pub fn broken(&self, broken: Broken) -> Arrival {
+        self.error(Rcode::SERVFAIL, 0, &broken.to_string())
+    }
+
+    /// An answer that only says why there is none.
+    pub fn error(&self, rcode: Rcode, code: u16, text: &str) -> Arrival {
+        let error = ExtendedError { code, text: text.to_owned() };
+        Arrival {
+            response: Response::error(&self.question, rcode, &[error]),
+            life: None,
+            chained: false,
+            sharing: self.sharing,
+        }
+    }
+
+    fn follow(&mut self, left: Leaving, said: Said) -> Result<(), Broken> {
+        self.seen.push(self.asked.qname.clone());
+        self.records.extend(left.records);
+        if let Said::Forwarded(response, span) = said {
+            self.extended_errors.extend_from_slice(response.extended_errors());
+            self.bound(span);
+        }
+        if self.seen.contains(&left.target) {
+            return Err(Broken::Loop);
+        }
+        if self.seen.len() > MOST_STEPS {
+            return Err(Broken::Long);
+        }
+        self.asked.qname = left.target;
+        Ok(())
+    }
+
+    fn arrive(&mut self, said: Said) -> Result<Arrival, Broken> {
+        let (answer, extended_errors) = match said {
+            // One speaker said all of it: it is relayed as it came.
+            Said::Forwarded(response, span) if self.is_at_start() => {
+                let chained = response.records().any(|r| matches!(r.rtype, Rtype::CNAME | Rtype::DNAME));
+                return Ok(Arrival { response, life: span.life(), chained, sharing: self.sharing });
+            }
+            Said::Forwarded(response, span) => {
+                self.bound(span);
+                (response.to_answer()?, response.extended_errors().to_vec())
+            }
+            Said::Local(answer) => (answer, Vec::new()),
+        };
+        let chained = !self.is_at_start();
+        let life = self.span.map_or(Some(Life::Local), Span::life);
+        let sharing = self.sharing;
+        let walk = std::mem::replace(self, Self::new(self.question.clone()));
+        Ok(Arrival { response: walk.assemble(answer, &extended_errors), life, chained, sharing })
+    }
+
+    fn bound(&mut self, span: Span) {
+        let so_far = self.span.unwrap_or(span);
+        self.span = Some(Span { fresh: so_far.fresh.min(span.fresh), stale: so_far.stale.min(span.stale) });
+    }
+
+    /// The chain, then what the last name's rule said.
+    ///
+    /// AA only if all of it is local; AD never, for nobody vouches for the whole.
+    fn assemble(self, last: Answer, extended_errors: &[u8]) -> Response {
+        let authoritative = last.authoritative && self.span.is_none();
+        let answer = [self.records, last.answer].concat();
+        let mut response = Answer { authoritative, answer, ..last }.encode(&self.question);
+        response.add_encoded_errors(&self.extended_errors);
+        response.add_encoded_errors(extended_errors);
+        response
+    }
+}
+
+impl Span {
+    /// Of a response that may live for `life`.
+    pub fn of(life: Option<Life>) -> Self {
+        match life {
+            Some(Life::Timed { fresh, stale }) => Self { fresh, stale },
+            _ => Self { fresh: Duration::ZERO, stale: Duration::ZERO },
+        }
+    }
+
+    fn life(self) -> Option<Life> {
+        (!self.fresh.is_zero()).then_some(Life::Timed { fresh: self.fresh, stale: self.stale })
+    }
+}
+
+/// Where an answer crosses into another rule.
+#[derive(Debug, PartialEq, Eq)]
+struct Leaving {
+    /// The records that lead there: CNAME and DNAME with their signatures.
+    records: Vec<Record>,
+    /// The name to be asked next.
+    target: Name,
+}
+
+/// The records of an answer section that a chain is made of.
+fn aliases(response: &Response) -> Result<Vec<Record>, NameError> {
+    let answers = || response.records().filter(|record| record.section == Section::Answer);
+    if !answers().any(|record| record.rtype == Rtype::CNAME) {
+        return Ok(Vec::new());
+    }
+    let is_alias = |rtype| matches!(rtype, Rtype::CNAME | Rtype::DNAME | Rtype::RRSIG);
+    answers().filter(|record| is_alias(record.rtype)).map(|record| response.record(&record)).collect()
+}
+
+/// Follows the chain in an answer section up to the first target for which `stays` is false.
+///
+/// `None` if the chain ends before that, or runs in a circle: then the answer is to be relayed as it is.
+fn leaving(asked: &Question, answer: &[Record], stays: impl Fn(&Name) -> bool) -> Option<Leaving> {
+    if matches!(asked.qtype, Rtype::CNAME | Rtype::ANY | Rtype::RRSIG) {
+        return None;
+    }
+    let mut current = asked.qname.clone();
+    let mut records = Vec::new();
+    for _ in 0..=answer.len() {
+        let cname = answer.iter().find(|record| record.rtype == Rtype::CNAME && record.owner == current)?;
+        let leads = |record: &&Record| match if record.rtype == Rtype::RRSIG { covered(record) } else { record.rtype } {
+            Rtype::CNAME => record.owner == current,
+            Rtype::DNAME => current != record.owner && current.is_at_or_below(&record.owner),
+            _ => false,
+        };
+        records.extend(answer.iter().filter(leads).cloned());
+        let target = cname.target()?.to_lower();
+        if !stays(&target) {
+            return Some(Leaving { records, target });
+        }
+        current = target;
+    }
+    None
+}
+
+/// The type that an RRSIG record signs (RFC 4034 §3.1.1).
+fn covered(rrsig: &Record) -> Rtype {
+    rrsig.rdata.first_chunk().map_or(Rtype(0), |octets| Rtype(u16::from_be_bytes(*octets)))
+}
+
+/// Longest way over the borders of rules.
+const MOST_STEPS: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Class, flag};
+
+    const LIFE: Span = Span { fresh: Duration::from_secs(9), stale: Duration::from_secs(90) };
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    fn question(qname: &str, qtype: Rtype) -> Question {
+        Question { qname: name(qname), qtype, qclass: Class::IN }
+    }
+
+    fn cname(owner: &str, target: &str) -> Record {
+        Record::new(name(owner), Rtype::CNAME, 60, name(target).wire())
+    }
+
+    fn address(owner: &str) -> Record {
+        Record::new(name(owner), Rtype::A, 60, [192, 0, 2, 1])
+    }
+
+    fn answer(records: &[Record]) -> Answer {
+        Answer { answer: records.to_vec(), ..Answer::default() }
+    }
+
+    /// What an upstream says to `question`.
+    fn forwarded(question: &Question, records: &[Record]) -> Said {
+        let mut response = answer(records).encode(question);
+        response.set_flag(flag::AA, false);
+        Said::Forwarded(response, LIFE)
+    }
+
+    #[test]
+    fn an_answer_is_cut_at_the_first_name_of_another_rule() {
+        let asked = question("a.example", Rtype::A);
+        let chain = [
+            cname("a.example", "b.example"),
+            cname("b.example", "x.corp.test"),
+            cname("x.corp.test", "y.corp.test"),
+            address("y.corp.test"),
+        ];
+        let ours = |target: &Name| target.is_at_or_below(&name("example"));
+        let mut walk = Walk::new(asked.clone());
+        assert!(walk.take_in(forwarded(&asked, &chain), ours).unwrap().is_none());
+        assert_eq!(walk.asked(), &question("x.corp.test", Rtype::A));
+        let end = walk.take_in(Said::Local(answer(&[address("x.corp.test")])), |_| true).unwrap().unwrap();
+        let whole = end.response.to_answer().unwrap();
+        assert_eq!(whole.answer, [chain[0].clone(), chain[1].clone(), address("x.corp.test")]);
+        assert!(end.chained && !whole.authoritative);
+        assert_eq!(end.life, LIFE.life());
+    }
+
+    #[test]
+    fn an_answer_that_stays_with_its_rule_is_relayed_as_it_came() {
+        let chain = [cname("a.example", "b.example"), address("b.example"), address("unrelated.example")];
+        for (asked, stays) in [
+            (question("a.example", Rtype::A), true),
+            (question("a.example", Rtype::CNAME), false), // asked for the CNAME itself, nothing is chased
+            (question("c.example", Rtype::A), false),     // the chain does not start at the name
+        ] {
+            let mut walk = Walk::new(asked.clone());
+            let Said::Forwarded(response, _) = forwarded(&asked, &chain) else { unreachable!() };
+            let end = walk.take_in(forwarded(&asked, &chain), |_| stays).unwrap().unwrap();
+            assert_eq!(end.response, response, "{asked:?}");
+        }
+    }
+
+    #[test]
+    fn a_circle_inside_one_answer_ends() {
+        let asked = question("a.example", Rtype::A);
+        let circle = [cname("a.example", "b.example"), cname("b.example", "a.example")];
+        assert!(Walk::new(asked.clone()).take_in(forwarded(&asked, &circle), |_| true).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_dname_and_its_signature_stay_with_their_cname() {
+        let mut signature = address("d.example");
+        signature.rtype = Rtype::RRSIG;
+        signature.rdata = [0u8, 39].into();
+        let dname = Record::new(name("d.example"), Rtype::DNAME, 60, name("corp.test").wire());
+        let chain = [dname, signature, cname("x.d.example", "x.corp.test")];
+        let left = leaving(&question("x.d.example", Rtype::A), &chain, |_| false).unwrap();
+        assert_eq!(left.records, chain);
+    }
+
+    #[test]
+    fn a_chain_ends_after_eight_steps_or_in_a_circle() {
+        let step = |walk: &mut Walk, from: &str, to: &str| {
+            walk.take_in(Said::Local(answer(&[cname(from, to)])), |_| true).map(|end| end.is_none())
+        };
+        let mut walk = Walk::new(question("a.test", Rtype::A));
+        assert_eq!(step(&mut walk, "a.test", "b.test"), Ok(true));
+        assert_eq!(step(&mut walk, "b.test", "a.test"), Err(Broken::Loop));
+        let mut walk = Walk::new(question("0.test", Rtype::A));
+        for i in 0..8 {
+            assert_eq!(step(&mut walk, &format!("{i}.test"), &format!("{}.test", i + 1)), Ok(true), "{i}");
+        }
+        assert_eq!(step(&mut walk, "8.test", "9.test"), Err(Broken::Long));
+    }
+
+    #[test]
+    fn an_answer_has_authority_and_no_age_only_if_all_of_it_is_local() {
+        let asked = question("a.test", Rtype::A);
+        let mut walk = Walk::new(asked.clone());
+        walk.take_in(Said::Local(answer(&[cname("a.test", "b.test")])), |_| true).unwrap();
+        let end = walk.take_in(Said::Local(answer(&[address("b.test")])), |_| true).unwrap().unwrap();
+        assert_eq!((end.life, end.response.has_flag(flag::AA)), (Some(Life::Local), true));
+
+        let mut walk = Walk::new(asked);
+        walk.take_in(Said::Local(answer(&[cname("a.test", "b.test")])), |_| true).unwrap();
+        let last = forwarded(&question("b.test", Rtype::A), &[address("b.test")]);
+        let end = walk.take_in(last, |_| true).unwrap().unwrap();
+        assert_eq!((end.life, end.response.has_flag(flag::AA)), (LIFE.life(), false));
+        assert_eq!(end.response.to_answer().unwrap().answer, [cname("a.test", "b.test"), address("b.test")]);
+    }
+}

@@ -1,0 +1,151 @@
+//! All that can be said at once: cached answers, and queries that are not resolved at all.
+//!
+//! One pass over the query, one look into the cache under one shard's lock, one copy into the reply. Nothing here allocates, waits or logs.
+
+use super::{Client, Miss, Resolver};
+use crate::{
+    cache::{Found, Key, Origin, State, Variant},
+    clock::Moment,
+    wire::{self, Asker, Class, Query, Rcode, Reject, Rtype, Ttls, View, flag},
+};
+
+/// What became of a message from a client.
+#[expect(clippy::large_enum_variant, reason = "it lives on the stack for one call, and nothing here allocates")]
+pub enum AtOnce<'q> {
+    /// The reply to a query of this type is written.
+    Reply(Rcode, Rtype, From),
+    /// The message cannot be served; the reply that says so is written.
+    Refusal(Rcode),
+    /// There is nothing to be said to this: see [`Reject::Drop`].
+    Drop,
+    /// It has to be looked for; see [`Resolver::begin`].
+    Miss(Miss<'q>),
+}
+
+/// Where a reply written at once comes from.
+pub enum From {
+    /// The cache.
+    Cache,
+    /// The cache, and its entry ends soon: see [`Resolver::refresh`].
+    Expiring(Box<Key>),
+    /// The cache, past its time: the upstreams failed lately.
+    Stale,
+}
+
+impl Resolver {
+    /// Writes the reply into `out`, if it needs no looking for.
+    pub fn at_once<'q>(&self, wire: &'q [u8], client: Client, now: Moment, out: &mut Vec<u8>) -> AtOnce<'q> {
+        let query = match Query::parse(wire) {
+            Ok(query) => query,
+            Err(Reject::Drop) => return AtOnce::Drop,
+            Err(Reject::Reply(rcode)) => {
+                wire::write_error(wire, rcode, out);
+                return AtOnce::Refusal(rcode);
+            }
+        };
+        let asker = query.asker(client.size);
+        if let Some(rcode) = unserved(&query) {
+            write_bare(&asker, query.question_bytes(), rcode, &[], out);
+            return AtOnce::Refusal(rcode);
+        }
+        let variant =
+            Variant { dnssec_ok: query.dnssec_ok(), checking_disabled: query.checking_disabled(), view: DEFAULT_VIEW };
+        let key = Key::new(query.qname(), query.qtype(), query.qclass(), variant);
+        match self.reply_from_cache(&key, &asker, query.question_bytes(), client, now, out) {
+            FromCache::Reply(rcode, from) => AtOnce::Reply(rcode, query.qtype(), from),
+            FromCache::Miss { stale } => AtOnce::Miss(Miss { query, asker, key, client, stale }),
+        }
+    }
+
+    pub(super) fn reply_from_cache(
+        &self,
+        key: &Key,
+        asker: &Asker,
+        question: &[u8],
+        client: Client,
+        now: Moment,
+        out: &mut Vec<u8>,
+    ) -> FromCache {
+        let epoch = self.epoch();
+        let found = self.cache.find(key, now, epoch, |found| {
+            if found.origin.loopback_only && !client.is_loopback {
+                return Use::Done(FromCache::Miss { stale: false });
+            }
+            Use::of(found, key, asker, question, out)
+        });
+        match found {
+            None => FromCache::Miss { stale: false },
+            Some(Use::Done(done)) => done,
+            Some(Use::Confirm(origin)) => {
+                // Written under other tables: good if the same rule still answers this name, else it is gone.
+                if self.tables.load().uphold(&key.question(), origin) {
+                    self.cache.confirm(key, origin, epoch);
+                    self.reply_from_cache(key, asker, question, client, now, out)
+                } else {
+                    self.cache.remove(key);
+                    FromCache::Miss { stale: false }
+                }
+            }
+        }
+    }
+}
+
+/// What the cache has for a client.
+pub(super) enum FromCache {
+    Reply(Rcode, From),
+    Miss { stale: bool },
+}
+
+enum Use {
+    Done(FromCache),
+    Confirm(Origin),
+}
+
+impl Use {
+    /// Runs under the shard's lock.
+    fn of(found: Found<'_>, key: &Key, asker: &Asker, question: &[u8], out: &mut Vec<u8>) -> Self {
+        let rcode = found.view.rcode;
+        let from = match found.state {
+            State::Fresh { prefetch_due: false } | State::SisterFails => From::Cache,
+            State::Fresh { prefetch_due: true } => From::Expiring(key.clone().into()),
+            State::StaleNow => {
+                // AD is not vouched for any more, and the client is told (RFC 8767 §4, RFC 8914 §4.4).
+                let view = View { flags: found.view.flags & !flag::AD, extended_errors: STALE_ANSWER, ..found.view };
+                wire::write_reply(view, asker, question, found.ttls, out);
+                return Self::Done(FromCache::Reply(rcode, From::Stale));
+            }
+            State::Stale => return Self::Done(FromCache::Miss { stale: true }),
+            State::Doubtful => return Self::Confirm(found.origin),
+        };
+        wire::write_reply(found.view, asker, question, found.ttls, out);
+        Self::Done(FromCache::Reply(rcode, from))
+    }
+}
+
+/// The response code for a well-formed query that is not resolved here.
+fn unserved(query: &Query<'_>) -> Option<Rcode> {
+    if query.edns().is_some_and(|edns| edns.version > 0) {
+        return Some(Rcode::BADVERS); // RFC 6891 §6.1.3
+    }
+    if query.qclass() != Class::IN {
+        return Some(Rcode::REFUSED);
+    }
+    match query.qtype() {
+        Rtype::ANY => None,
+        Rtype::AXFR | Rtype::IXFR => Some(Rcode::REFUSED),
+        Rtype(0) | Rtype::OPT => Some(Rcode::FORMERR), // RFC 6895 §3.1: never asked for
+        meta if meta.is_meta() => Some(Rcode::NOTIMP),
+        _ => None,
+    }
+}
+
+/// Writes a reply without records.
+pub(super) fn write_bare(asker: &Asker, question: &[u8], rcode: Rcode, extended_errors: &[u8], out: &mut Vec<u8>) {
+    let view = View { flags: 0, rcode, counts: [0; 3], records: &[], extended_errors };
+    wire::write_reply(view, asker, question, Ttls::Aged(0), out);
+}
+
+/// The only view as yet.
+pub(super) const DEFAULT_VIEW: u8 = 0;
+/// Extended error 3, Stale Answer (RFC 8914 §4.4), encoded.
+pub(super) const STALE_ANSWER: &[u8] = &[0, 15, 0, 2, 0, 3];

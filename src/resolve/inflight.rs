@@ -1,0 +1,317 @@
+//! Equal questions wait for one response.
+//!
+//! One table for all threads and transports, sharded by qname, so that A and AAAA of a name lie in the same shard. Whoever asks
+//! first drives the exchange; the others leave a plain value that says how to reach them. Whoever completes the
+//! exchange takes all of them and sends.
+//!
+//! glibc asks A and AAAA together, and takes an empty answer beside a failure for "no such host" at once. So NODATA for
+//! one of the two is held back while the other, asked at about the same time, is still open, and shares its failure.
+
+use std::{
+    collections::HashMap,
+    hash::BuildHasher,
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::Duration,
+};
+
+use foldhash::fast::RandomState;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use crate::{cache::Key, clock::Moment, metrics::Transport, sys::Local, wire::Asker};
+
+/// The questions in flight, and who waits for each. `H` is what is held back for a sister.
+pub struct InFlight<H> {
+    shards: Box<[Mutex<Shard<H>>]>,
+    hasher: RandomState,
+    waiting: AtomicUsize,
+    most_waiting: usize,
+}
+
+type Shard<H> = HashMap<Key, Flight<H>, RandomState>;
+
+/// A client that waits for a response.
+#[derive(Debug)]
+pub struct Waiter {
+    /// What its reply depends on.
+    pub asker: Asker,
+    /// Its question's bytes, in its letters.
+    pub question: Box<[u8]>,
+    /// How the reply reaches it.
+    pub way: Way,
+}
+
+/// How a reply reaches its client.
+#[derive(Debug)]
+pub enum Way {
+    /// By a UDP socket of the listener that the query came by.
+    Datagram {
+        /// The listener's number.
+        listener: u32,
+        /// The client.
+        peer: SocketAddr,
+        /// The address it asked, on wildcard listeners.
+        local: Option<Local>,
+    },
+    /// To the task that writes its connection. It takes in fewer queries at a time than the queue has room for.
+    Stream(mpsc::Sender<Vec<u8>>),
+}
+
+impl Way {
+    /// How the query came.
+    pub fn transport(&self) -> Transport {
+        match self {
+            Self::Datagram { .. } => Transport::Udp,
+            Self::Stream(_) => Transport::Tcp,
+        }
+    }
+}
+
+struct Flight<H> {
+    started: Moment,
+    waiters: Vec<Waiter>,
+    held: Option<H>,
+}
+
+/// What became of an attempt to join.
+#[derive(Debug)]
+pub enum Join<T> {
+    /// Nobody asks this yet: the caller has to, and to [`InFlight::land`] in the end.
+    First,
+    /// The waiter was taken in.
+    Joined,
+    /// It was answered in the meantime.
+    Answered(T),
+    /// Too many wait already; the waiter was not taken in.
+    Full,
+}
+
+/// How a question was settled, as far as its sister minds.
+#[derive(Debug)]
+pub enum Verdict<H> {
+    /// With records, or the name does not exist.
+    Plain,
+    /// NODATA; to be held back if the sister is still open.
+    NoData(H),
+    /// Not at all.
+    Failed,
+}
+
+/// Who is to be told, once a question is settled.
+#[derive(Debug)]
+pub struct Landing<H> {
+    /// Those who wait for the question itself; `None` if the answer is held back.
+    pub waiters: Option<Vec<Waiter>>,
+    /// What had been held back for this question's sake, with those who wait for it.
+    pub sister: Option<(H, Vec<Waiter>)>,
+}
+
+impl<H> InFlight<H> {
+    /// An empty table in which at most `most_waiting` clients wait.
+    pub fn new(most_waiting: usize) -> Self {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Self { shards, hasher: RandomState::default(), waiting: AtomicUsize::new(0), most_waiting }
+    }
+
+    /// Waits with those who asked the same, or becomes the first.
+    ///
+    /// `look_again` looks into the cache under the lock: the answer may have come since the caller looked. The first
+    /// one's waiter is taken in as well; a refresh has none.
+    pub fn join<T>(
+        &self,
+        key: &Key,
+        now: Moment,
+        waiter: Option<impl FnOnce() -> Waiter>,
+        look_again: impl FnOnce() -> Option<T>,
+    ) -> Join<T> {
+        if waiter.is_some() && self.waiting.load(Relaxed) >= self.most_waiting {
+            return Join::Full;
+        }
+        let mut shard = self.shard(key).lock();
+        let waiter = || {
+            waiter.map(|waiter| {
+                self.waiting.fetch_add(1, Relaxed);
+                waiter()
+            })
+        };
+        if let Some(flight) = shard.get_mut(key) {
+            flight.waiters.extend(waiter());
+            return Join::Joined;
+        }
+        if let Some(answered) = look_again() {
+            return Join::Answered(answered);
+        }
+        shard.insert(key.clone(), Flight { started: now, waiters: waiter().into_iter().collect(), held: None });
+        Join::First
+    }
+
+    /// Takes those who wait so far; the question stays in flight. For a stale answer that is given meanwhile.
+    pub fn take_waiters(&self, key: &Key) -> Landing<H> {
+        let mut shard = self.shard(key).lock();
+        let waiters = shard.get_mut(key).map(|flight| std::mem::take(&mut flight.waiters));
+        let sister = Self::release(&mut shard, key);
+        self.counted_out(Landing { waiters, sister })
+    }
+
+    /// Takes a settled question out of flight, with all who wait for it.
+    ///
+    /// `keep` is called under the lock and puts the answer into the cache, so that whoever joins later finds it there.
+    /// It is not called for an answer that is held back, nor is that one's flight over.
+    pub fn land(&self, key: &Key, verdict: Verdict<H>, keep: impl FnOnce()) -> Landing<H> {
+        let mut shard = self.shard(key).lock();
+        if let Verdict::NoData(held) = verdict {
+            let started = shard.get(key).map(|flight| flight.started);
+            let is_open =
+                |flight: &Flight<H>| flight.held.is_none() && started.is_some_and(|s| flight.started <= s + PAIR_SPAN);
+            if key.sister().and_then(|sister| shard.get(&sister)).is_some_and(is_open)
+                && let Some(flight) = shard.get_mut(key)
+            {
+                flight.held = Some(held);
+                return Landing { waiters: None, sister: None };
+            }
+        }
+        keep();
+        let waiters = shard.remove(key).map(|flight| flight.waiters).unwrap_or_default();
+        let sister = Self::release(&mut shard, key);
+        self.counted_out(Landing { waiters: Some(waiters), sister })
+    }
+
+    /// How many clients wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Relaxed)
+    }
+
+    /// How many questions are in flight.
+    pub fn flights(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+
+    fn release(shard: &mut Shard<H>, key: &Key) -> Option<(H, Vec<Waiter>)> {
+        let sister = key.sister()?;
+        shard.get(&sister)?.held.as_ref()?;
+        let flight = shard.remove(&sister)?;
+        flight.held.map(|held| (held, flight.waiters))
+    }
+
+    fn counted_out(&self, landing: Landing<H>) -> Landing<H> {
+        let own = landing.waiters.as_ref().map_or(0, Vec::len);
+        let sisters = landing.sister.as_ref().map_or(0, |(_, waiters)| waiters.len());
+        self.waiting.fetch_sub(own + sisters, Relaxed);
+        landing
+    }
+
+    fn shard(&self, key: &Key) -> &Mutex<Shard<H>> {
+        &self.shards[self.hasher.hash_one(key.qname()) as usize % SHARDS]
+    }
+}
+
+/// Enough that workers seldom meet.
+const SHARDS: usize = 64;
+/// How much later than its sister a question may have been asked to count as asked together. It bounds how much longer
+/// than the one deadline a client can be made to wait.
+const PAIR_SPAN: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cache::Variant,
+        wire::{Class, Rtype},
+    };
+
+    const NOW: Moment = Moment::from_millis(1_000_000);
+
+    fn key(qtype: Rtype) -> Key {
+        Key::new(b"\x03www\x07example\x00", qtype, Class::IN, Variant::default())
+    }
+
+    fn waiter(id: u16) -> Option<impl FnOnce() -> Waiter> {
+        Some(move || Waiter {
+            asker: Asker {
+                id,
+                recursion_desired: true,
+                checking_disabled: false,
+                wants_ad: false,
+                edns: None,
+                limit_bytes: 512,
+            },
+            question: Box::new([]),
+            way: Way::Datagram { listener: 0, peer: "127.0.0.1:1".parse().unwrap(), local: None },
+        })
+    }
+
+    fn join(table: &InFlight<&'static str>, qtype: Rtype, id: u16, now: Moment) -> Join<()> {
+        table.join(&key(qtype), now, waiter(id), || None)
+    }
+
+    fn ids(waiters: &[Waiter]) -> Vec<u16> {
+        waiters.iter().map(|waiter| waiter.asker.id).collect()
+    }
+
+    #[test]
+    fn equal_questions_wait_for_the_first() {
+        let table = InFlight::new(10);
+        assert!(matches!(join(&table, Rtype::A, 1, NOW), Join::First));
+        assert!(matches!(join(&table, Rtype::A, 2, NOW), Join::Joined));
+        assert!(matches!(join(&table, Rtype::TXT, 3, NOW), Join::First));
+        assert_eq!((table.flights(), table.waiting()), (2, 3));
+        let landing = table.land(&key(Rtype::A), Verdict::Plain, || {});
+        assert_eq!(ids(&landing.waiters.unwrap()), [1, 2]);
+        assert_eq!((table.flights(), table.waiting()), (1, 1));
+    }
+
+    #[test]
+    fn a_question_answered_meanwhile_is_not_asked_again() {
+        let table = InFlight::<()>::new(10);
+        let joined = table.join(&key(Rtype::A), NOW, waiter(1), || Some("cached"));
+        assert!(matches!(joined, Join::Answered("cached")));
+        assert_eq!((table.flights(), table.waiting()), (0, 0));
+    }
+
+    #[test]
+    fn waiters_are_capped() {
+        let table = InFlight::new(2);
+        join(&table, Rtype::A, 1, NOW);
+        join(&table, Rtype::A, 2, NOW);
+        assert!(matches!(join(&table, Rtype::A, 3, NOW), Join::Full));
+        assert_eq!(ids(&table.land(&key(Rtype::A), Verdict::Plain, || {}).waiters.unwrap()), [1, 2]);
+        assert!(matches!(join(&table, Rtype::A, 4, NOW), Join::First));
+    }
+
+    #[test]
+    fn nodata_waits_for_its_open_sister() {
+        let table = InFlight::new(10);
+        join(&table, Rtype::A, 1, NOW);
+        join(&table, Rtype::AAAA, 2, NOW);
+        let kept = || panic!("held back, not kept");
+        let landing = table.land(&key(Rtype::AAAA), Verdict::NoData("empty"), kept);
+        assert!(landing.waiters.is_none() && landing.sister.is_none());
+        // Who asks now waits as well.
+        assert!(matches!(join(&table, Rtype::AAAA, 3, NOW), Join::Joined));
+        let landing = table.land(&key(Rtype::A), Verdict::Failed, || {});
+        assert_eq!(ids(&landing.waiters.unwrap()), [1]);
+        let (held, waiters) = landing.sister.unwrap();
+        assert_eq!((held, ids(&waiters)), ("empty", vec![2, 3]));
+        assert_eq!((table.flights(), table.waiting()), (0, 0));
+    }
+
+    #[test]
+    fn two_nodata_do_not_wait_for_each_other() {
+        let table = InFlight::new(10);
+        join(&table, Rtype::A, 1, NOW);
+        join(&table, Rtype::AAAA, 2, NOW);
+        assert!(table.land(&key(Rtype::AAAA), Verdict::NoData("six"), || {}).waiters.is_none());
+        let landing = table.land(&key(Rtype::A), Verdict::NoData("four"), || {});
+        assert_eq!(ids(&landing.waiters.unwrap()), [1]);
+        assert_eq!(landing.sister.unwrap().0, "six");
+    }
+
+    #[test]
+    fn nodata_does_not_wait_for_a_sister_asked_much_later() {
+        let table = InFlight::new(10);
+        join(&table, Rtype::AAAA, 1, NOW);
+        join(&table, Rtype::A, 2, NOW + Duration::from_secs(3));
+        assert!(table.land(&key(Rtype::AAAA), Verdict::NoData("empty"), || {}).waiters.is_some());
+    }
+}

@@ -1,0 +1,435 @@
+//! The order of authority, for what is not cached: overlay, then the longest suffix; then fill the cache.
+
+use std::{sync::Arc, time::Duration};
+
+use rand::Rng;
+
+use super::{
+    Client, Resolver,
+    chase::{Arrival, Said, Span, Walk},
+    hit::{FromCache, STALE_ANSWER, write_bare},
+    inflight::{Join, Landing, Verdict, Waiter},
+    tables::{Decision, Route, Sharing, Tables},
+};
+use crate::{
+    cache::{Epoch, Key, Life, Origin, RuleId, State, Variant, clamp, lifetime},
+    clock::Moment,
+    forward::{Exchange, Options, Outcome},
+    wire::{self, Answer, Asker, Name, Query, Question, Rcode, Record, Response, Rtype, Ttls, flag},
+};
+
+/// A query that could not be answered at once.
+pub struct Miss<'q> {
+    pub(super) query: Query<'q>,
+    pub(super) asker: Asker,
+    pub(super) key: Key,
+    pub(super) client: Client,
+    /// There is an answer past its time, to fall back on.
+    pub(super) stale: bool,
+}
+
+impl Miss<'_> {
+    /// The type asked for.
+    pub fn qtype(&self) -> Rtype {
+        self.query.qtype()
+    }
+}
+
+/// What [`Resolver::begin`] made of a miss.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "moved once, to whoever drives it: a box would cost each miss an allocation"
+)]
+pub enum Begun {
+    /// The reply is written.
+    Reply(Rcode, Reason),
+    /// Nothing is to be said to this client: an overlay's `rpz-drop.`.
+    Drop,
+    /// It waits with others who asked the same.
+    Joined,
+    /// This exchange is to be driven; its outcome goes to [`Resolver::finish`].
+    Exchange(Exchange, Box<Job>),
+}
+
+/// Why a miss could be replied to without waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// Overlay, zone or rule of this host.
+    Local,
+    /// It came into the cache meanwhile.
+    Cached,
+    /// Too many wait already.
+    Overload,
+}
+
+/// The question that an exchange serves, and what is known so far.
+#[derive(Clone)]
+pub struct Job {
+    key: Key,
+    client: Client,
+    stale: bool,
+    epoch: Epoch,
+    /// When the client must have had an answer, whatever has to be asked for it.
+    ends: Moment,
+    walk: Walk,
+    /// Who is asked at present.
+    route: Arc<Route>,
+}
+
+/// What follows the end of an exchange.
+#[expect(clippy::large_enum_variant, reason = "moved once, to whoever drives it")]
+pub enum Next {
+    /// These are to be replied to.
+    Settled(Vec<Settled>),
+    /// This is to be asked next, in the same cause.
+    Exchange(Exchange, Box<Job>),
+}
+
+/// A response, and those who wait for it.
+pub struct Settled {
+    /// The response.
+    pub response: Arc<Response>,
+    /// What its TTLs become.
+    pub ttls: Ttls,
+    /// Whom to reply to.
+    pub waiters: Vec<Waiter>,
+}
+
+/// A NODATA answer held back for its sister's sake.
+pub(super) struct Held {
+    key: Key,
+    response: Arc<Response>,
+    keep: Option<(Life, Origin)>,
+}
+
+/// How far local data and the cache lead.
+enum Look {
+    /// To the end; the rule is the first that said something.
+    End(Arrival, RuleId),
+    /// To the upstreams of a rule.
+    Ask(Arc<Route>),
+    /// To an overlay that wants nothing said.
+    Drop,
+    /// To an overlay that wants the client to come again by TCP.
+    UseTcp,
+}
+
+impl Resolver {
+    /// Begins to look for the answer to a miss. A reply is written into `out`; `waiter` is called if the client has
+    /// to wait.
+    pub fn begin(
+        &self,
+        miss: &Miss<'_>,
+        waiter: impl FnOnce(Asker, &[u8]) -> Waiter,
+        now: Moment,
+        rng: &mut impl Rng,
+        out: &mut Vec<u8>,
+    ) -> Begun {
+        // Taken before anything is decided, so that an answer of old tables cannot pass for one of new tables.
+        let tables = self.tables();
+        let Miss { query, asker, key, client, stale } = miss;
+        let letters = query.question_bytes();
+        let mut reply = |response: &Response, reason| {
+            wire::write_reply(response.view(), asker, letters, Ttls::Aged(0), out);
+            Begun::Reply(response.rcode(), reason)
+        };
+        let mut walk = Walk::new(key.question());
+        let route = match self.look(&tables, &mut walk, key.variant(), *client, now) {
+            Look::Ask(route) => route,
+            Look::End(arrival, rule) => {
+                let keep = keep(&arrival, rule, tables.epoch());
+                self.insert(key, &arrival.response, keep, now);
+                return reply(&arrival.response, Reason::Local);
+            }
+            Look::Drop => return Begun::Drop,
+            Look::UseTcp => {
+                let mut empty = Response::error(&key.question(), Rcode::NOERROR, &[]);
+                empty.set_flag(flag::TC, true);
+                return reply(&empty, Reason::Local);
+            }
+        };
+        if !query.recursion_desired() {
+            // What is known here is said, and nobody is asked.
+            let known = if walk.is_at_start() {
+                walk.error(Rcode::REFUSED, 20, "recursion was not desired").response
+            } else {
+                walk.so_far()
+            };
+            return reply(&known, Reason::Local);
+        }
+        let look_again = || match self.reply_from_cache(key, asker, letters, *client, now, out) {
+            FromCache::Reply(rcode, _) => Some(rcode),
+            FromCache::Miss { .. } => None,
+        };
+        match self.inflight.join(key, now, Some(|| waiter(*asker, letters)), look_again) {
+            Join::Joined => Begun::Joined,
+            Join::Answered(rcode) => Begun::Reply(rcode, Reason::Cached),
+            Join::Full => {
+                write_bare(asker, letters, Rcode::SERVFAIL, &[], out);
+                Begun::Reply(Rcode::SERVFAIL, Reason::Overload)
+            }
+            Join::First => {
+                let (key, epoch) = (key.clone(), tables.epoch());
+                let job = Job { key, client: *client, stale: *stale, epoch, ends: now + DEADLINE, walk, route };
+                Begun::Exchange(job.exchange(now, rng), Box::new(job))
+            }
+        }
+    }
+
+    /// Begins to renew an entry of the cache that ends soon and is asked for often, if nobody does so already.
+    pub fn refresh(&self, key: &Key, client: Client, now: Moment, rng: &mut impl Rng) -> Option<(Exchange, Box<Job>)> {
+        let tables = self.tables();
+        if !tables.prefetches() {
+            return None;
+        }
+        let mut walk = Walk::new(key.question());
+        let Look::Ask(route) = self.look(&tables, &mut walk, key.variant(), client, now) else { return None };
+        match self.inflight.join(key, now, None::<fn() -> Waiter>, || None::<()>) {
+            Join::First => {
+                let key = key.clone();
+                let job = Job { key, client, stale: false, epoch: tables.epoch(), ends: now + DEADLINE, walk, route };
+                Some((job.exchange(now, rng), Box::new(job)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whom to give a stale answer because the upstreams take their time (RFC 8767 §5). The exchange goes on.
+    pub fn lose_patience(&self, job: &Job, now: Moment) -> Vec<Settled> {
+        let Some(stale) = self.stale_copy(job, now) else { return Vec::new() };
+        // For some seconds, others get the stale answer at once.
+        self.cache.fail(&job.key, &stale, job.origin(), now);
+        settle(self.inflight.take_waiters(&job.key), stale.into(), STALE_TTLS)
+    }
+
+    /// Takes in how an exchange ended.
+    pub fn finish(&self, mut job: Box<Job>, outcome: Outcome, now: Moment, rng: &mut impl Rng) -> Next {
+        let mut response = match outcome.response {
+            Ok(response) => response,
+            Err(failure) => return Next::Settled(self.fail(&job, failure.response, now)),
+        };
+        clamp(&mut response, &job.route.lifetimes);
+        let span = Span::of(lifetime(&response, &job.route.lifetimes));
+        let tables = self.tables();
+        let asked = job.walk.asked().clone();
+        let stays = |target: &Name| {
+            tables.rule_of(&Question { qname: target.clone(), ..asked.clone() }, job.client) == Some(job.route.id)
+        };
+        let look = match job.walk.take_in(Said::Forwarded(response, span), stays) {
+            Ok(None) => self.look(&tables, &mut job.walk, job.key.variant(), job.client, now),
+            Ok(Some(arrival)) => Look::End(arrival, job.route.id),
+            Err(broken) => Look::End(job.walk.broken(broken), job.route.id),
+        };
+        match look {
+            Look::End(arrival, _) if arrival.response.rcode() == Rcode::SERVFAIL => {
+                Next::Settled(self.fail(&job, arrival.response, now))
+            }
+            Look::End(arrival, _) => Next::Settled(self.keep(&job, arrival, now)),
+            Look::Ask(route) => {
+                job.route = route;
+                Next::Exchange(job.exchange(now, rng), job)
+            }
+            Look::Drop | Look::UseTcp => {
+                let end = job.walk.error(Rcode::SERVFAIL, 15, "an overlay drops a name that a CNAME leads to");
+                Next::Settled(self.fail(&job, end.response, now))
+            }
+        }
+    }
+
+    /// Follows local data, and what the cache has of names further on, as far as they lead.
+    fn look(&self, tables: &Tables, walk: &mut Walk, variant: Variant, client: Client, now: Moment) -> Look {
+        let mut first = None;
+        loop {
+            let asked = walk.asked();
+            let sharing = tables.sharing(asked, client);
+            let (said, id) = match tables.decide(asked, client) {
+                Decision::Local { answer, rule } => (Said::Local(first_of_any(asked, answer)), rule),
+                Decision::Forward(route) if asked.qtype == Rtype::ANY && !route.relays_any => {
+                    (Said::Local(minimal_any(asked)), route.id)
+                }
+                Decision::Forward(route) => match self.known_target(walk, variant, route, tables.epoch(), now) {
+                    Some(said) => (said, route.id),
+                    None => {
+                        walk.share(sharing);
+                        return Look::Ask(route.clone());
+                    }
+                },
+                Decision::Refuse => {
+                    return Look::End(
+                        walk.error(Rcode::REFUSED, 18, "a rule of this resolver refuses the name"),
+                        NO_RULE,
+                    );
+                }
+                Decision::Nothing => {
+                    return Look::End(
+                        walk.error(Rcode::SERVFAIL, 0, "no upstream is configured for the name"),
+                        NO_RULE,
+                    );
+                }
+                Decision::Drop => return Look::Drop,
+                Decision::UseTcp => return Look::UseTcp,
+            };
+            walk.share(sharing);
+            let rule = *first.get_or_insert(id);
+            match walk.take_in(said, |_| true) {
+                Ok(None) => {}
+                Ok(Some(end)) => return Look::End(end, rule),
+                Err(broken) => return Look::End(walk.broken(broken), rule),
+            }
+        }
+    }
+
+    /// What the cache has for a name that a CNAME led to.
+    fn known_target(&self, walk: &Walk, variant: Variant, route: &Route, epoch: Epoch, now: Moment) -> Option<Said> {
+        let asked = walk.asked();
+        if walk.is_at_start() {
+            return None;
+        }
+        let key = Key::new(asked.qname.wire(), asked.qtype, asked.qclass, variant);
+        let (mut response, ttls) = self.cache.find(&key, now, epoch, |found| {
+            let is_good = matches!(found.state, State::Fresh { .. })
+                && !found.origin.chained
+                && !found.origin.loopback_only
+                && matches!(found.view.rcode, Rcode::NOERROR | Rcode::NXDOMAIN);
+            is_good.then(|| (Response::from_view(found.view, asked), found.ttls))
+        })??;
+        if let Ttls::Aged(age) = ttls {
+            response.map_ttls(|record| record.ttl.saturating_sub(age));
+        }
+        let span = Span::of(lifetime(&response, &route.lifetimes));
+        Some(Said::Forwarded(response, span))
+    }
+
+    /// Settles a question by its answer.
+    fn keep(&self, job: &Job, arrival: Arrival, now: Moment) -> Vec<Settled> {
+        let keep = keep(&arrival, job.route.id, job.epoch);
+        let response = Arc::new(arrival.response);
+        if self.cache.sister_fails(&job.key, &response, now, job.epoch) {
+            let failure = sister_failure(&job.key);
+            return self.land_failed(job, failure, || self.insert(&job.key, &response, keep, now));
+        }
+        let verdict = if job.key.sister().is_some() && is_nodata(&response) {
+            Verdict::NoData(Held { key: job.key.clone(), response: response.clone(), keep })
+        } else {
+            Verdict::Plain
+        };
+        let landing = self.inflight.land(&job.key, verdict, || self.insert(&job.key, &response, keep, now));
+        if let Some((held, _)) = &landing.sister {
+            self.insert(&held.key, &held.response, held.keep, now);
+        }
+        settle(landing, response, Ttls::Aged(0))
+    }
+
+    /// Settles a question that cannot be answered: by a stale answer if there is one, else by the failure.
+    fn fail(&self, job: &Job, failure: Response, now: Moment) -> Vec<Settled> {
+        let note = || {
+            if job.walk.sharing() == Sharing::All {
+                self.cache.fail(&job.key, &failure, job.origin(), now);
+            }
+        };
+        match self.stale_copy(job, now) {
+            Some(stale) => settle(self.inflight.land(&job.key, Verdict::Plain, note), stale.into(), STALE_TTLS),
+            None => self.land_failed(job, failure.clone(), note),
+        }
+    }
+
+    /// Gives a failure to those who wait, and to those for whom NODATA was held back.
+    fn land_failed(&self, job: &Job, failure: Response, note: impl FnOnce()) -> Vec<Settled> {
+        let landing = self.inflight.land(&job.key, Verdict::Failed, note);
+        let sister = landing.sister.map(|(held, waiters)| Settled {
+            response: sister_failure(&held.key).into(),
+            ttls: Ttls::Aged(0),
+            waiters,
+        });
+        let own = Landing { waiters: landing.waiters, sister: None };
+        settle(own, failure.into(), Ttls::Aged(0)).into_iter().chain(sister).collect()
+    }
+
+    /// An answer that may not be kept still makes an older one void.
+    fn insert(&self, key: &Key, response: &Response, keep: Option<(Life, Origin)>, now: Moment) {
+        match keep {
+            Some((life, origin)) => self.cache.insert(key, response, life, origin, now),
+            None => {
+                self.cache.remove(key);
+            }
+        }
+    }
+
+    /// The answer past its time that a job may fall back on.
+    fn stale_copy(&self, job: &Job, now: Moment) -> Option<Response> {
+        let mut stale = self.cache.find(&job.key, now, job.epoch, |found| {
+            (job.stale && matches!(found.state, State::Stale | State::StaleNow))
+                .then(|| Response::from_view(found.view, &job.key.question()))
+        })??;
+        stale.set_flag(flag::AD, false);
+        stale.add_encoded_errors(STALE_ANSWER);
+        Some(stale)
+    }
+}
+
+impl Job {
+    fn exchange(&self, now: Moment, rng: &mut impl Rng) -> Exchange {
+        let Variant { dnssec_ok, checking_disabled, .. } = self.key.variant();
+        let patience = self.stale.then_some(PATIENCE);
+        let options = Options { dnssec_ok, checking_disabled, patience, timeout: self.ends.since(now) };
+        Exchange::new(self.route.group.clone(), self.walk.asked(), options, now, rng)
+    }
+
+    /// Of a failure.
+    fn origin(&self) -> Origin {
+        Origin { rule: self.route.id, epoch: self.epoch, chained: false, loopback_only: false }
+    }
+}
+
+/// How long an answer is kept, and by whose word; `None` for not at all.
+fn keep(arrival: &Arrival, rule: RuleId, epoch: Epoch) -> Option<(Life, Origin)> {
+    let loopback_only = match arrival.sharing {
+        Sharing::All => false,
+        Sharing::Loopback => true,
+        Sharing::Nobody => return None,
+    };
+    Some((arrival.life?, Origin { rule, epoch, chained: arrival.chained, loopback_only }))
+}
+
+/// Whom to reply what, after a flight has landed.
+fn settle(landing: Landing<Held>, response: Arc<Response>, ttls: Ttls) -> Vec<Settled> {
+    let own = landing.waiters.map(|waiters| Settled { response, ttls, waiters });
+    let sister =
+        landing.sister.map(|(held, waiters)| Settled { response: held.response, ttls: Ttls::Aged(0), waiters });
+    own.into_iter().chain(sister).collect()
+}
+
+fn sister_failure(key: &Key) -> Response {
+    Walk::new(key.question()).error(Rcode::SERVFAIL, 22, "the other address type cannot be had").response
+}
+
+fn is_nodata(response: &Response) -> bool {
+    response.rcode() == Rcode::NOERROR && response.counts()[0] == 0
+}
+
+/// Of the RRsets that local data has for a name, the first: ANY asks for any of them (RFC 8482 §4.1).
+fn first_of_any(asked: &Question, mut answer: Answer) -> Answer {
+    if asked.qtype == Rtype::ANY
+        && let Some(first) = answer.answer.first().cloned()
+    {
+        answer.answer.retain(|record| record.owner == first.owner && record.rtype == first.rtype);
+    }
+    answer
+}
+
+/// Says to ANY that it is not served (RFC 8482 §4.2): upstreams are not asked, nor can the answer be used as an amplifier.
+fn minimal_any(asked: &Question) -> Answer {
+    let hinfo = Record::new(asked.qname.clone(), Rtype::HINFO, MINIMAL_ANY_TTL, *b"\x07RFC8482\x00");
+    Answer { authoritative: false, answer: vec![hinfo], ..Answer::default() }
+}
+
+/// Who answers when nobody does.
+const NO_RULE: RuleId = RuleId(0);
+/// How long a query may take, chasing and all attempts included: libc gives up after 5 s.
+const DEADLINE: Duration = Duration::from_millis(3500);
+/// How long a client waits before it is given a stale answer (RFC 8767 §5).
+const PATIENCE: Duration = Duration::from_millis(1800);
+/// The TTL of a stale answer (RFC 8767 §4).
+const STALE_TTLS: Ttls = Ttls::Fixed(30);
+/// Long, for it will not change.
+const MINIMAL_ANY_TTL: u32 = 3600;

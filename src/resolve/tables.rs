@@ -1,0 +1,202 @@
+//! What a reload swaps as one value: who answers which name.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
+
+use super::Client;
+use crate::{
+    cache::{Epoch, Origin, Policy, RuleId},
+    forward::{self, Group},
+    router::Router,
+    wire::{Answer, Name, Question, ReplySize},
+    zone::{self, Overlays, Ruling, Zone},
+};
+
+/// Who answers which name. Immutable; a change makes new ones.
+pub struct Tables {
+    epoch: Epoch,
+    overlays: Overlays,
+    router: Router<Authority>,
+    routes: Vec<Arc<Route>>,
+    prefetch: bool,
+}
+
+/// What tables are made of. At the same suffix a zone precedes a forward rule, and that a refusal.
+pub struct Rules {
+    /// Overlays and hosts files, in their order.
+    pub overlays: Overlays,
+    /// Whole zones.
+    pub zones: Vec<Arc<Zone>>,
+    /// Forward rules, each with the suffixes it speaks for.
+    pub forwards: Vec<(Vec<Name>, Route)>,
+    /// Suffixes that are refused.
+    pub refused: Vec<Name>,
+    /// Whether cached answers that end soon and are asked for often are renewed.
+    pub prefetch: bool,
+}
+
+/// A rule that forwards.
+pub struct Route {
+    /// Changes with everything that the rule's answers depend on.
+    pub id: RuleId,
+    /// Whom to ask.
+    pub group: Arc<Group>,
+    /// How long its answers live.
+    pub lifetimes: Policy,
+    /// Whether ANY is asked of the upstreams; other rules answer it as RFC 8482 says.
+    pub relays_any: bool,
+}
+
+/// Who speaks for a suffix.
+enum Authority {
+    Zone(Arc<Zone>),
+    Forward(Arc<Route>),
+    Refuse,
+}
+
+/// Who answers a question, or what.
+pub(super) enum Decision<'t> {
+    Local {
+        answer: Answer,
+        rule: RuleId,
+    },
+    Forward(&'t Arc<Route>),
+    Refuse,
+    /// No rule claims the name.
+    Nothing,
+    Drop,
+    UseTcp,
+}
+
+/// With whom an answer may be shared by way of the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Sharing {
+    All,
+    /// Clients on this host: it may name addresses that mean something else elsewhere.
+    Loopback,
+    Nobody,
+}
+
+impl Tables {
+    /// Tables of these rules and of the special names that are built in. Each later set of tables has another `epoch`.
+    pub fn new(rules: Rules, epoch: Epoch) -> Self {
+        let mut router = Router::new();
+        // What is inserted later takes the place of what was there, so the weakest comes first.
+        for zone in zone::builtin::always() {
+            router.insert(zone.apex().clone(), Authority::Zone(zone));
+        }
+        for suffix in rules.refused {
+            router.insert(suffix, Authority::Refuse);
+        }
+        let mut routes = Vec::new();
+        for (suffixes, route) in rules.forwards {
+            let route = Arc::new(route);
+            for suffix in suffixes {
+                router.insert(suffix, Authority::Forward(route.clone()));
+            }
+            routes.push(route);
+        }
+        for zone in rules.zones {
+            router.insert(zone.apex().clone(), Authority::Zone(zone));
+        }
+        for zone in zone::builtin::private() {
+            let is_kept = match router.route(zone.apex()) {
+                Some(Authority::Forward(route)) => route.group.blocks_special(),
+                Some(_) => false,
+                None => true,
+            };
+            if is_kept && router.exact(zone.apex()).is_none() {
+                router.insert(zone.apex().clone(), Authority::Zone(zone));
+            }
+        }
+        Self { epoch, overlays: rules.overlays, router, routes, prefetch: rules.prefetch }
+    }
+
+    /// Tells these tables from others.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The forward rules.
+    pub fn routes(&self) -> &[Arc<Route>] {
+        &self.routes
+    }
+
+    /// Whether cached answers that end soon and are asked for often are renewed.
+    pub(super) fn prefetches(&self) -> bool {
+        self.prefetch
+    }
+
+    pub(super) fn decide(&self, question: &Question, client: Client) -> Decision<'_> {
+        let asker = if client.is_loopback { zone::Client::Loopback } else { zone::Client::Remote };
+        match self.overlays.answer(question, asker) {
+            Some(Ruling::Answer { answer, generation }) => {
+                return Decision::Local { answer, rule: RuleId(generation) };
+            }
+            Some(Ruling::Drop) => return Decision::Drop,
+            Some(Ruling::TcpOnly) if client.size != ReplySize::Stream => return Decision::UseTcp,
+            Some(Ruling::TcpOnly | Ruling::PassThrough) | None => {}
+        }
+        match self.authority(question) {
+            Some(Authority::Zone(zone)) => {
+                Decision::Local { answer: zone.answer(question), rule: RuleId(zone.generation()) }
+            }
+            Some(Authority::Forward(route)) => Decision::Forward(route),
+            Some(Authority::Refuse) => Decision::Refuse,
+            None => Decision::Nothing,
+        }
+    }
+
+    /// Who may share the answer to a question that this client was given.
+    pub(super) fn sharing(&self, question: &Question, client: Client) -> Sharing {
+        if self.overlays.is_client_dependent(&question.qname) {
+            if client.is_loopback { Sharing::Loopback } else { Sharing::Nobody }
+        } else if client.size == ReplySize::Stream
+            && matches!(self.overlays.answer(question, zone::Client::Remote), Some(Ruling::TcpOnly))
+        {
+            Sharing::Nobody
+        } else {
+            Sharing::All
+        }
+    }
+
+    /// Whether these tables would have a cached answer come from where it came from.
+    pub(super) fn uphold(&self, question: &Question, origin: Origin) -> bool {
+        // Each name of a chain may have found another rule, so chains are not upheld.
+        !origin.chained && self.rule_of(question, LOCAL_CLIENT) == Some(origin.rule)
+    }
+
+    /// The rule that answers, if it is one whose answers are cached.
+    pub(super) fn rule_of(&self, question: &Question, client: Client) -> Option<RuleId> {
+        match self.decide(question, client) {
+            Decision::Local { rule, .. } => Some(rule),
+            Decision::Forward(route) => Some(route.id),
+            _ => None,
+        }
+    }
+
+    /// DS is asked of the same rule as all else, though it belongs to the parent: no suffix is betrayed to its parent's upstreams.
+    fn authority(&self, question: &Question) -> Option<&Authority> {
+        self.router.route(&question.qname)
+    }
+}
+
+impl Route {
+    /// The route of a rule. Its identity says whom it asks and how long answers live, not where it stands in the file.
+    pub fn new(rule: &forward::Rule, group: Arc<Group>, lifetimes: Policy) -> Self {
+        let mut identity = DefaultHasher::new(); // without a seed: it is the same in every process
+        for upstream in &rule.upstreams {
+            upstream.to_string().hash(&mut identity);
+        }
+        (rule.trust_ad, lifetimes).hash(&mut identity);
+        // Generations of local data count up from zero.
+        let id = RuleId(identity.finish() | 1 << 63);
+        let relays_any = rule.upstreams.iter().all(|upstream| upstream.is_loopback());
+        Self { id, group, lifetimes, relays_any }
+    }
+}
+
+/// For whom every rule is in force.
+const LOCAL_CLIENT: Client = Client { is_loopback: true, size: ReplySize::Stream };
