@@ -2,6 +2,12 @@
 
 mod acl;
 mod config;
+mod face;
+mod tcp;
+mod udp;
 
 pub use acl::Acl;
 pub use config::{Config, ListenAddress, Problem};
+pub use face::{Desk, Face, Incoming, Taken};
+pub use tcp::{Connections, serve as serve_tcp};
+pub use udp::{Handle, spawn as spawn_worker};

@@ -1,0 +1,268 @@
+//! What all listeners have in common: a message comes in, a reply goes out or somebody waits for it.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, UdpSocket},
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use arc_swap::ArcSwap;
+use parking_lot::RwLock;
+use rand::Rng;
+use tokio::runtime;
+use tokio_util::task::TaskTracker;
+
+use super::Config;
+use crate::{
+    clock::Moment,
+    forward::{self, Exchange},
+    metrics::{Cells, Metrics, Rejection, Transport},
+    resolve::{AtOnce, Begun, Client, From, Job, Next, Reason, Resolver, Settled, Waiter, Way},
+    sys::Outbox,
+    wire::{self, Asker, Rcode, ReplySize, flag},
+};
+
+/// What listeners share: the heart, the settings, and the tasks for what takes time.
+pub struct Face {
+    resolver: Arc<Resolver>,
+    config: ArcSwap<Config>,
+    /// A UDP socket of each listener, for replies from tasks.
+    sockets: RwLock<HashMap<u32, Arc<UdpSocket>>>,
+    tasks: TaskTracker,
+    runtime: runtime::Handle,
+    /// How many exchanges tasks drive.
+    exchanges: AtomicUsize,
+    /// Counts for all tasks; workers have cells of their own.
+    cells: Arc<Cells>,
+}
+
+/// A message that came in.
+#[derive(Clone, Copy)]
+pub struct Incoming<'a> {
+    /// Its octets.
+    pub wire: &'a [u8],
+    /// Who sent it; `None` for somebody who is not served.
+    pub client: Option<Client>,
+    /// How it came.
+    pub transport: Transport,
+}
+
+/// What one thread does its work with.
+pub struct Desk<'a, R> {
+    /// Read once a round.
+    pub now: Moment,
+    /// For ids, letters and choices; from the system's CSPRNG.
+    pub rng: &'a mut R,
+    /// What the thread counts in.
+    pub cells: &'a Cells,
+}
+
+/// What became of a message.
+pub enum Taken {
+    /// The reply is written. If the cached answer ends soon, there is an exchange to renew it.
+    Reply(Option<(Exchange, Box<Job>)>),
+    /// It gets none.
+    Silence,
+    /// It waits.
+    Joined,
+    /// It waits for this exchange, which has to be driven.
+    Exchange(Exchange, Box<Job>),
+}
+
+impl Face {
+    /// For listeners with these settings. Tasks run on `runtime`, which calls this.
+    pub fn new(resolver: Arc<Resolver>, config: Config, metrics: &Metrics, runtime: runtime::Handle) -> Self {
+        Self {
+            resolver,
+            config: ArcSwap::from_pointee(config),
+            sockets: RwLock::default(),
+            tasks: TaskTracker::new(),
+            runtime,
+            exchanges: AtomicUsize::new(0),
+            cells: metrics.shared_cells(),
+        }
+    }
+
+    /// The settings in force.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.load_full()
+    }
+
+    /// Puts new settings in force.
+    pub fn set_config(&self, config: Config) {
+        self.config.store(Arc::new(config));
+    }
+
+    /// The heart.
+    pub fn resolver(&self) -> &Arc<Resolver> {
+        &self.resolver
+    }
+
+    /// The tasks that serve clients.
+    pub fn tasks(&self) -> &TaskTracker {
+        &self.tasks
+    }
+
+    /// How many exchanges are driven by tasks.
+    pub fn exchanges(&self) -> usize {
+        self.exchanges.load(Relaxed)
+    }
+
+    /// The counts of all tasks.
+    pub fn cells(&self) -> &Cells {
+        &self.cells
+    }
+
+    /// Makes a socket of a listener known, or a listener that is gone unknown.
+    pub fn set_socket(&self, listener: u32, socket: Option<Arc<UdpSocket>>) {
+        match socket {
+            Some(socket) => self.sockets.write().insert(listener, socket),
+            None => self.sockets.write().remove(&listener),
+        };
+    }
+
+    /// A client that asks by UDP; `None` if it is not served.
+    pub fn datagram_client(&self, ip: IpAddr, config: &Config) -> Option<Client> {
+        let is_loopback = ip.to_canonical().is_loopback();
+        let ceiling_bytes = if is_loopback { config.udp_size_loopback } else { config.udp_size };
+        config.allow.allows(ip).then_some(Client { is_loopback, size: ReplySize::Datagram { ceiling_bytes } })
+    }
+
+    /// A client that asks by a connection; `None` if it is not served.
+    pub fn stream_client(&self, ip: IpAddr, config: &Config) -> Option<Client> {
+        config
+            .allow
+            .allows(ip)
+            .then_some(Client { is_loopback: ip.to_canonical().is_loopback(), size: ReplySize::Stream })
+    }
+
+    /// Takes in a message. A reply is written into `out`; `waiter` is called if the client has to wait.
+    pub fn take<R: Rng>(
+        &self,
+        incoming: Incoming<'_>,
+        waiter: impl FnOnce(Asker, &[u8]) -> Waiter,
+        desk: &mut Desk<'_, R>,
+        out: &mut Vec<u8>,
+    ) -> Taken {
+        let Incoming { wire, client, transport } = incoming;
+        let Some(client) = client else { return self.turn_away(wire, transport, desk.cells, out) };
+        let reply = |rcode: Rcode, refresh| {
+            desk.cells.reply(transport, rcode.0);
+            Taken::Reply(refresh)
+        };
+        let miss = match self.resolver.at_once(wire, client, desk.now, out) {
+            AtOnce::Drop => {
+                desk.cells.reject(Rejection::NotAQuery);
+                return Taken::Silence;
+            }
+            AtOnce::Refusal(rcode) => {
+                let malformed = rcode == Rcode::FORMERR;
+                desk.cells.reject(if malformed { Rejection::Malformed } else { Rejection::Unsupported });
+                return reply(rcode, None);
+            }
+            AtOnce::Reply(rcode, qtype, from) => {
+                desk.cells.query(transport, qtype.0);
+                let refresh = match from {
+                    From::Stale => {
+                        desk.cells.stale();
+                        return reply(rcode, None);
+                    }
+                    From::Expiring(key) => self.resolver.refresh(&key, client, desk.now, desk.rng),
+                    _ => None,
+                };
+                desk.cells.hit();
+                if refresh.is_some() {
+                    desk.cells.prefetch();
+                }
+                return reply(rcode, refresh);
+            }
+            AtOnce::Miss(miss) => miss,
+        };
+        desk.cells.query(transport, miss.qtype().0);
+        desk.cells.miss();
+        match self.resolver.begin(&miss, waiter, desk.now, desk.rng, out) {
+            Begun::Reply(rcode, reason) => {
+                if reason == Reason::Overload {
+                    desk.cells.reject(Rejection::Overload);
+                }
+                reply(rcode, None)
+            }
+            Begun::Drop => Taken::Silence,
+            Begun::Joined => {
+                desk.cells.joined();
+                Taken::Joined
+            }
+            Begun::Exchange(exchange, job) => Taken::Exchange(exchange, job),
+        }
+    }
+
+    /// Somebody who is not served is told so in twelve octets, which is no use to whoever forges addresses.
+    fn turn_away(&self, wire: &[u8], transport: Transport, cells: &Cells, out: &mut Vec<u8>) -> Taken {
+        cells.reject(Rejection::Acl);
+        if wire.len() < wire::HEADER_BYTES || u16::from_be_bytes([wire[2], wire[3]]) & flag::QR != 0 {
+            return Taken::Silence;
+        }
+        wire::write_error(wire, Rcode::REFUSED, out);
+        cells.reply(transport, Rcode::REFUSED.0);
+        Taken::Reply(None)
+    }
+
+    /// Drives an exchange, and those that follow from it, in a task of its own. With too many under way, it fails.
+    pub fn drive(self: &Arc<Self>, mut exchange: Exchange, mut job: Box<Job>) {
+        if self.exchanges.fetch_add(1, Relaxed) >= self.config.load().max_queue {
+            self.exchanges.fetch_sub(1, Relaxed);
+            self.cells.reject(Rejection::Overload);
+            let outcome = exchange.give_up("too many queries wait for streams");
+            if let Next::Settled(settled) = self.resolver.finish(job, outcome, Moment::now(), &mut rand::rng()) {
+                self.deliver(settled);
+            }
+            return;
+        }
+        let face = self.clone();
+        self.tasks.spawn_on(
+            async move {
+                loop {
+                    let impatient = || face.deliver(face.resolver.lose_patience(&job, Moment::now()));
+                    let outcome = forward::run(exchange, impatient).await;
+                    match face.resolver.finish(job, outcome, Moment::now(), &mut rand::rng()) {
+                        Next::Settled(settled) => {
+                            face.exchanges.fetch_sub(1, Relaxed);
+                            return face.deliver(settled);
+                        }
+                        Next::Exchange(next, same) => (exchange, job) = (next, same),
+                    }
+                }
+            },
+            &self.runtime,
+        );
+    }
+
+    /// Replies to all who wait, from a task.
+    pub fn deliver(&self, settled: Vec<Settled>) {
+        for Settled { response, ttls, waiters } in settled {
+            for Waiter { asker, question, way } in waiters {
+                let transport = way.transport();
+                self.cells.reply(transport, response.rcode().0);
+                match way {
+                    Way::Stream(replies) => {
+                        let mut reply = Vec::new();
+                        wire::write_reply(response.view(), &asker, &question, ttls, &mut reply);
+                        // A connection that is gone misses nothing.
+                        let _ = replies.try_send(reply);
+                    }
+                    Way::Datagram { listener, peer, local } => {
+                        let Some(socket) = self.sockets.read().get(&listener).cloned() else { continue };
+                        let mut outbox = Outbox::new(1, asker.limit_bytes.min(1232));
+                        wire::write_reply(response.view(), &asker, &question, ttls, outbox.buffer());
+                        outbox.queue(peer, local);
+                        outbox.send(socket.as_fd());
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! TCP: pipelined, answers out of order, the same bytes as UDP (RFC 7766).
+//!
+//! A connection is one task. It reads what has come, writes all replies that can be had at once with a single call, and
+//! goes on reading; replies that take longer come back by a queue and leave in the order of their coming. A connection
+//! with as many open queries as that queue has room for is not read until some are settled, and one whose client does
+//! not read is closed.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Desk, Face, Incoming, Taken};
+use crate::{
+    clock::Moment,
+    metrics::Transport,
+    resolve::{Client, Waiter, Way},
+};
+
+/// Accepts connections until `shutdown`; those that are open then end when their queries are settled.
+pub async fn serve(listener: TcpListener, face: Arc<Face>, connections: Arc<Connections>, shutdown: CancellationToken) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let config = face.config();
+                let limits = (config.tcp_connections, config.tcp_connections_per_client);
+                let Some(place) = connections.enter(peer.ip(), limits) else { continue };
+                let (face, shutdown) = (face.clone(), shutdown.clone());
+                face.tasks().clone().spawn(async move {
+                    // A connection that fails is over; there is nobody to tell.
+                    let _ = converse(stream, peer.ip(), &place, &face, &shutdown).await;
+                });
+            }
+            // Out of descriptors or memory: whoever holds them has to let go first, and trying at once would only spin.
+            Err(error) if is_exhaustion(&error) => {
+                tracing::warn!(%error, "cannot accept TCP connections");
+                connections.close_idlest();
+                tokio::time::sleep(EXHAUSTION_PAUSE).await;
+            }
+            // The client was gone before it was accepted.
+            Err(_) => {}
+        }
+    }
+}
+
+async fn converse(
+    mut stream: TcpStream,
+    peer: IpAddr,
+    place: &Place,
+    face: &Arc<Face>,
+    shutdown: &CancellationToken,
+) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let config = face.config();
+    let client = face.stream_client(peer, &config);
+    let (sender, mut settled) = mpsc::channel::<Vec<u8>>(MOST_OPEN);
+    let mut incoming = Vec::with_capacity(READ_BYTES);
+    let mut outgoing = Vec::new();
+    let mut open = 0;
+    let mut active = Instant::now();
+    loop {
+        let patience = if incoming.is_empty() { config.tcp_idle_timeout } else { config.tcp_message_timeout };
+        let is_ending = shutdown.is_cancelled() || place.seat.closing.is_cancelled();
+        if is_ending && open == 0 {
+            return Ok(());
+        }
+        tokio::select! {
+            Some(reply) = settled.recv() => {
+                let mut next = Some(reply);
+                while let Some(reply) = next {
+                    push_frame(&reply, &mut outgoing);
+                    open -= 1;
+                    next = settled.try_recv().ok();
+                }
+            }
+            read = stream.read_buf(&mut incoming), if open < MOST_OPEN && !is_ending => {
+                if read? == 0 {
+                    // The client has said all it will; what is open is still replied to.
+                    place.seat.closing.cancel();
+                }
+            }
+            () = sleep_until(active + patience) => return Ok(()),
+            () = shutdown.cancelled(), if !is_ending => {}
+            () = place.seat.closing.cancelled(), if !is_ending => {}
+        }
+        let mut at = 0;
+        while open < MOST_OPEN
+            && let Some((message, end)) = frame(&incoming, at)
+        {
+            match take(message, client, &sender, face, &mut outgoing) {
+                Fate::Settled => {}
+                Fate::Open => open += 1,
+                Fate::Hopeless => return Ok(()),
+            }
+            at = end;
+        }
+        incoming.drain(..at);
+        if at > 0 {
+            place.touch();
+            active = Instant::now();
+        }
+        if !outgoing.is_empty() {
+            timeout(config.tcp_message_timeout, stream.write_all(&outgoing)).await??;
+            outgoing.clear();
+            active = Instant::now();
+        }
+    }
+}
+
+/// Takes in one message; a reply that can be had at once goes to `outgoing`.
+fn take(
+    wire: &[u8],
+    client: Option<Client>,
+    replies: &mpsc::Sender<Vec<u8>>,
+    face: &Arc<Face>,
+    outgoing: &mut Vec<u8>,
+) -> Fate {
+    let waiter =
+        |asker, question: &[u8]| Waiter { asker, question: question.into(), way: Way::Stream(replies.clone()) };
+    let mut rng = rand::rng();
+    let mut desk = Desk { now: Moment::now(), rng: &mut rng, cells: face.cells() };
+    let mut reply = Vec::new();
+    match face.take(Incoming { wire, client, transport: Transport::Tcp }, waiter, &mut desk, &mut reply) {
+        Taken::Reply(refresh) => {
+            push_frame(&reply, outgoing);
+            if let Some((exchange, job)) = refresh {
+                face.drive(exchange, job);
+            }
+            Fate::Settled
+        }
+        Taken::Joined => Fate::Open,
+        Taken::Exchange(exchange, job) => {
+            face.drive(exchange, job);
+            Fate::Open
+        }
+        Taken::Silence => Fate::Hopeless,
+    }
+}
+
+/// What a message means for its connection.
+enum Fate {
+    /// Nothing more.
+    Settled,
+    /// A reply will come by the queue.
+    Open,
+    /// Whoever sends this does not speak DNS, or shall not be spoken to.
+    Hopeless,
+}
+
+fn push_frame(message: &[u8], out: &mut Vec<u8>) {
+    out.extend((message.len() as u16).to_be_bytes());
+    out.extend_from_slice(message);
+}
+
+/// The message whose length prefix stands at `at`, and where it ends; `None` while it is not all there.
+fn frame(buffer: &[u8], at: usize) -> Option<(&[u8], usize)> {
+    let length = usize::from(u16::from_be_bytes(*buffer.get(at..)?.first_chunk()?));
+    let end = at + 2 + length;
+    Some((buffer.get(at + 2..end)?, end))
+}
+
+/// The connections that are open, and how many there may be.
+#[derive(Default)]
+pub struct Connections {
+    open: Mutex<HashMap<u64, Arc<Seat>>>,
+    next: AtomicU64,
+}
+
+/// One connection's place among them; it is free again when this is dropped.
+struct Place {
+    seat: Arc<Seat>,
+    number: u64,
+    all: Arc<Connections>,
+}
+
+struct Seat {
+    peer: IpAddr,
+    touched: AtomicU64,
+    closing: CancellationToken,
+}
+
+impl Connections {
+    /// How many are open.
+    pub fn count(&self) -> usize {
+        self.open.lock().len()
+    }
+
+    /// Takes a place; `None` if this client has as many as it may. If all are taken, the one that was idle longest has
+    /// to close.
+    fn enter(self: &Arc<Self>, peer: IpAddr, (most, most_per_client): (usize, usize)) -> Option<Place> {
+        let mut open = self.open.lock();
+        if open.values().filter(|seat| seat.peer == peer).count() >= most_per_client {
+            return None;
+        }
+        if open.len() >= most {
+            let idlest = open.iter().min_by_key(|(_, seat)| seat.touched.load(Relaxed)).map(|(&number, _)| number)?;
+            open.remove(&idlest)?.closing.cancel();
+        }
+        let number = self.next.fetch_add(1, Relaxed);
+        let touched = Moment::now().as_millis().into();
+        let seat = Arc::new(Seat { peer, touched, closing: CancellationToken::new() });
+        open.insert(number, seat.clone());
+        drop(open);
+        Some(Place { seat, number, all: self.clone() })
+    }
+
+    fn close_idlest(&self) {
+        if let Some(seat) = self.open.lock().values().min_by_key(|seat| seat.touched.load(Relaxed)) {
+            seat.closing.cancel();
+        }
+    }
+}
+
+impl Place {
+    fn touch(&self) {
+        self.seat.touched.store(Moment::now().as_millis(), Relaxed);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.all.open.lock().remove(&self.number);
+    }
+}
+
+fn is_exhaustion(error: &io::Error) -> bool {
+    const EMFILE: i32 = 24;
+    const ENFILE: i32 = 23;
+    const ENOBUFS: i32 = 105;
+    const ENOMEM: i32 = 12;
+    matches!(error.raw_os_error(), Some(EMFILE | ENFILE | ENOBUFS | ENOMEM))
+}
+
+/// Queries of one connection that may be open at a time.
+const MOST_OPEN: usize = 256;
+/// Room for the queries that come in one segment.
+const READ_BYTES: usize = 4096;
+/// How long nothing is accepted when descriptors have run out.
+const EXHAUSTION_PAUSE: Duration = Duration::from_millis(100);

@@ -1,0 +1,295 @@
+//! The loop of one worker: receive a batch, reply, drive the misses.
+//!
+//! A worker is a thread with a UDP socket of its own on every listener, and upstream sockets of its own. Hits are replied to as
+//! they are read, in the same batch. A miss starts an exchange, whose datagrams leave by the worker's own sockets
+//! and come back to the same wait; its response then goes to all who wait for it, whichever worker received them. Only
+//! what needs a stream is handed to a task.
+
+use std::{
+    io,
+    net::UdpSocket,
+    os::fd::AsFd,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
+
+use rand::{SeedableRng, rngs::StdRng};
+
+use super::{Desk, Face, Incoming, Taken};
+use crate::{
+    clock::Moment,
+    forward::{Limits, News, UdpDriver},
+    metrics::{Cells, Transport},
+    resolve::{Job, Next, Settled, Waiter, Way},
+    sys::{Inbox, Outbox, Poller, Waker},
+    wire,
+};
+
+/// One thread that serves UDP.
+struct Worker {
+    face: Arc<Face>,
+    cells: Arc<Cells>,
+    commands: mpsc::Receiver<Command>,
+    waker: Waker,
+    poller: Poller,
+    listeners: Vec<Listener>,
+    inbox: Inbox,
+    outbox: Outbox,
+    driver: UdpDriver<Box<Job>>,
+    rng: StdRng,
+    now: Moment,
+    /// When to end, once told to.
+    ends: Option<Moment>,
+}
+
+/// How a worker is told things.
+#[derive(Clone)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+    waker: Waker,
+}
+
+/// What a worker can be told.
+enum Command {
+    Add(Listener),
+    Remove(u32),
+    Stop,
+}
+
+#[derive(Clone)]
+struct Listener {
+    number: u32,
+    socket: Arc<UdpSocket>,
+}
+
+/// Starts a worker. It ends when it is told to, or when its sockets fail beyond repair.
+pub fn spawn(
+    number: usize,
+    face: Arc<Face>,
+    cells: Arc<Cells>,
+) -> io::Result<(Handle, thread::JoinHandle<io::Result<()>>)> {
+    let (sender, commands) = mpsc::channel();
+    let waker = Waker::new()?;
+    let poller = Poller::new()?;
+    poller.add(waker.as_fd(), WAKER_TOKEN)?;
+    let handle = Handle { commands: sender, waker: waker.clone() };
+    let thread = thread::Builder::new().name(format!("udp-{number}")).spawn(move || {
+        let limits = Limits { exchanges: face.config().max_in_flight, sockets: MOST_UPSTREAM_SOCKETS };
+        let mut rng = StdRng::from_rng(&mut rand::rng());
+        let driver = UdpDriver::new(FIRST_UPSTREAM_TOKEN, limits, StdRng::from_rng(&mut rng));
+        let worker = Worker {
+            face,
+            cells,
+            commands,
+            waker,
+            poller,
+            listeners: Vec::new(),
+            inbox: Inbox::new(BATCH, QUERY_BYTES),
+            outbox: Outbox::new(BATCH, REPLY_BYTES),
+            driver,
+            rng,
+            now: Moment::now(),
+            ends: None,
+        };
+        worker.run()
+    })?;
+    Ok((handle, thread))
+}
+
+impl Worker {
+    fn run(mut self) -> io::Result<()> {
+        let mut tokens = Vec::new();
+        loop {
+            let wake_at = [self.driver.wake_at(), self.ends].into_iter().flatten().min();
+            self.poller.wait(&mut tokens, wake_at.map(|at| at.since(self.now)))?;
+            self.now = Moment::now();
+            for &token in &tokens {
+                match token {
+                    WAKER_TOKEN => self.obey()?,
+                    FIRST_UPSTREAM_TOKEN.. => self.driver.readable(token, self.now, &self.poller),
+                    number => {
+                        if let Some(at) = self.listeners.iter().position(|l| u64::from(l.number) == number) {
+                            self.serve(at)?;
+                        }
+                    }
+                }
+            }
+            self.driver.expire(self.now, &self.poller);
+            self.take_reports();
+            if self.ends.is_some_and(|ends| self.driver.in_flight() == 0 || self.now >= ends) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn obey(&mut self) -> io::Result<()> {
+        self.waker.clear();
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Add(listener) => {
+                    self.poller.add(listener.socket.as_fd(), listener.number.into())?;
+                    self.listeners.push(listener);
+                }
+                Command::Remove(number) => {
+                    if let Some(at) = self.listeners.iter().position(|l| l.number == number) {
+                        self.let_go(at)?;
+                    }
+                }
+                Command::Stop => {
+                    while !self.listeners.is_empty() {
+                        self.let_go(0)?;
+                    }
+                    self.ends = Some(self.now + DRAIN);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Serves what is queued at a listener, and then no more.
+    fn let_go(&mut self, at: usize) -> io::Result<()> {
+        self.serve(at)?;
+        let listener = self.listeners.remove(at);
+        self.poller.remove(listener.socket.as_fd())
+    }
+
+    /// Takes in what waits at a listener, a few batches at most, for the others shall have their turn.
+    fn serve(&mut self, at: usize) -> io::Result<()> {
+        let Listener { number, socket } = self.listeners[at].clone();
+        let config = self.face.config();
+        for _ in 0..BATCHES_PER_TURN {
+            let received = self.inbox.receive(socket.as_fd())?;
+            for slot in 0..received {
+                let Some(datagram) = self.inbox.get(slot) else { continue };
+                let (peer, local) = (datagram.peer, datagram.local);
+                let way = Way::Datagram { listener: number, peer, local };
+                let waiter = |asker, question: &[u8]| Waiter { asker, question: question.into(), way };
+                let client = self.face.datagram_client(peer.ip(), &config);
+                let incoming = Incoming { wire: datagram.payload, client, transport: Transport::Udp };
+                let mut desk = Desk { now: self.now, rng: &mut self.rng, cells: &self.cells };
+                let exchange = match self.face.take(incoming, waiter, &mut desk, self.outbox.buffer()) {
+                    Taken::Reply(refresh) => {
+                        self.outbox.queue(peer, local);
+                        refresh
+                    }
+                    Taken::Exchange(exchange, job) => Some((exchange, job)),
+                    Taken::Joined | Taken::Silence => None,
+                };
+                if let Some((exchange, job)) = exchange {
+                    self.driver.start(job, exchange, self.now, &self.poller);
+                }
+            }
+            send(&mut self.outbox, &socket, &self.cells);
+            self.take_reports();
+            if received < self.inbox.room() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings what has come of exchanges to where it belongs.
+    fn take_reports(&mut self) {
+        while let Some(report) = self.driver.next_report() {
+            let job = report.tag;
+            match report.news {
+                News::OutOfPatience => {
+                    let settled = self.face.resolver().lose_patience(&job, self.now);
+                    self.deliver(settled);
+                }
+                News::NeedsStream(exchange) => self.face.drive(*exchange, job),
+                News::Done(outcome) => match self.face.resolver().finish(job, outcome, self.now, &mut self.rng) {
+                    Next::Settled(settled) => self.deliver(settled),
+                    Next::Exchange(exchange, job) => self.driver.start(job, exchange, self.now, &self.poller),
+                },
+            }
+        }
+    }
+
+    /// Replies to all who wait: those of UDP from the own socket of the listener that they asked.
+    fn deliver(&mut self, settled: Vec<Settled>) {
+        let mut elsewhere = Vec::new();
+        for Settled { response, ttls, waiters } in settled {
+            let mut others = Vec::new();
+            let mut current: Option<(u32, Arc<UdpSocket>)> = None;
+            for waiter in waiters {
+                let Way::Datagram { listener, peer, local } = waiter.way else {
+                    others.push(waiter);
+                    continue;
+                };
+                if current.as_ref().is_none_or(|(number, _)| *number != listener) || self.outbox.is_full() {
+                    if let Some((_, socket)) = &current {
+                        send(&mut self.outbox, socket, &self.cells);
+                    }
+                    let own = self.listeners.iter().find(|own| own.number == listener);
+                    current = own.map(|own| (listener, own.socket.clone()));
+                }
+                if current.is_none() {
+                    others.push(waiter);
+                    continue;
+                }
+                self.cells.reply(Transport::Udp, response.rcode().0);
+                wire::write_reply(response.view(), &waiter.asker, &waiter.question, ttls, self.outbox.buffer());
+                self.outbox.queue(peer, local);
+            }
+            if let Some((_, socket)) = &current {
+                send(&mut self.outbox, socket, &self.cells);
+            }
+            if !others.is_empty() {
+                elsewhere.push(Settled { response, ttls, waiters: others });
+            }
+        }
+        if !elsewhere.is_empty() {
+            self.face.deliver(elsewhere);
+        }
+    }
+}
+
+fn send(outbox: &mut Outbox, socket: &UdpSocket, cells: &Cells) {
+    if !outbox.is_empty() {
+        for _ in 0..outbox.send(socket.as_fd()).dropped {
+            cells.unsent();
+        }
+    }
+}
+
+impl Handle {
+    /// Serve this socket of a listener as well.
+    pub fn add(&self, number: u32, socket: Arc<UdpSocket>) {
+        self.tell(Command::Add(Listener { number, socket }));
+    }
+
+    /// Serve this listener no more, but for what is queued.
+    pub fn remove(&self, number: u32) {
+        self.tell(Command::Remove(number));
+    }
+
+    /// Reply to what is queued and to those who wait, then end.
+    pub fn stop(&self) {
+        self.tell(Command::Stop);
+    }
+
+    fn tell(&self, command: Command) {
+        // A worker that has ended needs no telling.
+        if self.commands.send(command).is_ok() {
+            self.waker.wake();
+        }
+    }
+}
+
+/// Datagrams received, and replied to, with one system call.
+const BATCH: usize = 64;
+/// Batches from one listener before the others have their turn.
+const BATCHES_PER_TURN: usize = 8;
+/// Longer queries are cut, and so malformed: a query holds one name and an OPT record.
+const QUERY_BYTES: usize = 4096;
+/// Room for most replies; the buffers grow for larger ones.
+const REPLY_BYTES: usize = 1500;
+/// Upstream sockets of one worker; enough for a pool of 256 for some upstreams.
+const MOST_UPSTREAM_SOCKETS: usize = 4096;
+/// How long a worker that ends goes on for those who wait: a bit longer than the deadline of any query.
+const DRAIN: Duration = Duration::from_millis(4000);
+/// Listeners are reported by their numbers, which lie below.
+const WAKER_TOKEN: u64 = 1 << 32;
+const FIRST_UPSTREAM_TOKEN: u64 = WAKER_TOKEN + 1;
