@@ -1,0 +1,507 @@
+//! One daemon from all rooms: start, reload, stop.
+//!
+//! It introduces the faces to the heart, owns every thread and task, and hears the signals. SIGHUP reloads everything
+//! or nothing; changed files of local data are taken in by themselves, a faulty one's last good version staying in
+//! service. SIGTERM and SIGINT stop: what is asked already is still replied to.
+
+mod listen;
+mod watch;
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    thread::{self, available_parallelism},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use parking_lot::Mutex;
+use sd_notify::NotifyState;
+use tokio::{
+    runtime::Handle as Runtime,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    cache::{Cache, Epoch},
+    clock::Moment,
+    config::{Loaded, Refused, Upstreams},
+    control, forward,
+    metrics::{Metrics, Reload},
+    resolve::{Resolver, Route, Rules, Tables},
+    server::{self, Connections, Face},
+    sys, zone,
+};
+use listen::Listener;
+use watch::Watch;
+
+/// Serves until told to stop. Every fault at start is fatal.
+pub fn run(loaded: Loaded) -> Result<()> {
+    // Left to the limit that is set: fewer upstream sockets are used then.
+    let _ = sys::raise_open_files_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers(0))
+        .enable_all()
+        .build()
+        .context("cannot start the task threads; see `ulimit -u`")?;
+    let outcome = runtime.block_on(async {
+        let mut daemon = Daemon::start(loaded, Runtime::current())?;
+        daemon.serve().await?;
+        daemon.stop().await
+    });
+    // What is left are tasks whose clients are gone.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    outcome
+}
+
+/// What is wrong with the files that a configuration names, beyond the configuration itself.
+pub fn check(loaded: &Loaded) -> Vec<String> {
+    load_zones(loaded, None).faults.iter().map(ToString::to_string).collect()
+}
+
+struct Daemon {
+    loaded: Loaded,
+    files: zone::Files,
+    groups: Vec<Arc<forward::Group>>,
+    epoch: Epoch,
+    face: Arc<Face>,
+    metrics: Arc<Metrics>,
+    status: Arc<Mutex<Status>>,
+    workers: Vec<(server::Handle, thread::JoinHandle<io::Result<()>>)>,
+    listeners: HashMap<u32, Open>,
+    next_listener: u32,
+    connections: Arc<Connections>,
+    control: Option<(SocketAddr, CancellationToken)>,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+    watch: Watch,
+    changed: mpsc::Receiver<()>,
+    signals: Signals,
+}
+
+/// A listener in service.
+struct Open {
+    /// As configured, where port 0 stands for any; `None` if the service manager opened it.
+    configured: Option<SocketAddr>,
+    closing: CancellationToken,
+}
+
+/// What `/ready` speaks of.
+#[derive(Default)]
+struct Status {
+    upstreams_unknown: bool,
+    default_group: Option<Arc<forward::Group>>,
+    faulty_files: Vec<String>,
+    is_stopping: bool,
+}
+
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Daemon {
+    fn start(loaded: Loaded, runtime: Runtime) -> Result<Self> {
+        let config = &loaded.config;
+        let worker_count = workers(config.server.workers);
+        // The sockets first: their absence is the most frequent fault, and the lock against a second daemon.
+        let mut open = Listener::take_over(worker_count).map_err(refused)?;
+        let is_handed_over = !open.is_empty();
+        if !is_handed_over {
+            for &address in &config.server.listen {
+                open.push(Listener::open(address, worker_count).map_err(refused)?);
+            }
+        }
+        let outcome = load_zones(&loaded, None);
+        if !outcome.faults.is_empty() {
+            return Err(Refused::new(outcome.faults).into());
+        }
+        warn(&outcome.warnings);
+
+        let metrics = Arc::new(Metrics::new());
+        let epoch = Epoch(1);
+        let groups = forward::Group::build_all(&loaded.rules, &[], &metrics);
+        let tables = Tables::new(rules(&loaded, &outcome.files, &groups), epoch);
+        let cache = Cache::new(config.cache.size.as_u64() as usize);
+        let resolver = Arc::new(Resolver::new(cache, tables, config.server.max_in_flight));
+        let face = Arc::new(Face::new(resolver, config.server.clone(), &metrics, runtime));
+        let (change, changed) = mpsc::channel(1);
+        let mut daemon = Self {
+            files: outcome.files,
+            groups,
+            epoch,
+            face,
+            metrics,
+            status: Arc::default(),
+            workers: Vec::new(),
+            listeners: HashMap::new(),
+            next_listener: 0,
+            connections: Arc::default(),
+            control: None,
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            watch: Watch::new(change).context("cannot watch files")?,
+            changed,
+            signals: Signals::new().context("cannot hear signals")?,
+            loaded,
+        };
+        let control = daemon.bind_control(&daemon.loaded)?;
+        for number in 0..worker_count {
+            let worker = server::spawn_worker(number, daemon.face.clone(), daemon.metrics.cells());
+            daemon.workers.push(worker.context("cannot start a worker; see `ulimit -n` and `ulimit -u`")?);
+        }
+        for (index, listener) in open.into_iter().enumerate() {
+            let configured = if is_handed_over { None } else { daemon.loaded.config.server.listen.get(index).copied() };
+            daemon.open(listener, configured)?;
+        }
+        daemon.observe();
+        daemon.serve_control(control)?;
+        daemon.probe_upstreams();
+        daemon.metrics.reloaded(Reload::Started);
+        daemon.note_state(&[]);
+        daemon.watch_files();
+        match &daemon.loaded.upstreams {
+            Upstreams::Configured => {}
+            Upstreams::System(file) => tracing::info!(file = %file.display(), "upstreams taken from the system"),
+            Upstreams::Unknown => tracing::warn!(
+                "no upstream is known, so only local names can be resolved; name some in [[forward]] or with --upstream"
+            ),
+        }
+        Ok(daemon)
+    }
+
+    /// Hears signals and changes until it is to stop.
+    async fn serve(&mut self) -> Result<()> {
+        tracing::info!("ready");
+        notify_manager(&[NotifyState::Ready]);
+        let mut watchdog = sd_notify::watchdog_enabled().map(|limit| tokio::time::interval(limit / 2));
+        loop {
+            tokio::select! {
+                _ = self.signals.terminate.recv() => return Ok(()),
+                _ = self.signals.interrupt.recv() => return Ok(()),
+                _ = self.signals.hangup.recv() => self.reload().await,
+                Some(()) = self.changed.recv() => self.take_in_files().await,
+                Some(_) = async { Some(watchdog.as_mut()?.tick().await) } => notify_manager(&[NotifyState::Watchdog]),
+            }
+            if self.workers.iter().any(|(_, thread)| thread.is_finished()) {
+                return Err(anyhow::anyhow!("a worker has ended; its error was logged"));
+            }
+        }
+    }
+
+    /// Takes in the configuration and all files anew: everything or, if there is any fault, nothing.
+    async fn reload(&mut self) {
+        let since_boot = NotifyState::monotonic_usec_now();
+        notify_manager(&[NotifyState::Reloading].into_iter().chain(since_boot).collect::<Vec<_>>());
+        match self.try_reload() {
+            Ok(retired) => {
+                self.metrics.reloaded(Reload::Ok);
+                tracing::info!(retired, "reloaded");
+            }
+            Err(error) => {
+                self.metrics.reloaded(Reload::Failed);
+                for line in format!("{error:#}").lines() {
+                    tracing::error!(error = line, "reload failed");
+                }
+            }
+        }
+        notify_manager(&[NotifyState::Ready]);
+    }
+
+    fn try_reload(&mut self) -> Result<usize> {
+        let loaded = self.loaded.source.load().map_err(Refused::new)?;
+        let outcome = load_zones(&loaded, Some(&self.files));
+        if !outcome.faults.is_empty() {
+            return Err(Refused::new(outcome.faults).into());
+        }
+        // Everything that can fail comes before anything that is seen.
+        let mut opened = Vec::new();
+        for &address in &loaded.config.server.listen {
+            if !self.listeners.values().any(|open| open.configured.is_none_or(|configured| configured == address)) {
+                opened.push((Listener::open(address, self.workers.len()).map_err(refused)?, address));
+            }
+        }
+        let control = self.bind_control(&loaded)?;
+        warn(&outcome.warnings);
+
+        self.loaded = loaded;
+        self.files = outcome.files;
+        let config = &self.loaded.config;
+        self.groups = forward::Group::build_all(&self.loaded.rules, &self.groups, &self.metrics);
+        self.face.resolver().cache().resize(config.cache.size.as_u64() as usize);
+        self.face.set_config(config.server.clone());
+        let retired = self.swap_tables();
+        for (listener, address) in opened {
+            self.open(listener, Some(address))?;
+        }
+        self.close_others();
+        self.serve_control(control)?;
+        self.note_state(&[]);
+        self.watch_files();
+        Ok(retired)
+    }
+
+    /// Takes in files of local data that have changed. A faulty one stays as it was.
+    async fn take_in_files(&mut self) {
+        // Those who write several files, or one in several steps, get a moment to finish.
+        tokio::time::sleep(SETTLING).await;
+        while self.changed.try_recv().is_ok() {}
+        let outcome = load_zones(&self.loaded, Some(&self.files));
+        for fault in &outcome.faults {
+            tracing::error!(error = %fault, "file refused; its last good version stays in service");
+        }
+        warn(&outcome.warnings);
+        let is_changed = outcome.files.generations().ne(self.files.generations());
+        self.files = outcome.files;
+        if is_changed {
+            let retired = self.swap_tables();
+            tracing::info!(retired, faults = outcome.faults.len(), "files taken in");
+        }
+        self.note_state(&outcome.faults);
+        self.watch_files();
+    }
+
+    fn swap_tables(&mut self) -> usize {
+        self.epoch = Epoch(self.epoch.0.wrapping_add(1));
+        let rules = rules(&self.loaded, &self.files, &self.groups);
+        self.face.resolver().swap_tables(Tables::new(rules, self.epoch));
+        self.face.resolver().retire()
+    }
+
+    fn open(&mut self, listener: Listener, configured: Option<SocketAddr>) -> Result<()> {
+        let number = self.next_listener;
+        self.next_listener += 1;
+        let closing = self.stopping.child_token();
+        let Listener { address, tcp, udp } = listener;
+        if let Some(tcp) = tcp {
+            let tcp = tokio::net::TcpListener::from_std(tcp).context("cannot serve TCP")?;
+            let serving = server::serve_tcp(tcp, self.face.clone(), self.connections.clone(), closing.clone());
+            self.tasks.spawn(serving);
+        }
+        self.face.set_socket(number, udp.first().cloned());
+        for ((worker, _), socket) in self.workers.iter().zip(udp) {
+            worker.add(number, socket);
+        }
+        self.listeners.insert(number, Open { configured, closing });
+        tracing::info!(%address, "listening");
+        Ok(())
+    }
+
+    /// Closes the listeners that are no longer configured; those that the service manager opened stay.
+    fn close_others(&mut self) {
+        let listen = &self.loaded.config.server.listen;
+        let is_gone = |open: &Open| open.configured.is_some_and(|address| !listen.contains(&address));
+        let gone: Vec<u32> =
+            self.listeners.iter().filter(|(_, open)| is_gone(open)).map(|(&number, _)| number).collect();
+        for number in gone {
+            let Some(open) = self.listeners.remove(&number) else { continue };
+            open.closing.cancel();
+            self.face.set_socket(number, None);
+            for (worker, _) in &self.workers {
+                worker.remove(number);
+            }
+            tracing::info!(address = open.configured.map(tracing::field::display), "no longer listening");
+        }
+    }
+
+    /// Binds the control address of a configuration, unless it is served already.
+    fn bind_control(&self, loaded: &Loaded) -> Result<Option<std::net::TcpListener>> {
+        let Some(address) = loaded.config.control.listen else { return Ok(None) };
+        if self.control.as_ref().is_some_and(|(served, _)| *served == address) {
+            return Ok(None);
+        }
+        sys::bind_tcp(address).map(Some).with_context(|| {
+            format!("cannot serve control.listen = \"{address}\"; choose another address, or \"\" for none")
+        })
+    }
+
+    /// Serves operators on this listener, if there is one; and no longer on an address that is not configured.
+    fn serve_control(&mut self, listener: Option<std::net::TcpListener>) -> Result<()> {
+        let configured = self.loaded.config.control.listen;
+        if let Some((_, closing)) = self.control.take_if(|(served, _)| Some(*served) != configured) {
+            closing.cancel();
+        }
+        let (Some(listener), Some(configured)) = (listener, configured) else { return Ok(()) };
+        let address = listener.local_addr().context("cannot serve control.listen")?;
+        let listener = tokio::net::TcpListener::from_std(listener).context("cannot serve control.listen")?;
+        let status = self.status.clone();
+        let shown =
+            control::Shown { metrics: self.metrics.clone(), readiness: Arc::new(move || status.lock().missing()) };
+        let closing = self.stopping.child_token();
+        self.tasks.spawn(control::serve(listener, shown, closing.clone()));
+        self.control = Some((configured, closing));
+        tracing::info!(%address, "control listening");
+        Ok(())
+    }
+
+    /// Asks upstreams that are down whether they are back.
+    fn probe_upstreams(&self) {
+        let (face, stopping) = (self.face.clone(), self.stopping.clone());
+        let mut ticks = tokio::time::interval(PROBE_INTERVAL);
+        self.tasks.spawn(async move {
+            while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
+                for route in face.resolver().tables().routes() {
+                    for upstream in route.group.probes_due(Moment::now()) {
+                        face.tasks().spawn(forward::probe(upstream));
+                    }
+                }
+            }
+        });
+    }
+
+    /// Lets a scrape see what is known only by looking.
+    fn observe(&self) {
+        let (face, connections) = (self.face.clone(), self.connections.clone());
+        self.metrics.on_scrape(move |levels| {
+            let usage = face.resolver().cache().usage();
+            levels.cache_entries.set(usage.entries as u64);
+            levels.cache_bytes.set(usage.bytes as u64);
+            levels.cache_evictions.set(usage.evictions);
+            let (waiting, flights) = face.resolver().in_flight();
+            levels.waiting.set(waiting as u64);
+            levels.in_flight.set(flights as u64);
+            levels.queue_depth.set(face.exchanges() as u64);
+            levels.tcp_connections.set(connections.count() as u64);
+        });
+    }
+
+    /// Notes what scrapes and `/ready` tell of the configuration and the files.
+    fn note_state(&self, faults: &[zone::Error]) {
+        let levels = self.metrics.levels();
+        levels.cache_limit_bytes.set(self.loaded.config.cache.size.as_u64());
+        levels.set_zone_files(self.files.generations().count(), faults.len());
+        let root = crate::wire::Name::root();
+        let is_default = |rule: &forward::Rule| rule.suffixes.iter().any(|suffix| *suffix.get_ref() == root);
+        let default = self.loaded.rules.iter().position(is_default);
+        let mut status = self.status.lock();
+        status.upstreams_unknown = self.loaded.upstreams == Upstreams::Unknown;
+        status.default_group = default.and_then(|index| self.groups.get(index).cloned());
+        status.faulty_files = faults.iter().map(ToString::to_string).collect();
+    }
+
+    fn watch_files(&mut self) {
+        let read = self.files.paths().iter().map(PathBuf::as_path);
+        self.watch.follow(read.chain([self.loaded.config.zones.directory()]));
+    }
+
+    /// Takes in no more, and replies to those who wait.
+    async fn stop(mut self) -> Result<()> {
+        notify_manager(&[NotifyState::Stopping]);
+        tracing::info!("stopping");
+        self.status.lock().is_stopping = true;
+        self.stopping.cancel();
+        let workers = std::mem::take(&mut self.workers);
+        for (worker, _) in &workers {
+            worker.stop();
+        }
+        let ended = tokio::task::spawn_blocking(move || {
+            workers.into_iter().map(|(_, thread)| thread.join()).collect::<Vec<_>>()
+        });
+        for outcome in ended.await.context("cannot wait for the workers")? {
+            match outcome {
+                Ok(ended) => ended.context("a worker has failed")?,
+                Err(_) => anyhow::bail!("a worker has panicked"),
+            }
+        }
+        self.face.tasks().close();
+        self.tasks.close();
+        let tasks = async { tokio::join!(self.face.tasks().wait(), self.tasks.wait()) };
+        if tokio::time::timeout(DRAIN, tasks).await.is_err() {
+            tracing::warn!("connections are cut: their clients do not read");
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+impl Status {
+    fn missing(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        if self.is_stopping {
+            missing.push("stopping".into());
+        }
+        if self.upstreams_unknown {
+            missing.push("no upstream is known; name some in [[forward]] or with --upstream".into());
+        }
+        if let Some(group) = &self.default_group
+            && group.upstreams().iter().all(|upstream| !upstream.is_up())
+        {
+            let named: Vec<String> = group.upstreams().iter().map(|upstream| upstream.url().to_string()).collect();
+            missing.push(format!("every upstream of \".\" is down: {}", named.join(", ")));
+        }
+        missing.extend(self.faulty_files.iter().cloned());
+        missing
+    }
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+}
+
+/// As many as configured; for 0 one per core, at most 4.
+fn workers(configured: usize) -> usize {
+    match configured {
+        0 => available_parallelism().map_or(1, usize::from).min(4),
+        configured => configured,
+    }
+}
+
+fn load_zones(loaded: &Loaded, previous: Option<&zone::Files>) -> zone::Outcome {
+    zone::Files::load(&loaded.config.zones, &loaded.zones, previous)
+}
+
+fn rules(loaded: &Loaded, files: &zone::Files, groups: &[Arc<forward::Group>]) -> Rules {
+    let config = &loaded.config;
+    let forwards = loaded.rules.iter().zip(&config.forward).zip(groups).map(|((rule, written), group)| {
+        let mut lifetimes = config.cache.policy(written.serve_stale);
+        lifetimes.min_ttl = written.min_ttl.unwrap_or(lifetimes.min_ttl);
+        lifetimes.max_ttl = written.max_ttl.unwrap_or(lifetimes.max_ttl);
+        lifetimes.max_negative_ttl = written.max_negative_ttl.unwrap_or(lifetimes.max_negative_ttl);
+        let suffixes = rule.suffixes.iter().map(|suffix| suffix.get_ref().clone()).collect();
+        (suffixes, Route::new(rule, group.clone(), lifetimes))
+    });
+    Rules {
+        overlays: files.overlays(),
+        zones: files.zones().cloned().collect(),
+        forwards: forwards.collect(),
+        refused: loaded.refused.clone(),
+        prefetch: config.cache.prefetch,
+    }
+}
+
+/// A listener's fault is one of the arguments or of the configuration.
+fn refused(error: listen::Error) -> Refused {
+    Refused::new([error])
+}
+
+fn warn(warnings: &[zone::Error]) {
+    for warning in warnings {
+        tracing::warn!(%warning, "odd, but taken in");
+    }
+}
+
+/// Tells the service manager; without one there is nobody to tell.
+fn notify_manager(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "cannot notify the service manager");
+    }
+}
+
+/// How long files are left to settle after a change.
+const SETTLING: Duration = Duration::from_millis(100);
+/// How often it is looked whether an upstream is due for a probe.
+const PROBE_INTERVAL: Duration = Duration::from_millis(250);
+/// How long tasks may go on after the workers have ended: their queries are as old.
+const DRAIN: Duration = Duration::from_secs(1);
