@@ -111,11 +111,11 @@ impl Daemon {
         let config = &loaded.config;
         let worker_count = workers(config.server.workers);
         // The sockets first: their absence is the most frequent fault, and the lock against a second daemon.
-        let mut open = Listener::take_over(worker_count).map_err(refused)?;
+        let mut open = Listener::take_over(worker_count)?;
         let is_handed_over = !open.is_empty();
         if !is_handed_over {
             for &address in &config.server.listen {
-                open.push(Listener::open(address, worker_count).map_err(refused)?);
+                open.push(Listener::open(address, worker_count)?);
             }
         }
         let outcome = load_zones(&loaded, None);
@@ -224,7 +224,7 @@ impl Daemon {
         let mut opened = Vec::new();
         for &address in &loaded.config.server.listen {
             if !self.listeners.values().any(|open| open.configured.is_none_or(|configured| configured == address)) {
-                opened.push((Listener::open(address, self.workers.len()).map_err(refused)?, address));
+                opened.push((Listener::open(address, self.workers.len())?, address));
             }
         }
         let control = self.bind_control(&loaded)?;
@@ -479,11 +479,6 @@ fn rules(loaded: &Loaded, files: &zone::Files, groups: &[Arc<forward::Group>]) -
         refused: loaded.refused.clone(),
         prefetch: config.cache.prefetch,
     }
-}
-
-/// A listener's fault is one of the arguments or of the configuration.
-fn refused(error: listen::Error) -> Refused {
-    Refused::new([error])
 }
 
 fn warn(warnings: &[zone::Error]) {

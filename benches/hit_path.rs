@@ -1,0 +1,73 @@
+//! What a hit costs without the kernel: parse the query, find the entry, write the reply.
+
+use std::{hint::black_box, sync::Arc, time::Duration};
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use watershed::{
+    cache::{Cache, Epoch, Key, Life, Origin, RuleId, Variant},
+    clock::Moment,
+    resolve::{AtOnce, Client, Resolver, Rules, Tables},
+    wire::{Answer, Class, Name, Query, Question, Record, ReplySize, Rtype, UpstreamQuery},
+    zone::Overlays,
+};
+
+const NAMES: usize = 10_000;
+
+fn question(number: usize) -> Question {
+    let qname: Name = format!("host{number}.example").parse().unwrap();
+    Question { qname, qtype: Rtype::A, qclass: Class::IN }
+}
+
+fn query(question: &Question) -> Vec<u8> {
+    let mut wire = Vec::new();
+    let Question { qname, qtype, qclass } = question;
+    UpstreamQuery { id: 7, qname, qtype: *qtype, qclass: *qclass, checking_disabled: false, edns: None }
+        .write(&mut wire);
+    wire
+}
+
+fn resolver(now: Moment) -> Arc<Resolver> {
+    let rules = Rules {
+        overlays: Overlays::default(),
+        zones: Vec::new(),
+        forwards: Vec::new(),
+        refused: Vec::new(),
+        prefetch: false,
+    };
+    let cache = Cache::new(64 << 20);
+    let origin = Origin { rule: RuleId(1), epoch: Epoch(1), chained: false, loopback_only: false };
+    let life = Life::Timed { fresh: Duration::from_secs(3600), stale: Duration::ZERO };
+    for number in 0..NAMES {
+        let question = question(number);
+        let record = Record::new(question.qname.clone(), Rtype::A, 3600, [192, 0, 2, 1]);
+        let response = Answer { answer: vec![record], ..Answer::default() }.encode(&question);
+        let key = Key::new(question.qname.wire(), Rtype::A, Class::IN, Variant::default());
+        cache.insert(&key, &response, life, origin, now);
+    }
+    Arc::new(Resolver::new(cache, Tables::new(rules, Epoch(1)), 100))
+}
+
+fn hit_path(c: &mut Criterion) {
+    let now = Moment::now();
+    let queries: Vec<Vec<u8>> = (0..NAMES).map(|number| query(&question(number))).collect();
+    let client = Client { is_loopback: true, size: ReplySize::Datagram { ceiling_bytes: 1232 } };
+    let resolver = resolver(now);
+    let mut group = c.benchmark_group("hit_path");
+
+    group.bench_function("parse", |b| b.iter(|| Query::parse(black_box(&queries[7])).is_ok()));
+
+    let mut next = 0;
+    group.bench_function("parse_find_patch", |b| {
+        let mut out = Vec::with_capacity(1500);
+        b.iter(|| {
+            next = (next + 1) % NAMES;
+            let outcome = resolver.at_once(black_box(&queries[next]), client, now, &mut out);
+            assert!(matches!(outcome, AtOnce::Reply(..)));
+            out.len()
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, hit_path);
+criterion_main!(benches);
