@@ -53,9 +53,9 @@ pub struct Config {
     /// Questions that may wait for a response at once, from 16 to 1048576; one more is answered SERVFAIL.
     /// Default 16384. Applies at restart.
     pub max_in_flight: usize,
-    /// Questions that the workers may hand over and that have not begun, from 16 to 1048576; one more is answered
-    /// SERVFAIL.
-    /// Default 4096. Applies at restart.
+    /// Questions that tasks may forward at once, for they need a stream or came by one, from 16 to 1048576; one more is
+    /// answered SERVFAIL.
+    /// Default 4096. Applies at reload.
     pub max_queue: usize,
     /// Where what shall survive a restart is kept.
     /// Default: none, which takes systemd's `STATE_DIRECTORY`, if it is set. Applies at restart.
