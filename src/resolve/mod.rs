@@ -80,3 +80,6 @@ impl Resolver {
         self.tables.load().epoch()
     }
 }
+
+#[cfg(test)]
+mod tests;
