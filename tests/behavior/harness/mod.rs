@@ -1,0 +1,94 @@
+//! What the tests stand on: a real daemon, scripted upstreams, clients, and the programs of others.
+//!
+//! Nothing here sleeps in hope: whoever waits, waits for an event, and a deadline turns its absence into a failure.
+
+pub mod client;
+pub mod daemon;
+pub mod http;
+pub mod message;
+pub mod netns;
+pub mod programs;
+pub mod require;
+pub mod upstream;
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+pub use client::{Tcp, exchange_udp, tcp, udp};
+pub use daemon::{Daemon, Setup};
+pub use message::{Message, query};
+pub use upstream::{Act, Asked, Gate, Upstream};
+
+/// What libc waits for one server: no client of ours may ever have to.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Asks again and again until `attempt` gives a value, for states that no event announces.
+///
+/// Panics after `limit`, naming what was waited for.
+#[track_caller]
+pub fn wait_until<T>(what: &str, limit: Duration, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = attempt() {
+            return value;
+        }
+        assert!(start.elapsed() < limit, "waited {limit:?} in vain: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A loopback address that no other test uses, with a port free for UDP and TCP.
+pub fn free_address() -> SocketAddr {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    loop {
+        let host = (std::process::id() << 6).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) & 0x00ff_ffff;
+        // Above 127.1: the addresses below are left to the defaults of programs and to those who run the tests.
+        let ip = Ipv4Addr::from(0x7f00_0000 | host | 0x0001_0000);
+        if matches!(ip.octets()[3], 0 | 255) {
+            continue;
+        }
+        let Ok(stream) = TcpListener::bind((ip, 0)) else { continue };
+        let address = stream.local_addr().unwrap();
+        if UdpSocket::bind(address).is_ok() {
+            return address;
+        }
+    }
+}
+
+/// A free port of 127.0.0.1, for programs that take no other address. It lies below the ports that the kernel gives to
+/// whoever asks for any, so it is not lost again before it is used.
+pub fn free_port() -> SocketAddr {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let number = (std::process::id() << 4).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 10_240 + (number % 22_000) as u16));
+        if TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok() {
+            return address;
+        }
+    }
+}
+
+/// Sends a signal, by its name without SIG, to a process that the caller started.
+pub fn signal(pid: u32, name: &str) {
+    let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {pid}")).status().unwrap();
+    assert!(status.success(), "cannot signal {pid}");
+}
+
+/// Runs a program to its end and gives what it printed; panics if it fails.
+#[track_caller]
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{text}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}

@@ -1,0 +1,220 @@
+//! The programs of others: servers that hold a real zone, and a real Consul; each on an address of its own.
+
+use std::{
+    fs::{self, File},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+use super::{Message, exchange_udp, free_address, free_port, http, netns::Netns, query, require, run, wait_until};
+
+/// A server that runs until this is dropped.
+pub struct Program {
+    address: SocketAddr,
+    child: Child,
+    folder: TempDir,
+}
+
+impl Program {
+    /// BIND 9 with these zones, apex and text of each, below an almost empty root zone.
+    pub fn bind(zones: &[(&str, &str)]) -> Option<Self> {
+        let named = require::program("named")?;
+        // It binds only addresses that an interface has, which 127.0.0.2 and up are not for it.
+        let address = free_port();
+        let folder = folder_with(zones);
+        let at = folder.path().display();
+        let mut config = format!(
+            "options {{ directory \"{at}\"; listen-on port {} {{ {}; }}; listen-on-v6 {{ none; }};\n\
+             pid-file none; session-keyfile none; recursion no; allow-query {{ any; }}; notify no;\n\
+             dnssec-validation no; minimal-responses no;\n\
+             check-names primary ignore; check-integrity no; }};\ncontrols {{ }};\n",
+            address.port(),
+            address.ip(),
+        );
+        fs::write(folder.path().join("..zone"), ROOT_ZONE).unwrap();
+        for apex in zones.iter().map(|(apex, _)| *apex).chain(["."]) {
+            config.push_str(&format!("zone \"{apex}\" {{ type primary; file \"{at}/{apex}.zone\"; }};\n"));
+        }
+        fs::write(folder.path().join("named.conf"), config).unwrap();
+        let mut command = Command::new(named);
+        command.args(["-g", "-n", "1", "-c"]).arg(folder.path().join("named.conf"));
+        Some(Self::start(command, address, folder, zones[0].0))
+    }
+
+    /// Knot DNS with these zones.
+    pub fn knot(zones: &[(&str, &str)]) -> Option<Self> {
+        let knotd = require::program("knotd")?;
+        let address = free_address();
+        let folder = folder_with(zones);
+        let at = folder.path().display();
+        let mut config = format!(
+            "server:\n    listen: {}@{}\n    rundir: {at}\n    udp-workers: 1\n    tcp-workers: 2\n\
+             \x20   background-workers: 1\ndatabase:\n    storage: {at}\n\
+             log:\n  - target: stderr\n    any: info\nzone:\n",
+            address.ip(),
+            address.port(),
+        );
+        for (apex, _) in zones {
+            config.push_str(&format!("  - domain: {apex}\n    file: {at}/{apex}.zone\n    zonefile-sync: -1\n"));
+        }
+        fs::write(folder.path().join("knot.conf"), config).unwrap();
+        let mut command = Command::new(knotd);
+        command.arg("-c").arg(folder.path().join("knot.conf"));
+        Some(Self::start(command, address, folder, zones[0].0))
+    }
+
+    /// Unbound with these zones.
+    pub fn unbound(zones: &[(&str, &str)]) -> Option<Self> {
+        let unbound = require::program("unbound")?;
+        let address = free_address();
+        let folder = folder_with(zones);
+        let at = folder.path().display();
+        let mut config = format!(
+            "server:\n  interface: {}@{}\n  directory: \"{at}\"\n  chroot: \"\"\n  username: \"\"\n  pidfile: \"\"\n\
+             \x20 use-syslog: no\n  num-threads: 1\n  do-ip6: no\n  module-config: iterator\n\
+             \x20 do-not-query-localhost: no\nremote-control:\n  control-enable: no\n",
+            address.ip(),
+            address.port(),
+        );
+        for (apex, _) in zones {
+            config.push_str(&format!(
+                "auth-zone:\n  name: \"{apex}\"\n  zonefile: \"{at}/{apex}.zone\"\n  for-downstream: yes\n\
+                 \x20 for-upstream: no\n  fallback-enabled: no\n",
+            ));
+        }
+        fs::write(folder.path().join("unbound.conf"), config).unwrap();
+        let mut command = Command::new(unbound);
+        command.args(["-d", "-c"]).arg(folder.path().join("unbound.conf"));
+        Some(Self::start(command, address, folder, zones[0].0))
+    }
+
+    fn start(mut command: Command, address: SocketAddr, folder: TempDir, apex: &str) -> Self {
+        let child = logged(&mut command, folder.path());
+        let mut program = Self { address, child, folder };
+        let probe = query(&format!("{apex} SOA"));
+        wait_until("a server that answers", START_LIMIT, || {
+            program.demand_running();
+            let reply = exchange_udp(address, &probe.to_wire(), Duration::from_millis(200))?;
+            (Message::from_wire(&reply).ok()?.rcode == 0).then_some(())
+        });
+        program
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn demand_running(&mut self) {
+        let status = self.child.try_wait().unwrap();
+        assert!(status.is_none(), "it ended: {status:?}");
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            show_log(self.folder.path());
+        }
+    }
+}
+
+/// A Consul agent that is its own only server, on the usual ports of an address of its own.
+pub struct Consul {
+    ip: IpAddr,
+    child: Child,
+    folder: TempDir,
+}
+
+impl Consul {
+    /// An agent with this configuration, in JSON; inside a namespace it lies on 127.0.0.1.
+    pub fn start(config: &str, netns: Option<&Netns>) -> Option<Self> {
+        let consul = require::program("consul")?;
+        let ip = if netns.is_some() { Ipv4Addr::LOCALHOST.into() } else { free_address().ip() };
+        let folder = folder_with(&[]);
+        fs::write(folder.path().join("agent.json"), config).unwrap();
+        let mut command = match netns {
+            Some(netns) => netns.command(&consul.display().to_string()),
+            None => Command::new(&consul),
+        };
+        command.args(["agent", "-dev", "-node=monitor", "-datacenter=dc1", "-disable-host-node-id"]);
+        command.args([&format!("-bind={ip}"), &format!("-client={ip}"), "-serf-wan-port=-1"]);
+        command.arg("-config-file").arg(folder.path().join("agent.json"));
+        let child = logged(&mut command, folder.path());
+        let mut agent = Self { ip, child, folder };
+        wait_until("a Consul with a leader", START_LIMIT, || {
+            let status = agent.child.try_wait().unwrap();
+            assert!(status.is_none(), "Consul ended: {status:?}");
+            let leader = match netns {
+                Some(netns) => {
+                    let url = "http://127.0.0.1:8500/v1/status/leader";
+                    let output = netns.command("curl").args(["-s", url]).output().unwrap();
+                    String::from_utf8_lossy(&output.stdout).into_owned()
+                }
+                None => http::request(agent.http(), "GET", "/v1/status/leader", "").ok()?.1,
+            };
+            leader.contains(':').then_some(())
+        });
+        Some(agent)
+    }
+
+    /// Its DNS interface.
+    pub fn dns(&self) -> SocketAddr {
+        SocketAddr::new(self.ip, 8600)
+    }
+
+    /// Its HTTP API.
+    pub fn http(&self) -> SocketAddr {
+        SocketAddr::new(self.ip, 8500)
+    }
+
+    /// Registers a node, service or check in the catalog, as agents on other hosts do.
+    #[track_caller]
+    pub fn register(&self, body: &str) {
+        let (status, text) = http::request(self.http(), "PUT", "/v1/catalog/register", body).unwrap();
+        assert_eq!(status, 200, "{text}");
+    }
+}
+
+impl Drop for Consul {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            show_log(self.folder.path());
+        }
+    }
+}
+
+/// Starts it with its outputs in a file of the folder.
+fn logged(command: &mut Command, folder: &Path) -> Child {
+    let log = File::create(folder.join("log")).unwrap();
+    let spawned = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn();
+    spawned.unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+fn show_log(folder: &Path) {
+    eprintln!("--- log of a program\n{}\n---", fs::read_to_string(folder.join("log")).unwrap_or_default());
+}
+
+fn folder_with(zones: &[(&str, &str)]) -> TempDir {
+    let folder = tempfile::Builder::new().prefix("watershed-").tempdir().unwrap();
+    // Some of them give up root before they read their files.
+    run(Command::new("chmod").arg("777").arg(folder.path()));
+    for (apex, text) in zones {
+        fs::write(folder.path().join(format!("{apex}.zone")), text).unwrap();
+    }
+    folder
+}
+
+/// With it BIND asks no root server for anything.
+const ROOT_ZONE: &str =
+    "$TTL 60\n@ SOA ns.test. host.test. 1 7200 900 1209600 60\n@ NS ns.test.\nns.test. A 192.0.2.53\n";
+/// How long a program may take to come up on a busy machine.
+const START_LIMIT: Duration = Duration::from_secs(30);

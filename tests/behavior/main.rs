@@ -1,0 +1,21 @@
+//! The promises to the user, a file each, kept by a real daemon between scripted upstreams and real programs.
+
+mod harness;
+
+mod cache;
+mod clients;
+mod consul;
+mod control_api;
+mod equality;
+mod failover;
+mod garbage;
+mod header;
+mod listening;
+mod messages;
+mod negative_answers;
+mod overrides;
+mod real_upstreams;
+mod reload;
+mod split_horizon;
+mod transports;
+mod truncation;

@@ -1,0 +1,130 @@
+//! A reload takes effect whole or not at all, and loses nothing that it did not change.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+use crate::harness::{daemon::forward, *};
+
+#[test]
+fn a_changed_rule_answers_anew_and_the_others_keep_their_entries() {
+    let (old, new, other) =
+        (Upstream::saying("192.0.2.1"), Upstream::saying("192.0.2.2"), Upstream::saying("192.0.2.3"));
+    let config = forward("corp.example", &[old.address()]) + &forward(".", &[other.address()]);
+    let daemon = Setup::new(&config).start();
+    assert_eq!(daemon.ask("www.corp.example A").one(), "192.0.2.1");
+    assert_eq!(daemon.ask("www.example A").one(), "192.0.2.3");
+    daemon.edit_config(|config| config.replace(&old.address().to_string(), &new.address().to_string()));
+    assert!(daemon.reload().contains("reloaded"));
+    assert_eq!(daemon.ask("www.corp.example A").one(), "192.0.2.2", "void with its rule");
+    assert_eq!(daemon.ask("www.example A").one(), "192.0.2.3");
+    assert_eq!(other.count("www.example A"), 1, "still in the cache");
+    assert_eq!(old.asked().len(), 1);
+}
+
+#[test]
+fn new_rules_and_lost_rules_take_effect() {
+    let (public, corp) = (Upstream::saying("192.0.2.1"), Upstream::saying("192.0.2.2"));
+    let rule = forward("corp.example", &[corp.address()]);
+    let daemon = Setup::new(&forward(".", &[public.address()])).start();
+    assert_eq!(daemon.ask("www.corp.example A").one(), "192.0.2.1");
+    daemon.edit_config(|config| format!("{rule}{config}"));
+    daemon.reload();
+    assert_eq!(daemon.ask("www.corp.example A").one(), "192.0.2.2");
+    daemon.edit_config(|config| config.replace(&rule, "\n[[refuse]]\nsuffixes = [\"corp.example\"]\n"));
+    daemon.reload();
+    assert_eq!(daemon.ask("www.corp.example A").rcode_name(), "REFUSED");
+    daemon.edit_config(|config| config.replace("\n[[refuse]]\nsuffixes = [\"corp.example\"]\n", ""));
+    daemon.reload();
+    assert_eq!(daemon.ask("www.corp.example A").one(), "192.0.2.1");
+    assert_eq!(daemon.metric("watershed_daemon_reloads_total", &[]), 3.0);
+}
+
+#[test]
+fn a_faulty_configuration_changes_nothing_and_names_every_fault() {
+    let upstream = Upstream::saying("192.0.2.1");
+    let elsewhere = Upstream::saying("192.0.2.2");
+    let mut daemon = Setup::forwarding_to(upstream.address()).start();
+    daemon.ask("www.example A");
+    daemon.edit_config(|config| {
+        let config = config.replace(&upstream.address().to_string(), &elsewhere.address().to_string());
+        config + "\n[cache]\nsize = \"many\"\n[[zone]]\napex = \"x.example\"\nfile = \"DIR/missing.zone\"\n"
+    });
+    let log = daemon.reload();
+    assert!(log.contains("reload failed"), "{log}");
+    assert!(log.contains("ERROR") && log.contains("watershed.toml:"), "file and line: {log}");
+    assert_eq!(daemon.ask("www.example A").one(), "192.0.2.1");
+    assert_eq!(daemon.ask("new.example A").one(), "192.0.2.1", "the old tables stay whole");
+    assert!(elsewhere.asked().is_empty());
+    assert!(daemon.is_running());
+    assert_eq!(daemon.get("/live").0, 200);
+    daemon.edit_config(|config| config.split("\n[cache]").next().unwrap().to_owned());
+    assert!(daemon.reload().contains("reloaded"));
+    assert_eq!(daemon.ask("later.example A").one(), "192.0.2.2");
+}
+
+#[test]
+fn no_query_is_lost_while_the_configuration_is_reloaded() {
+    let upstream = Upstream::saying("192.0.2.1");
+    let daemon = Setup::forwarding_to(upstream.address()).start();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for client in 0..4 {
+            let (daemon, done) = (&daemon, &done);
+            scope.spawn(move || {
+                let mut number = 0;
+                while !done.load(Ordering::Relaxed) {
+                    number += 1;
+                    let question = query(&format!("name{}.client{client}.example A", number / 2)).edns(1232);
+                    let reply = if client == 0 { daemon.tcp(&question) } else { daemon.udp(&question) };
+                    assert_eq!(reply.data(), ["192.0.2.1"]);
+                }
+            });
+        }
+        for round in 0..10 {
+            daemon.edit_config(|config| config + &format!("\n[[refuse]]\nsuffixes = [\"round{round}.test\"]\n"));
+            assert!(daemon.reload().contains("reloaded"));
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+/// What an upstream still answers for the old tables does not enter the cache of the new ones.
+#[test]
+fn an_answer_that_was_under_way_is_not_kept_under_new_rules() {
+    let gate = Gate::default();
+    let old = Upstream::new({
+        let gate = gate.clone();
+        move |asked| {
+            gate.pass();
+            upstream::saying("192.0.2.1")(asked)
+        }
+    });
+    let new = Upstream::saying("192.0.2.2");
+    let daemon = Setup::forwarding_to(old.address()).start();
+    thread::scope(|scope| {
+        let early = scope.spawn(|| daemon.ask("www.example A"));
+        old.wait_for("www.example A", 1);
+        daemon.edit_config(|config| config.replace(&old.address().to_string(), &new.address().to_string()));
+        assert!(daemon.reload().contains("reloaded"));
+        gate.open();
+        assert_eq!(early.join().unwrap().one(), "192.0.2.1", "it is not lost");
+    });
+    assert_eq!(daemon.ask("www.example A").one(), "192.0.2.2");
+}
+
+#[test]
+fn zones_and_hosts_are_reloaded_too() {
+    let upstream = Upstream::saying("192.0.2.1");
+    let zone =
+        |address: &str| format!("$TTL 60\n@ SOA ns host 1 2 3 4 60\n@ NS ns\nns A 192.0.2.53\nwww A {address}\n");
+    let section = "[[zone]]\napex = \"site.example\"\nfile = \"DIR/elsewhere/site.txt\"\n";
+    let daemon = Setup::new(&(forward(".", &[upstream.address()]) + section))
+        .file("elsewhere/site.txt", &zone("192.0.2.10"))
+        .start();
+    assert_eq!(daemon.ask("www.site.example A").one(), "192.0.2.10");
+    daemon.write("elsewhere/site.txt", &zone("192.0.2.11"));
+    daemon.reload();
+    assert_eq!(daemon.ask("www.site.example A").one(), "192.0.2.11");
+}

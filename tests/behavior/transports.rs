@@ -1,0 +1,190 @@
+//! Over whichever transport a query comes and goes, what the upstream says arrives octet for octet.
+
+use std::{io::Write, thread, time::Duration};
+
+use crate::harness::{
+    client::framed,
+    message::{OPTION_EDE, TC},
+    *,
+};
+
+#[test]
+fn every_record_type_passes_octet_for_octet() {
+    let records = [
+        "x.example. 60 A 192.0.2.1",
+        "x.example. 60 AAAA 2001:db8::1",
+        "x.example. 60 MX 10 Mail.Example.",
+        "x.example. 60 SRV 1 2 3 Target.Example.",
+        "x.example. 60 TXT \"one\" \"two\" \"\"",
+        "x.example. 60 CAA \\# 14 00056973737565636120202e74",
+        "x.example. 60 LOC \\# 16 00121613889172e28ab9a5e700989680",
+        "x.example. 60 HTTPS \\# 7 00010000010003",
+        "x.example. 60 NAPTR \\# 4 00640a01",
+        "x.example. 60 DNSKEY \\# 6 010103080102",
+        "x.example. 60 RRSIG \\# 3 000108",
+        "x.example. 60 TYPE65280 \\# 5 00ff00ff00",
+        "x.example. 60 TYPE65281 \\# 0",   // RDATA may be empty
+        "x.example. 60 TYPE1234 \\# 1 c0", // what looks like a pointer is none
+        "x.example. 60 NULL-AS-TYPE10 \\# 0",
+    ];
+    let records = records.map(|line| line.replace("NULL-AS-TYPE10", "TYPE10"));
+    let upstream = Upstream::holding(&records.each_ref().map(String::as_str));
+    let daemon = Setup::forwarding_to(upstream.address()).start();
+    for line in &records {
+        let record = message::Record::parse(line);
+        let question = query(&format!("x.example {}", message::type_name(record.rtype))).edns(4096);
+        for reply in [daemon.udp(&question), daemon.tcp(&question)] {
+            assert_eq!(reply.answers(), [record.line()], "{line}");
+        }
+    }
+}
+
+/// Pointers, letters, the order and the sections: what lies between the question and the OPT record stays as it is.
+#[test]
+fn the_sections_of_a_response_arrive_as_they_were_sent() {
+    let records: &[u8] = &[
+        // A compressed owner, and a CNAME whose target points into the question.
+        0xc0, 12, 0, 5, 0, 1, 0, 0, 0, 60, 0, 8, 5, b'A', b'l', b'i', b'A', b'S', 0xc0, 16,
+        // An owner that points into the RDATA before.
+        0xc0, 41, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1,
+        // Authority: SOA-less NS. Additional: an address of an odd owner.
+        0xc0, 16, 0, 2, 0, 1, 0, 0, 0, 60, 0, 5, 2, b'n', b's', 0xc0, 16, 2, b'N', b's', 0xc0, 16, 0, 1, 0, 1, 0, 0, 0,
+        60, 0, 4, 192, 0, 2, 2,
+    ];
+    let upstream = Upstream::new(move |asked| {
+        let mut wire = Message { edns: None, ..asked.message.respond() }.to_wire();
+        wire.extend(records);
+        wire[6..12].copy_from_slice(&[0, 2, 0, 1, 0, 1]);
+        vec![Act::Bytes(wire)]
+    });
+    let daemon = Setup::forwarding_to(upstream.address()).start();
+    let question = query("www.example A");
+    assert_eq!(question.question.len(), 17, "the pointers above count on it");
+    for _ in 0..2 {
+        let wire = exchange_udp(daemon.address(), &question.to_wire(), PATIENCE).unwrap();
+        assert_eq!(wire[6..12], [0, 2, 0, 1, 0, 1]);
+        assert_eq!(&wire[12 + 17..], records);
+        assert_eq!(daemon.udp(&question).data(), ["AliAS.example.", "192.0.2.1"]);
+    }
+}
+
+#[test]
+fn the_extended_error_of_an_upstream_is_passed_on() {
+    let upstream = Upstream::new(|asked| {
+        let blocked = [&15u16.to_be_bytes()[..], b"blocked by policy"].concat();
+        vec![Act::Reply(
+            asked.message.respond().rcode("NXDOMAIN").authority(upstream::SOA).option(OPTION_EDE, &blocked),
+        )]
+    });
+    let daemon = Setup::forwarding_to(upstream.address()).start();
+    for source in ["upstream", "cache"] {
+        let reply = daemon.ask("ads.example A");
+        assert_eq!((reply.rcode_name(), reply.extended_errors()), ("NXDOMAIN", vec![15]), "from the {source}");
+        let option = &reply.edns.unwrap().options[0].1;
+        assert_eq!(option[2..], *b"blocked by policy");
+    }
+    assert!(daemon.udp(&query("ads.example A")).edns.is_none(), "not for those without EDNS");
+}
+
+/// TC of an upstream leads to TCP, whatever the client came by.
+#[test]
+fn each_way_in_meets_each_way_out() {
+    let upstream = Upstream::new(|asked| {
+        let qname = asked.message.qname();
+        let cut = qname.to_lowercase().contains("tcp-out") && !asked.over_tcp;
+        let whole = asked.message.respond().answer(&format!("{qname} 60 A 192.0.2.1"));
+        vec![Act::Reply(if cut { asked.message.respond().set(TC) } else { whole })]
+    });
+    let daemon = Setup::forwarding_to(upstream.address()).start();
+    for way_out in ["udp-out", "tcp-out"] {
+        let question = |way_in: &str| query(&format!("{way_in}.{way_out}.example A")).edns(1232);
+        assert_eq!(daemon.udp(&question("udp-in")).one(), "192.0.2.1");
+        assert_eq!(daemon.tcp(&question("tcp-in")).one(), "192.0.2.1");
+        for way_in in ["udp-in", "tcp-in"] {
+            let asked = question(way_in).asked();
+            let over_tcp = upstream.queries().iter().any(|query| query.over_tcp && query.message.asked() == asked);
+            assert_eq!(over_tcp, way_out == "tcp-out", "{asked}");
+        }
+    }
+}
+
+#[test]
+fn pipelined_queries_are_answered_out_of_order() {
+    let gate = Gate::default();
+    let upstream = Upstream::new({
+        let gate = gate.clone();
+        move |asked| {
+            if asked.message.asked().starts_with("slow") {
+                gate.pass();
+            }
+            upstream::saying("192.0.2.1")(asked)
+        }
+    });
+    let daemon = Setup::forwarding_to(upstream.address()).start();
+    let mut connection = Tcp::connect(daemon.address());
+    let queries: Vec<Message> = (0..50).map(|number| query(&format!("name{number}.example A"))).collect();
+    let slow = query("slow.example A");
+    connection.send(&[&[&slow][..], &queries.iter().collect::<Vec<_>>()].concat());
+    let mut ids: Vec<u16> = (0..50).map(|_| connection.receive().id).collect();
+    let mut expected: Vec<u16> = queries.iter().map(|query| query.id).collect();
+    ids.sort();
+    expected.sort();
+    assert_eq!(ids, expected, "all but the slow one");
+    gate.open();
+    assert_eq!(connection.receive().id, slow.id);
+}
+
+#[test]
+fn a_query_over_tcp_may_come_in_pieces() {
+    let upstream = Upstream::saying("192.0.2.1");
+    let daemon = Setup::forwarding_to(upstream.address()).start();
+    let mut slow = Tcp::connect(daemon.address());
+    let bytes = framed(&query("www.example A").to_wire());
+    for octet in &bytes[..bytes.len() - 1] {
+        slow.stream.write_all(&[*octet]).unwrap();
+    }
+    // A connection with half a message holds nobody up.
+    let mut other = Tcp::connect(daemon.address());
+    other.send(&[&query("other.example A")]);
+    assert_eq!(other.receive().one(), "192.0.2.1");
+    slow.stream.write_all(&bytes[bytes.len() - 1..]).unwrap();
+    assert_eq!(slow.receive().one(), "192.0.2.1");
+}
+
+#[test]
+fn a_client_that_closes_after_asking_still_has_its_answers() {
+    let upstream = Upstream::new(|asked| {
+        [vec![Act::Wait(Duration::from_millis(50))], upstream::saying("192.0.2.1")(asked)].concat()
+    });
+    let daemon = Setup::forwarding_to(upstream.address()).start();
+    let mut connection = Tcp::connect(daemon.address());
+    connection.send(&[&query("a.example A"), &query("b.example A")]);
+    connection.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    for _ in 0..2 {
+        assert_eq!(connection.receive().one(), "192.0.2.1");
+    }
+    assert!(connection.receive_wire().is_none());
+}
+
+#[test]
+fn many_clients_at_once_each_get_their_own_answer() {
+    let upstream = Upstream::new(|asked| {
+        let number: u32 = asked.message.qname()[4..].split('.').next().unwrap().parse().unwrap();
+        let address = std::net::Ipv4Addr::from(0x0a00_0000 + number);
+        vec![Act::Reply(asked.message.respond().answer(&format!("{} 60 A {address}", asked.message.qname())))]
+    });
+    let daemon = Setup::forwarding_to(upstream.address()).start();
+    thread::scope(|scope| {
+        for client in 0..8u32 {
+            let daemon = &daemon;
+            scope.spawn(move || {
+                for step in 0..100u32 {
+                    let number = (client * 37 + step) % 300;
+                    let question = query(&format!("name{number}.example A")).edns(1232);
+                    let reply = if client == 0 { daemon.tcp(&question) } else { daemon.udp(&question) };
+                    assert_eq!(reply.one(), std::net::Ipv4Addr::from(0x0a00_0000 + number).to_string());
+                }
+            });
+        }
+    });
+}
