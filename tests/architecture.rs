@@ -1,0 +1,370 @@
+//! The rules of the house that a program can check: floors, fences, and documents that agree with the code.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Each module of `src/` and its floor. A file imports lower floors and its own module, nothing else; so rooms on one
+/// floor never meet.
+const FLOORS: &[(&str, u8)] = &[
+    ("clock", 0),
+    ("location", 0),
+    ("metrics", 0),
+    ("sys", 0),
+    ("wire", 0),
+    ("cache", 1),
+    ("forward", 1),
+    ("router", 1),
+    ("zone", 1),
+    ("resolve", 2),
+    ("control", 3),
+    ("server", 3),
+    ("config", 4),
+    ("daemon", 5),
+    ("cli", 6),
+    ("main", 7),
+];
+
+/// What may be named only in these files, folders or, where it is said, tests.
+const FENCES: &[(&str, &[&str])] = &[
+    ("hickory_", &["server/encrypted.rs", "forward/transport.rs", "wire/answer.rs"]),
+    ("libc::", &["sys/"]),
+    ("unsafe ", &["sys/"]),
+    ("prometheus::", &["metrics.rs"]),
+    ("domain::", &["zone/file.rs"]),
+    ("reqwest", &["catalog/"]),
+    ("anyhow", &["daemon.rs", "cli.rs", "main.rs"]),
+    ("axum", &["control/"]),
+];
+
+/// Text of a source file without its comments and its tests.
+struct Source {
+    /// Relative to `src/`.
+    path: String,
+    lines: Vec<(usize, String)>,
+}
+
+impl Source {
+    fn module(&self) -> &str {
+        self.path.split(['/', '.']).next().unwrap_or_default()
+    }
+}
+
+#[test]
+fn imports_run_downhill() {
+    let mut faults = Vec::new();
+    for source in sources().iter().filter(|source| source.path != "lib.rs") {
+        let own = source.module();
+        let Some(floor) = floor_of(own) else {
+            faults.push(format!("src/{}: the module {own} has no floor; give it one in FLOORS", source.path));
+            continue;
+        };
+        for (line, text) in &source.lines {
+            for module in imported(text) {
+                let allowed = match floor_of(&module) {
+                    None => true, // an item of the crate's root; there is none, and the compiler says so
+                    Some(_) if module == own => true,
+                    Some(other) => other < floor,
+                };
+                if !allowed {
+                    faults.push(format!(
+                        "src/{}:{line}: {own} stands no higher than {module}, which it imports",
+                        source.path
+                    ));
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn every_module_has_a_floor_and_the_crate_lists_them_in_that_order() {
+    let root = read("src/lib.rs");
+    let declared: Vec<&str> = root
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub mod ").or(line.strip_prefix("mod "))?.strip_suffix(';'))
+        .collect();
+    let floors: Vec<u8> =
+        declared.iter().map(|module| floor_of(module).unwrap_or_else(|| panic!("{module} has no floor"))).collect();
+    // From floor 4 on there is one room on each, and their order is the alphabet's.
+    let grouped: Vec<u8> = floors.iter().map(|floor| (*floor).min(4)).collect();
+    assert!(grouped.is_sorted(), "{declared:?} {floors:?}");
+    let gone: Vec<_> = FLOORS.iter().filter(|(module, _)| *module != "main" && !declared.contains(module)).collect();
+    assert!(gone.is_empty(), "no such modules: {gone:?}");
+}
+
+#[test]
+fn what_is_fenced_stays_within_its_fence() {
+    let mut faults = Vec::new();
+    for source in sources() {
+        for (line, text) in &source.lines {
+            for (word, homes) in FENCES {
+                let home = homes.iter().any(|home| source.path.starts_with(home));
+                if !home && contains_word(text, word) {
+                    faults.push(format!("src/{}:{line}: {word} belongs to {homes:?}: {}", source.path, text.trim()));
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn nothing_is_left_to_do_later() {
+    let marks = ["TODO", "FIXME", "XXX", "todo!(", "unimplemented!("].map(|mark| mark.to_owned());
+    let mut faults = Vec::new();
+    for path in files("src", "rs").into_iter().chain(files("tests/behavior", "rs")).chain(files("benches", "rs")) {
+        for (number, line) in read(&path).lines().enumerate() {
+            if marks.iter().any(|mark| line.contains(mark.as_str())) {
+                faults.push(format!("{}:{}: {line}", path.display(), number + 1));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn nothing_is_unwrapped_outside_of_tests() {
+    let mut faults = Vec::new();
+    for source in sources() {
+        for (line, text) in &source.lines {
+            if [".unwrap()", ".unwrap_err()", ".expect(\"\")"].iter().any(|word| text.contains(word)) {
+                faults.push(format!("src/{}:{line}: {}", source.path, text.trim()));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn a_module_opens_with_what_it_is_about() {
+    for path in files("src", "rs").into_iter().filter(|path| !path.ends_with("main.rs") && !is_test(path)) {
+        let text = read(&path);
+        let first = text.lines().next().unwrap_or_default();
+        assert!(first.starts_with("//! "), "{}: no module doc", path.display());
+    }
+}
+
+/// The README shows configuration that the daemon accepts.
+#[test]
+fn every_toml_snippet_of_the_readme_is_a_configuration() {
+    let snippets = snippets("toml");
+    assert!(!snippets.is_empty(), "the README shows no configuration");
+    let folder = tempfile::tempdir().unwrap();
+    for (line, snippet) in snippets {
+        let file = folder.path().join("readme.toml");
+        fs::write(&file, &snippet).unwrap();
+        let source = watershed::config::Source { file: Some(file), ..Default::default() };
+        if let Err(faults) = source.load() {
+            let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+            panic!("README.md, the snippet at line {line}:\n{}", faults.join("\n"));
+        }
+    }
+}
+
+#[test]
+fn every_key_of_the_readme_stands_in_the_reference() {
+    let reference = read("src/config/reference.toml");
+    for (line, snippet) in snippets("toml") {
+        for text in snippet.lines() {
+            let key = text.split_once('=').map_or("", |(key, _)| key.trim());
+            if key.is_empty() || !key.chars().all(|c| c.is_ascii_lowercase() || c == '_') {
+                continue;
+            }
+            assert!(
+                reference.lines().any(|known| known.trim_start_matches(['#', ' ']).starts_with(&format!("{key} "))),
+                "README.md, the snippet at line {line}: {key} is not in reference.toml"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_readme_lists_the_metrics_that_there_are() {
+    let declared = metric_names();
+    assert!(declared.len() > 10, "{declared:?}");
+    let readme = read("README.md");
+    let mut listed = BTreeSet::new();
+    for part in readme.split("watershed_").skip(1) {
+        let rest: String =
+            part.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_' || c.is_ascii_digit()).collect();
+        listed.insert(format!("watershed_{}", rest.trim_end_matches('_')));
+    }
+    // What Prometheus makes of a histogram.
+    let is_series = |name: &str| {
+        ["_bucket", "_sum", "_count"]
+            .iter()
+            .any(|end| name.strip_suffix(end).is_some_and(|family| declared.contains(family)))
+    };
+    let unknown: Vec<_> = listed.iter().filter(|name| !declared.contains(*name) && !is_series(name)).collect();
+    assert!(unknown.is_empty(), "the README names metrics that do not exist: {unknown:?}");
+    let unlisted: Vec<_> = declared.iter().filter(|name| !listed.contains(*name)).collect();
+    assert!(unlisted.is_empty(), "the README does not name these metrics: {unlisted:?}");
+}
+
+#[test]
+fn metric_names_follow_the_pattern() {
+    for name in metric_names() {
+        let room = name.split('_').nth(1).unwrap();
+        let is_room = floor_of(room).is_some() || ["build", "catalog"].contains(&room);
+        assert!(is_room, "{name}: {room} is no room");
+    }
+}
+
+/// What is named in the README as a file or folder of the repository is there.
+#[test]
+fn the_paths_of_the_readme_exist() {
+    let readme = read("README.md");
+    for part in readme.split('`').skip(1).step_by(2) {
+        let is_path = part.contains('/') && !part.contains([' ', '*', '<', '{', ':', '$', '\n']) && part.is_ascii();
+        let of_ours =
+            ["src/", "tests/", "zones/", "examples/", "benches/", ".ci/"].iter().any(|top| part.starts_with(top));
+        if is_path && of_ours {
+            let plain = part.trim_end_matches('/');
+            assert!(root().join(plain).exists(), "README.md names `{part}`, which is not there");
+        }
+    }
+}
+
+/// Names as `Metrics::new` declares them, in the form that Prometheus sees.
+fn metric_names() -> BTreeSet<String> {
+    let text = read("src/metrics.rs");
+    let declarations = ["counters(", "gauges(", "histograms("];
+    let names = text.lines().filter_map(|line| {
+        let (_, rest) = declarations.iter().find_map(|call| line.split_once(&format!("declare.{call}")))?;
+        Some(format!("watershed_{}", rest.strip_prefix('"')?.split_once('"')?.0))
+    });
+    names.collect()
+}
+
+/// The fenced blocks of the README in this language, with their lines.
+fn snippets(language: &str) -> Vec<(usize, String)> {
+    let readme = read("README.md");
+    let mut found = Vec::new();
+    let mut open: Option<(usize, String)> = None;
+    for (number, line) in readme.lines().enumerate() {
+        match &mut open {
+            None if line.trim() == format!("```{language}") => open = Some((number + 2, String::new())),
+            Some(_) if line.trim() == "```" => found.extend(open.take()),
+            Some((_, text)) => text.push_str(&format!("{line}\n")),
+            None => {}
+        }
+    }
+    found
+}
+
+fn floor_of(module: &str) -> Option<u8> {
+    FLOORS.iter().find(|(name, _)| *name == module).map(|(_, floor)| *floor)
+}
+
+/// The modules of ours that a line names: `crate::x`, `crate::{x, y::z}`, `watershed::x`.
+fn imported(line: &str) -> Vec<String> {
+    let mut modules = Vec::new();
+    for prefix in ["crate::", "watershed::"] {
+        for (at, _) in line.match_indices(prefix) {
+            let rest = &line[at + prefix.len()..];
+            match rest.strip_prefix('{') {
+                None => modules.push(first_word(rest)),
+                Some(group) => {
+                    // The items of the outermost braces alone: what is deeper belongs to one of them.
+                    let mut depth = 0;
+                    let mut item = String::new();
+                    for c in group.chars() {
+                        match c {
+                            '{' => depth += 1,
+                            '}' if depth == 0 => break,
+                            '}' => depth -= 1,
+                            ',' if depth == 0 => modules.push(first_word(&std::mem::take(&mut item))),
+                            _ => {}
+                        }
+                        if depth == 0 && c != ',' {
+                            item.push(c);
+                        }
+                    }
+                    modules.push(first_word(&item));
+                }
+            }
+        }
+    }
+    modules
+}
+
+fn first_word(text: &str) -> String {
+    text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+}
+
+/// Whether the word stands in the line with nothing of a name before it.
+fn contains_word(line: &str, word: &str) -> bool {
+    line.match_indices(word).any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':'))
+}
+
+/// All of `src/`, each file's statements on lines of their own.
+fn sources() -> Vec<Source> {
+    let parse = |path: PathBuf| {
+        let text = read(&path);
+        let mut lines: Vec<(usize, String)> = Vec::new();
+        let mut in_import = false;
+        for (number, line) in text.lines().enumerate() {
+            if line.starts_with("#[cfg(test)]") {
+                break; // tests stand last
+            }
+            let code = line.split("//").next().unwrap_or_default();
+            // An import over several lines counts as one.
+            match lines.last_mut().filter(|_| in_import) {
+                Some((_, import)) => import.push_str(code.trim()),
+                None => lines.push((number + 1, code.to_owned())),
+            }
+            let starts = code.trim_start().starts_with("use ") || code.trim_start().starts_with("pub use ");
+            in_import = (in_import || starts) && !code.contains(';');
+        }
+        let path = path.strip_prefix(root().join("src")).unwrap().display().to_string();
+        Source { path, lines }
+    };
+    files("src", "rs").into_iter().filter(|path| !is_test(path)).map(parse).collect()
+}
+
+/// Tests that are a file of their own beside what they test.
+fn is_test(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().ends_with("tests.rs"))
+}
+
+fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = fs::read_dir(&folder) else { continue };
+        for path in entries.map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|found| found == extension) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn imports_are_read_as_rust_reads_them() {
+    for (line, expected) in [
+        ("use crate::wire::Name;", &["wire"][..]),
+        ("use crate::{cache::{self, Key}, wire::{Name, View}, metrics};", &["cache", "wire", "metrics"]),
+        ("let x = crate::zone::Zone::load(watershed::cli::run);", &["zone", "cli"]),
+        ("use super::wire;", &[]),
+    ] {
+        assert_eq!(imported(line), expected, "{line}");
+    }
+}
