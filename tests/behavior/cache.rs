@@ -15,15 +15,15 @@ use crate::harness::{
 
 #[test]
 fn an_answer_is_given_again_with_its_ttl_aged() {
-    let upstream = Upstream::holding(&["www.example. 100 A 192.0.2.1", "www.example. 200 A 192.0.2.2"]);
+    let upstream = Upstream::holding(&["www.example. 200 CNAME to.example.", "to.example. 100 A 192.0.2.2"]);
     let daemon = Setup::forwarding_to(upstream.address()).start();
     let ttls = |reply: Message| reply.answer.iter().map(|record| record.ttl).collect::<Vec<_>>();
     daemon.ask("www.example A");
     let aged = wait_until("a TTL that ages", PATIENCE, || {
         let ttls = ttls(daemon.ask("www.example A"));
-        (ttls[0] < 100).then_some(ttls)
+        (ttls[1] < 100).then_some(ttls)
     });
-    assert_eq!(aged[1] - aged[0], 100, "each record ages by itself");
+    assert_eq!(aged[0] - aged[1], 100, "each record ages by itself");
     let over_tcp = ttls(daemon.tcp(&query("www.example A")));
     assert!(over_tcp[0] <= aged[0], "{over_tcp:?}");
     assert_eq!(upstream.count("www.example A"), 1);
@@ -98,11 +98,9 @@ fn equal_queries_in_flight_are_one_across_workers_and_transports() {
             assert_eq!(client.join().unwrap().one(), "192.0.2.1");
         }
     });
-    let mut sent: Vec<(u16, _)> = upstream.queries().iter().map(|asked| (asked.message.id, asked.from)).collect();
-    sent.dedup();
-    assert_eq!(sent.len(), 1, "one query and its resends: {sent:?}");
+    assert_eq!(upstream.exchanges("www.example A"), 1);
     daemon.ask("www.example A");
-    assert!(upstream.asked().len() > sent.len(), "TTL 0 was kept");
+    assert_eq!(upstream.exchanges("www.example A"), 2, "TTL 0 was kept");
 }
 
 #[test]
@@ -135,7 +133,7 @@ fn a_popular_name_is_refreshed_before_it_expires() {
         (reply.data() == ["192.0.2.2"]).then_some(())
     });
     assert!(slowest < Duration::from_millis(200), "somebody waited {slowest:?}");
-    assert_eq!(upstream.count("www.example A"), 2);
+    assert_eq!(upstream.exchanges("www.example A"), 2);
 }
 
 #[test]

@@ -9,10 +9,11 @@ use crate::harness::{daemon::forward, message::TC, netns::Netns, *};
 
 /// A daemon on port 53 of a namespace whose `resolv.conf` names it, between the two sides of the horizon.
 struct Host {
-    netns: Netns,
-    _daemon: Daemon,
     public: Upstream,
     _corp: Upstream,
+    _daemon: Daemon,
+    /// Last, for the others need its addresses until they have ended.
+    netns: Netns,
 }
 
 impl Host {
@@ -36,11 +37,13 @@ impl Host {
             at(5302),
             upstream::holding(&["app.corp.example. 60 A 127.0.0.7", "db.corp.example. 60 A 10.0.0.5"]),
         );
+        // The addresses of tests are reverse names that public upstreams are not asked for.
         let config = forward(".", &[public.address()])
+            + "block_special = false\n"
             + &forward("corp.example", &[corp.address()])
             + "[server]\nlisten = [\"127.0.0.1:53\", \"[::1]:53\"]\n";
         let daemon = Setup::new(&config).within(&netns).start();
-        Some(Self { netns, _daemon: daemon, public, _corp: corp })
+        Some(Self { public, _corp: corp, _daemon: daemon, netns })
     }
 
     #[track_caller]

@@ -55,6 +55,11 @@ fn a_few_thousand_answers_are_those_of_the_upstream() {
         for source in ["upstream", "cache"] {
             let ours = daemon.udp(&asked);
             let context = format!("{question} from the {source}");
+            if is_referral(&theirs) {
+                // A server that does not recurse has nothing to say to a client that does not either.
+                assert_eq!((ours.rcode_name(), ours.answer.len()), ("SERVFAIL", 0), "{context}");
+                continue;
+            }
             assert_eq!(ours.rcode_name(), theirs.rcode_name(), "{context}");
             assert!(!ours.has(message::TC), "{context}");
             for (section, ours, theirs) in [
@@ -82,12 +87,21 @@ fn compare(ours: &[Record], theirs: &[Record], context: &str) {
         records
     };
     for (our, their) in sorted(ours).iter().zip(sorted(theirs)) {
-        assert_eq!(our.data(), their.data(), "{context}");
+        // A name may be written with the letters of the question, which are mixed on the way, by a pointer to it.
+        let same = match message::has_names(our.rtype) {
+            true => our.data().eq_ignore_ascii_case(&their.data()),
+            false => our.rdata == their.rdata,
+        };
+        assert!(same, "{context}: {} {}", our.data(), their.data());
         assert!(our.owner.eq_ignore_ascii_case(&their.owner), "{context}: {} {}", our.owner, their.owner);
         // Seconds pass; nothing else takes from a TTL, and nothing adds to it.
         assert!(our.ttl <= their.ttl && our.ttl + 60 >= their.ttl, "{context}: TTL {} for {}", our.ttl, their.ttl);
     }
     assert_eq!(ours.len(), theirs.len(), "{context}");
+}
+
+fn is_referral(response: &Message) -> bool {
+    response.rcode == 0 && response.answer.is_empty() && response.authority.iter().any(|record| record.rtype == 2)
 }
 
 /// The owner that a line of the fixture names.

@@ -9,12 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::harness::{
-    daemon::forward,
-    message::{RD, query},
-    upstream::saying,
-    *,
-};
+use crate::harness::{daemon::forward, message::query, upstream::saying, *};
 
 fn over(policy: &str, upstreams: &[&Upstream]) -> Daemon {
     let addresses: Vec<_> = upstreams.iter().map(|upstream| upstream.address()).collect();
@@ -206,11 +201,10 @@ fn a_late_answer_wins() {
 #[test]
 fn a_reply_that_does_not_fit_the_query_is_not_believed() {
     type Forge = fn(Message) -> Message;
-    let forgeries: [(&str, Forge); 4] = [
+    let forgeries: [(&str, Forge); 3] = [
         ("another id", |reply| Message { id: reply.id.wrapping_add(1), ..reply }),
         ("another name", |reply| Message { question: query("evil.example A").question, ..reply }),
         ("another type", |reply| Message { question: query("www.example AAAA").question, ..reply }),
-        ("no response", |reply| reply.clear(message::QR).set(RD)),
     ];
     for (forgery, forge) in forgeries {
         let upstream = Upstream::new(move |asked| {
@@ -236,10 +230,11 @@ fn after_three_wrong_replies_the_query_goes_over_tcp() {
             return saying("192.0.2.1")(asked);
         }
         let lie = |step: u16| {
-            let reply = asked.message.respond().answer("www.example. 60 A 203.0.113.66");
-            Act::Reply(Message { id: reply.id.wrapping_add(step), ..reply })
+            // As one who knows the port and guesses at ids would; on loopback other ids are not even looked at.
+            let question = query(&format!("evil{step}.example A")).question;
+            Act::Reply(Message { question, ..asked.message.respond().answer("www.example. 60 A 203.0.113.66") })
         };
-        (1..200).map(lie).chain(saying("203.0.113.67")(asked)).collect()
+        (0..3).map(lie).chain(saying("203.0.113.67")(asked)).collect()
     });
     let daemon = Setup::forwarding_to(upstream.address()).start();
     assert_eq!(daemon.ask("www.example A").data(), ["192.0.2.1"]);

@@ -6,7 +6,7 @@ const ZONE: &str = include_str!("fixtures/site.example.zone");
 
 /// The zone, and an RRset in it that no datagram holds.
 fn zone() -> String {
-    let large: String = (0..300).map(|number| format!("large TXT \"{number:0>90}\"\n")).collect();
+    let large: String = (0..99).map(|number| format!("large TXT \"{number:0>240}\"\n")).collect();
     format!("{ZONE}\n{large}")
 }
 
@@ -51,7 +51,8 @@ fn check(program: &str, server: &Program) {
             ("www.tree.site.example A", &["192.0.2.110", "other.site.example.", "www.other.site.example."]),
         ] {
             for reply in [daemon.ask(question), daemon.tcp(&query(question))] {
-                let mut data = reply.data();
+                // The target of a DNAME's CNAME is made of the question's letters, which were mixed for the upstream.
+                let mut data: Vec<String> = reply.data().iter().map(|data| data.to_lowercase()).collect();
                 data.sort();
                 assert_eq!(data, expected, "{program}: {question}");
                 assert_eq!(reply.rcode_name(), "NOERROR", "{program}: {question}");
@@ -64,7 +65,7 @@ fn check(program: &str, server: &Program) {
         }
     }
     assert!(daemon.ask("large.site.example TXT").has(TC), "{program}");
-    assert_eq!(daemon.tcp(&query("large.site.example TXT")).answer.len(), 300, "{program}");
+    assert_eq!(daemon.tcp(&query("large.site.example TXT")).answer.len(), 99, "{program}");
     assert!(other.asked().iter().all(|asked| !asked.contains("site.example")), "{program}: {:?}", other.asked());
 }
 

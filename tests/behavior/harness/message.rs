@@ -318,6 +318,11 @@ impl Record {
     }
 }
 
+/// Whether RDATA of this type has names in it whose letters do not matter.
+pub fn has_names(rtype: u16) -> bool {
+    names_in(rtype).is_some()
+}
+
 /// The layout of RDATA with names in it: words, then names, then 32-bit numbers.
 fn names_in(rtype: u16) -> Option<(usize, usize, usize)> {
     Some(match rtype {

@@ -1,6 +1,7 @@
 //! A scripted upstream in the test process: it does to each query what the test says, and remembers all of them.
 
 use std::{
+    collections::BTreeSet,
     io::Write,
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
@@ -126,6 +127,13 @@ impl Upstream {
     pub fn count(&self, question: &str) -> usize {
         let question = query(question).asked();
         self.asked().iter().filter(|asked| **asked == question).count()
+    }
+
+    /// How many queries of this question came, those sent again not counted.
+    pub fn exchanges(&self, question: &str) -> usize {
+        let question = query(question).asked();
+        let of_question = self.queries().into_iter().filter(|asked| asked.message.asked() == question);
+        of_question.map(|asked| (asked.message.id, asked.from)).collect::<BTreeSet<_>>().len()
     }
 
     /// Waits until this question has come so many times.
