@@ -98,9 +98,9 @@ fn equal_queries_in_flight_are_one_across_workers_and_transports() {
             assert_eq!(client.join().unwrap().one(), "192.0.2.1");
         }
     });
-    assert_eq!(upstream.exchanges("www.example A"), 1);
+    assert_eq!(upstream.count("www.example A"), 1);
     daemon.ask("www.example A");
-    assert_eq!(upstream.exchanges("www.example A"), 2, "TTL 0 was kept");
+    assert_eq!(upstream.count("www.example A"), 2, "TTL 0 was kept");
 }
 
 #[test]
@@ -121,19 +121,12 @@ fn a_popular_name_is_refreshed_before_it_expires() {
     let upstream = Upstream::holding(&["www.example. 5 A 192.0.2.1"]);
     let daemon = Setup::forwarding_to(upstream.address()).start();
     daemon.ask("www.example A");
-    // The refresh takes its time; nobody may notice.
-    upstream.change(|asked| {
-        [vec![Act::Wait(Duration::from_millis(300))], holding(&["www.example. 5 A 192.0.2.2"])(asked)].concat()
-    });
-    let mut slowest = Duration::ZERO;
-    wait_until("the new answer", PATIENCE + PATIENCE, || {
-        let start = Instant::now();
-        let reply = daemon.ask("www.example A");
-        slowest = slowest.max(start.elapsed());
-        (reply.data() == ["192.0.2.2"]).then_some(())
-    });
-    assert!(slowest < Duration::from_millis(200), "somebody waited {slowest:?}");
-    assert_eq!(upstream.exchanges("www.example A"), 2);
+    upstream.change(holding(&["www.example. 300 A 192.0.2.2"]));
+    wait_until("the new answer", PATIENCE, || (daemon.ask("www.example A").data() == ["192.0.2.2"]).then_some(()));
+    assert_eq!(upstream.count("www.example A"), 2);
+    // All but the first were hits: nobody has waited for the refresh.
+    assert_eq!(daemon.metric("watershed_cache_misses_total", &[]), 1.0);
+    assert_eq!(daemon.metric("watershed_cache_prefetches_total", &[]), 1.0);
 }
 
 #[test]
@@ -147,10 +140,10 @@ fn a_stale_answer_is_better_than_none() {
         false => vec![Act::Reply(asked.message.respond().rcode("SERVFAIL"))],
     });
     for (question, address, expected) in [
-        ("failing.example A", "192.0.2.2", 0..1000),
-        ("silent.example A", "192.0.2.1", 1500..2500), // the upstream has 1.8 s (RFC 8767 §5)
+        ("failing.example A", "192.0.2.2", 0..1500),
+        ("silent.example A", "192.0.2.1", 1500..3400), // the upstream has 1.8 s (RFC 8767 §5)
     ] {
-        let (reply, elapsed) = wait_until("a stale answer", PATIENCE + PATIENCE, || {
+        let (reply, elapsed) = wait_until("a stale answer", PATIENCE, || {
             let start = Instant::now();
             let reply = daemon.ask(question);
             (reply.extended_errors() == [3]).then(|| (reply, start.elapsed().as_millis()))
@@ -160,13 +153,11 @@ fn a_stale_answer_is_better_than_none() {
         // And those who come next need not wait.
         let start = Instant::now();
         assert_eq!(daemon.ask(question).extended_errors(), [3], "{question}");
-        assert!(start.elapsed() < Duration::from_secs(1), "{question}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_millis(1500), "{question}: {:?}", start.elapsed());
     }
     upstream.change(holding(&["silent.example. 300 A 192.0.2.3", "failing.example. 300 A 192.0.2.3"]));
     for question in ["silent.example A", "failing.example A"] {
-        wait_until("a fresh answer", PATIENCE + PATIENCE, || {
-            (daemon.ask(question).data() == ["192.0.2.3"]).then_some(())
-        });
+        wait_until("a fresh answer", PATIENCE, || (daemon.ask(question).data() == ["192.0.2.3"]).then_some(()));
     }
 }
 
@@ -196,7 +187,7 @@ fn staleness_is_decided_by_the_rule() {
 fn the_cache_is_bounded_in_bytes() {
     let upstream = Upstream::new(|asked| {
         let text = format!("{} 300 TXT \"{}\"", asked.message.qname(), "x".repeat(200));
-        vec![Act::Reply((0..4).fold(asked.message.respond(), |response, _| response.answer(&text)))]
+        vec![Act::Reply((0..8).fold(asked.message.respond(), |response, _| response.answer(&text)))]
     });
     let config = forward(".", &[upstream.address()]) + "[cache]\nsize = \"1MiB\"\n";
     let daemon = Setup::new(&config).start();
@@ -204,15 +195,16 @@ fn the_cache_is_bounded_in_bytes() {
     thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
-                while next.load(Ordering::Relaxed) < 3000 {
+                while next.load(Ordering::Relaxed) < 1500 {
                     let number = next.fetch_add(1, Ordering::Relaxed);
-                    assert_eq!(daemon.ask(&format!("name{number}.example TXT")).answer.len(), 4);
+                    let question = query(&format!("name{number}.example TXT")).edns(4096);
+                    assert_eq!(daemon.udp(&question).answer.len(), 8);
                 }
             });
         }
     });
     assert!(daemon.metric("watershed_cache_bytes", &[]) <= 1_048_576.0);
-    assert!(daemon.metric("watershed_cache_evictions_total", &[]) > 1000.0);
+    assert!(daemon.metric("watershed_cache_evictions_total", &[]) > 500.0);
     assert!(daemon.metric("watershed_cache_entries", &[]) > 100.0);
 }
 

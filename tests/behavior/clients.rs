@@ -123,7 +123,7 @@ fn getent_finds_what_libc_asks_for() {
             assert!(text.contains(fragment), "{arguments}: no {fragment} in {text}");
         }
         // A pair of which one half is dropped costs glibc 5 s.
-        assert!(start.elapsed() < Duration::from_secs(2), "{arguments}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(4), "{arguments}: {:?}", start.elapsed());
     }
     let absent = host.netns.command("getent").args(["hosts", "no.example"]).output().unwrap();
     assert_eq!(absent.status.code(), Some(2), "no such host");

@@ -1,9 +1,6 @@
 //! The seed of it all: a monitoring host finds its database in Consul and every other host through the recursors.
 
-use std::{
-    net::{IpAddr, SocketAddr, TcpListener},
-    time::Duration,
-};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 
 use crate::harness::{daemon::forward, netns::Netns, programs::Consul, *};
 
@@ -65,7 +62,7 @@ fn the_database_is_found_at_its_healthy_nodes_while_external_names_resolve() {
     let daemon = Setup::new(&(forward(".", &[recursor.address()]) + &forward("consul", &[consul.dns()]))).start();
     let mut externals = 0;
     let mut becomes = |what: &str, expected: Vec<String>| {
-        wait_until(what, 3 * PATIENCE, || {
+        wait_until(what, 2 * PATIENCE, || {
             externals += 1;
             assert_eq!(daemon.ask(&format!("host{externals}.example A")).one(), "198.51.100.1");
             // What libc asks, and what Consul's UDP would cut to three without EDNS.
@@ -106,7 +103,7 @@ fn consul_is_understood_in_all_that_it_says() {
     many.for_each(|body| consul.register(&body));
     let recursor = recursor();
     let daemon = Setup::new(&(forward(".", &[recursor.address()]) + &forward("consul", &[consul.dns()]))).start();
-    wait_until("three healthy nodes", 3 * PATIENCE, || {
+    wait_until("three healthy nodes", 2 * PATIENCE, || {
         (daemon.udp(&query("galeradb.service.consul A")).answer.len() == 3).then_some(())
     });
     for (question, rcode, expected) in [
@@ -142,7 +139,7 @@ fn while_consul_is_down_its_names_fail_and_go_nowhere_else() {
     let Some(consul) = Consul::start(&cluster.definitions(), None) else { return };
     let recursor = recursor();
     let daemon = Setup::new(&(forward(".", &[recursor.address()]) + &forward("consul", &[consul.dns()]))).start();
-    wait_until("a healthy node", 3 * PATIENCE, || {
+    wait_until("a healthy node", 2 * PATIENCE, || {
         (!daemon.ask("galeradb.service.consul A").answer.is_empty()).then_some(())
     });
     drop(consul);
@@ -171,12 +168,10 @@ fn an_agent_on_8600_needs_no_configuration() {
         let output = netns.command("getent").args(["ahostsv4", name]).output().unwrap();
         String::from_utf8_lossy(&output.stdout).split_whitespace().next().unwrap_or_default().to_owned()
     };
-    wait_until("the service", 3 * PATIENCE, || (find("galeradb.service.consul") == "10.0.0.5").then_some(()));
+    wait_until("the service", 2 * PATIENCE, || (find("galeradb.service.consul") == "10.0.0.5").then_some(()));
     assert_eq!(find("www.example"), "198.51.100.1");
     drop(consul);
-    wait_until("the end of what was known", Duration::from_secs(8), || {
-        (find("galeradb.service.consul").is_empty()).then_some(())
-    });
+    wait_until("the end of what was known", PATIENCE, || (find("galeradb.service.consul").is_empty()).then_some(()));
     assert_eq!(find("mail.example"), "198.51.100.1");
     demand_no_leak(&recursor);
 }

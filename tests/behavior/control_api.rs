@@ -1,6 +1,6 @@
 //! What operators and their monitoring read over HTTP: health and metrics.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use crate::harness::{daemon::forward, message::TC, netns::Netns, *};
 
@@ -75,11 +75,11 @@ fn metrics_count_what_happened() {
         ("watershed_build_info", &[], 1.0),
     ];
     for (name, labels, expected) in at_least {
-        wait_until(&format!("{name} {labels:?} >= {expected}"), Duration::from_secs(3), || {
+        wait_until(&format!("{name} {labels:?} >= {expected}"), PATIENCE, || {
             (daemon.metric(name, labels) >= *expected).then_some(())
         });
     }
-    wait_until("the dead upstream to be down", Duration::from_secs(3), || {
+    wait_until("the dead upstream to be down", PATIENCE, || {
         (daemon.metric("watershed_forward_up", &[("upstream", &dead.to_string())]) == 0.0).then_some(())
     });
     for name in ["watershed_cache_stale_total", "watershed_cache_evictions_total", "watershed_resolve_queue_depth"] {

@@ -1,15 +1,17 @@
 //! Upstreams that fail, lie, stall or come back, and a client that never waits for its own timeout.
 
 use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
 
-use crate::harness::{daemon::forward, message::query, upstream::saying, *};
+use crate::harness::{daemon::forward, message::query, netns::Netns, upstream::saying, *};
 
 fn over(policy: &str, upstreams: &[&Upstream]) -> Daemon {
     let addresses: Vec<_> = upstreams.iter().map(|upstream| upstream.address()).collect();
@@ -20,6 +22,12 @@ fn timed(daemon: &Daemon, question: &str) -> (Message, Duration) {
     let start = Instant::now();
     let reply = daemon.ask(question);
     (reply, start.elapsed())
+}
+
+/// The least time of several attempts, each by a new daemon, which has learned nothing of its upstreams: a wait that is
+/// part of the way shows in all of them, a busy machine only in some.
+fn quickest(attempts: usize, attempt: impl Fn() -> Duration) -> Duration {
+    (0..attempts).map(|_| attempt()).min().unwrap()
 }
 
 #[test]
@@ -47,12 +55,12 @@ fn the_next_upstream_is_asked_at_once_when_one_fails() {
     ];
     for (fault, script) in cases {
         let (bad, good) = (Upstream::new(script), Upstream::saying("192.0.2.1"));
-        let daemon = over("ordered", &[&bad, &good]);
-        for question in ["a.example A", "b.example A", "c.example A"] {
-            let (reply, elapsed) = timed(&daemon, question);
+        let elapsed = quickest(5, || {
+            let (reply, elapsed) = timed(&over("ordered", &[&bad, &good]), "www.example A");
             assert_eq!(reply.data(), ["192.0.2.1"], "{fault}");
-            assert!(elapsed < Duration::from_millis(350), "{fault}: {elapsed:?}");
-        }
+            elapsed
+        });
+        assert!(elapsed < FIRST_RESEND, "{fault}: {elapsed:?}");
         assert!(!bad.asked().is_empty(), "{fault}");
     }
 }
@@ -60,23 +68,25 @@ fn the_next_upstream_is_asked_at_once_when_one_fails() {
 #[test]
 fn a_closed_loopback_port_costs_no_time() {
     let good = Upstream::saying("192.0.2.1");
-    let daemon = Setup::new(&forward(".", &[free_address(), good.address()])).start();
-    for question in ["a.example A", "b.example A", "c.example A"] {
-        let (reply, elapsed) = timed(&daemon, question);
+    let closed = free_address();
+    let elapsed = quickest(5, || {
+        let daemon = Setup::new(&forward(".", &[closed, good.address()])).start();
+        let (reply, elapsed) = timed(&daemon, "www.example A");
         assert_eq!(reply.one(), "192.0.2.1");
-        assert!(elapsed < Duration::from_millis(300), "{elapsed:?}");
-    }
+        elapsed
+    });
+    assert!(elapsed < FIRST_RESEND, "{elapsed:?}");
 }
 
 #[test]
-fn a_silent_upstream_costs_less_than_a_second() {
+fn a_silent_upstream_costs_less_than_two_seconds() {
     let (silent, good) = (Upstream::silent(), Upstream::saying("192.0.2.1"));
     for policy in ["ordered", "fastest", "rotate"] {
         let daemon = over(policy, &[&silent, &good]);
         for number in 0..6 {
             let (reply, elapsed) = timed(&daemon, &format!("{policy}{number}.example A"));
             assert_eq!(reply.data(), ["192.0.2.1"], "{policy}");
-            assert!(elapsed < Duration::from_secs(1), "{policy} {number}: {elapsed:?}");
+            assert!(elapsed < Duration::from_secs(2), "{policy} {number}: {elapsed:?}");
         }
     }
 }
@@ -99,7 +109,7 @@ fn a_client_is_told_of_failure_before_it_gives_up() {
             let (reply, elapsed) = client.join().unwrap();
             assert_eq!((reply.rcode_name(), reply.answer.len()), ("SERVFAIL", 0));
             assert!(reply.extended_errors().iter().any(|code| [22, 23].contains(code)), "{reply:#?}");
-            assert!(elapsed < Duration::from_secs(4), "{elapsed:?}");
+            assert!(elapsed < Duration::from_millis(4500), "{elapsed:?}");
         }
     });
     assert!(!a.asked().is_empty() && !b.asked().is_empty(), "both had their chance");
@@ -115,7 +125,7 @@ fn the_best_failure_is_relayed_with_the_reason() {
         let (reply, elapsed) = timed(&daemon, "www.example A");
         assert!(expected.contains(&reply.rcode_name()), "{rcodes:?}: {}", reply.rcode_name());
         assert!(reply.extended_errors().iter().any(|code| [22, 23].contains(code)), "{rcodes:?}: {reply:#?}");
-        assert!(elapsed < Duration::from_secs(2), "{elapsed:?}");
+        assert!(elapsed < Duration::from_secs(3), "not at the deadline: {elapsed:?}");
     }
 }
 
@@ -134,7 +144,7 @@ fn an_upstream_is_back_within_a_second_of_answering_again() {
         number += 1;
         (daemon.ask(&format!("back{number}.example A")).one() == "192.0.2.1").then_some(())
     });
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
     drop(first);
     assert_eq!(daemon.ask("again.example A").one(), "192.0.2.2");
 }
@@ -164,9 +174,9 @@ fn the_policy_decides_who_is_asked() {
         }
         let (slow, quick) = (count(&slow), count(&quick));
         match policy {
-            "ordered" => assert!(slow >= 38 && quick <= 6, "{policy}: {slow} {quick}"),
+            "ordered" => assert!(slow >= 38 && quick <= 10, "{policy}: {slow} {quick}"),
             "rotate" => assert!(slow >= 15 && quick >= 15, "{policy}: {slow} {quick}"),
-            _ => assert!(quick >= 30 && slow >= 1, "{policy}: {slow} {quick}"),
+            _ => assert!(quick > 2 * slow && slow >= 1, "{policy}: {slow} {quick}"),
         }
     }
 }
@@ -178,7 +188,7 @@ fn a_lost_datagram_is_sent_again() {
     for number in 0..3 {
         let (reply, elapsed) = timed(&daemon, &format!("name{number}.example A"));
         assert_eq!(reply.one(), "192.0.2.1");
-        assert!(elapsed < Duration::from_millis(1500), "{elapsed:?}");
+        assert!(elapsed < Duration::from_secs(3), "{elapsed:?}");
     }
 }
 
@@ -191,7 +201,7 @@ fn a_late_answer_wins() {
     let daemon = Setup::forwarding_to(slow.address()).start();
     let (reply, elapsed) = timed(&daemon, "www.example A");
     assert_eq!(reply.one(), "192.0.2.1", "the first attempt stays open");
-    assert!(elapsed < Duration::from_millis(2500), "{elapsed:?}");
+    assert!(elapsed < Duration::from_millis(3400), "{elapsed:?}");
     let attempts = slow.queries();
     assert!(attempts.len() > 1, "it was sent again meanwhile");
     let of = |asked: &Asked| (asked.message.id, asked.message.question.clone(), asked.from);
@@ -261,7 +271,7 @@ fn letters_are_mixed_until_an_upstream_fails_to_keep_them() {
         .filter(|number| {
             let (reply, elapsed) = timed(&daemon, &format!("a-long-name{number}.example A"));
             assert_eq!(reply.rcode_name(), "NOERROR");
-            elapsed > Duration::from_secs(1)
+            elapsed > Duration::from_secs(2)
         })
         .count();
     assert!(slow <= 1, "it has to be learned once, not {slow} times");
@@ -279,10 +289,79 @@ fn an_upstream_without_edns_is_asked_without_it() {
     for number in 0..5 {
         let (reply, elapsed) = timed(&daemon, &format!("name{number}.example A"));
         assert_eq!(reply.one(), "192.0.2.1");
-        assert!(elapsed < Duration::from_millis(500), "{elapsed:?}");
+        assert!(elapsed < Duration::from_secs(2), "{elapsed:?}");
     }
-    let with_edns = upstream.queries().iter().filter(|asked| asked.message.edns.is_some()).count();
-    assert!(with_edns <= 2, "it is remembered: {with_edns}");
+    let last = upstream.queries().pop().unwrap();
+    assert!(last.message.edns.is_none());
+    assert_eq!(upstream.count("name4.example A"), 1, "it is remembered");
+}
+
+/// What a forger would have to guess.
+#[test]
+fn queries_to_other_hosts_leave_by_many_ports_with_ids_of_no_order() {
+    let Some(netns) = Netns::new("") else { return };
+    let upstream = Upstream::at(SocketAddr::new(netns.host(), 5301), saying("192.0.2.1"));
+    let daemon = Setup::forwarding_to(upstream.address()).within(&netns).start();
+    let questions: String = (0..300).map(|number| format!("name{number}.example A\n")).collect();
+    let file = daemon.folder().join("questions");
+    std::fs::write(&file, questions).unwrap();
+    let port = daemon.address().port().to_string();
+    run(netns.command("dig").args(["@127.0.0.1", "-p", &port, "+short", "-f"]).arg(&file));
+    let queries = upstream.queries();
+    assert_eq!(queries.iter().map(|asked| asked.message.asked()).collect::<BTreeSet<_>>().len(), 300);
+    let ports: BTreeSet<u16> = queries.iter().map(|asked| asked.from.port()).collect();
+    let ids: BTreeSet<u16> = queries.iter().map(|asked| asked.message.id).collect();
+    // Of 300 balls thrown into 256 boxes some 177 boxes get one; and two of 300 ids hardly meet.
+    assert!(ports.len() > 140 && ids.len() > 290, "{} ports, {} ids", ports.len(), ids.len());
+    let in_order = queries.windows(2).filter(|pair| pair[1].message.id == pair[0].message.id.wrapping_add(1)).count();
+    assert!(in_order < 5, "{in_order} ids follow the one before");
+    // No datagram of a size that is cut into fragments on the way.
+    assert!(queries.iter().all(|asked| asked.message.edns.as_ref().is_some_and(|edns| edns.udp_size == 1232)));
+}
+
+/// Once a server has shown that it knows cookies, nobody answers for it without (RFC 7873 §5.3).
+#[test]
+fn an_upstream_that_has_sent_a_cookie_is_held_to_it() {
+    let forging = Arc::new(AtomicBool::new(false));
+    let upstream = Upstream::new({
+        let forging = forging.clone();
+        move |asked| {
+            let ours = asked.message.edns.iter().flat_map(|edns| &edns.options).find(|(code, _)| *code == 10);
+            let client = ours.map(|(_, data)| data[..8].to_vec()).unwrap_or_default();
+            let honest = asked.message.respond().answer(&format!("{} 60 A 192.0.2.1", asked.message.qname()));
+            let honest = Act::Reply(honest.option(10, &[&client[..], &[9; 8]].concat()));
+            let lie = asked.message.respond().answer(&format!("{} 60 A 203.0.113.66", asked.message.qname()));
+            let forge = forging.load(Ordering::Relaxed) && !asked.over_tcp;
+            if forge { vec![Act::Reply(lie), honest] } else { vec![honest] }
+        }
+    });
+    let daemon = Setup::forwarding_to(upstream.address()).start();
+    daemon.ask("first.example A");
+    daemon.ask("second.example A");
+    let cookies: Vec<usize> = (upstream.queries().iter())
+        .map(|asked| asked.message.edns.iter().flat_map(|edns| &edns.options).find(|o| o.0 == 10).unwrap().1.len())
+        .collect();
+    assert_eq!(cookies, [8, 16], "ours alone, then with the server's");
+    forging.store(true, Ordering::Relaxed);
+    assert_eq!(daemon.ask("third.example A").data(), ["192.0.2.1"]);
+}
+
+#[test]
+fn beyond_the_bound_of_questions_in_flight_a_failure_comes_at_once() {
+    let silent = Upstream::silent();
+    let config = forward(".", &[silent.address()]) + "[server]\nlisten = [\"127.0.0.1:0\"]\nmax_in_flight = 16\n";
+    let daemon = Setup::new(&config).start();
+    thread::scope(|scope| {
+        let daemon = &daemon;
+        let clients: Vec<_> =
+            (0..60).map(|number| scope.spawn(move || timed(daemon, &format!("name{number}.example A")))).collect();
+        let replies: Vec<_> = clients.into_iter().map(|client| client.join().unwrap()).collect();
+        assert!(replies.iter().all(|(reply, _)| reply.rcode_name() == "SERVFAIL"));
+        let at_once = replies.iter().filter(|(_, elapsed)| *elapsed < Duration::from_secs(1)).count();
+        assert!(at_once >= 20, "{at_once}");
+        assert!(at_once < 60, "those within the bound had their chance");
+    });
+    assert_eq!(daemon.ask("localhost A").one(), "127.0.0.1");
 }
 
 #[test]
@@ -305,8 +384,11 @@ fn a_flood_for_a_dead_suffix_leaves_the_others_alone() {
     for number in 0..20 {
         let (reply, elapsed) = timed(&daemon, &format!("name{number}.example A"));
         assert_eq!(reply.one(), "192.0.2.1");
-        assert!(elapsed < Duration::from_millis(500), "{elapsed:?}");
+        assert!(elapsed < Duration::from_secs(2), "{elapsed:?}");
     }
     flood.into_iter().for_each(|client| client.join().unwrap());
     assert_eq!(answered.load(Ordering::Relaxed), 100, "each was told");
 }
+
+/// When a query is sent again of whose upstream nothing is known.
+const FIRST_RESEND: Duration = Duration::from_millis(400);

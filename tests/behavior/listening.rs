@@ -65,17 +65,15 @@ fn a_wildcard_listener_answers_from_the_right_one_of_several_ipv6_addresses() {
 
 #[test]
 fn each_worker_has_a_udp_socket_of_its_own() {
-    let upstream = Upstream::saying("192.0.2.1");
-    let config = forward(".", &[upstream.address()]) + &server("\"127.0.0.1:0\"");
-    let daemon = Setup::new(&config).start();
-    let port = format!(":{:04X} ", daemon.address().port());
-    let sockets = |table: &str| {
-        let text = fs::read_to_string(format!("/proc/net/{table}")).unwrap();
-        text.lines()
-            .filter(|line| line.split_whitespace().nth(1).is_some_and(|local| format!("{local} ").ends_with(&port)))
-            .count()
-    };
-    assert_eq!(sockets("udp"), 3);
+    let cores = thread::available_parallelism().unwrap().get();
+    for (workers, expected) in [(3, 3), (0, cores.min(4))] {
+        let server = format!("[server]\nlisten = [\"127.0.0.1:0\"]\nworkers = {workers}\n");
+        let daemon = Setup::new(&(forward(".", &[free_address()]) + &server)).start();
+        let port = format!(":{:04X}", daemon.address().port());
+        let table = fs::read_to_string("/proc/net/udp").unwrap();
+        let locals = table.lines().filter_map(|line| line.split_whitespace().nth(1));
+        assert_eq!(locals.filter(|local| local.ends_with(&port)).count(), expected, "workers = {workers}");
+    }
 }
 
 #[test]
@@ -134,7 +132,7 @@ fn a_drain_does_not_wait_for_clients_that_stay() {
     idle.receive();
     let start = Instant::now();
     assert_eq!(daemon.stop().code, Some(0));
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
 }
 
 /// Sockets that the service manager holds: the descriptors 3 and up, named by LISTEN_FDS (sd_listen_fds(3)).

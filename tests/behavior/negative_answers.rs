@@ -82,10 +82,10 @@ fn a_failure_is_kept_for_seconds_not_longer() {
     assert_eq!(upstream.count("www.example A"), asked, "a failure is kept for a second at least (RFC 9520 §3.2)");
     upstream.change(holding(&["www.example. 300 A 192.0.2.1"]));
     let start = Instant::now();
-    wait_until("an answer after the failure", PATIENCE + PATIENCE, || {
+    wait_until("an answer after the failure", PATIENCE, || {
         (daemon.ask("www.example A").data() == ["192.0.2.1"]).then_some(())
     });
-    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
 }
 
 /// glibc takes a SERVFAIL beside an empty answer for "no such host".

@@ -1,6 +1,7 @@
 //! A reload takes effect whole or not at all, and loses nothing that it did not change.
 
 use std::{
+    net::{TcpStream, UdpSocket},
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
@@ -127,4 +128,30 @@ fn zones_and_hosts_are_reloaded_too() {
     daemon.write("elsewhere/site.txt", &zone("192.0.2.11"));
     daemon.reload();
     assert_eq!(daemon.ask("www.site.example A").one(), "192.0.2.11");
+}
+
+#[test]
+fn addresses_are_opened_and_closed_by_a_reload() {
+    let upstream = Upstream::saying("192.0.2.1");
+    let (first, second) = (free_address(), free_address());
+    let listen = |addresses: &str| format!("listen = [{addresses}]");
+    let (both, one, other) = (format!("\"{first}\", \"{second}\""), format!("\"{first}\""), format!("\"{second}\""));
+    let config = forward(".", &[upstream.address()]) + "[server]\n" + &listen(&one) + "\n";
+    let daemon = Setup::new(&config).start();
+    let question = query("www.example A");
+    assert_eq!(udp(first, &question).one(), "192.0.2.1");
+    for (from, to, open, closed) in
+        [(&one, &both, vec![first, second], vec![]), (&both, &other, vec![second], vec![first])]
+    {
+        daemon.edit_config(|config| config.replace(&listen(from), &listen(to)));
+        assert!(daemon.reload().contains("reloaded"));
+        for address in open {
+            assert_eq!(udp(address, &question).one(), "192.0.2.1", "{address}");
+            assert_eq!(tcp(address, &question).one(), "192.0.2.1", "{address}");
+        }
+        for address in closed {
+            wait_until("the closed port", PATIENCE, || UdpSocket::bind(address).ok());
+            assert!(TcpStream::connect(address).is_err(), "{address}");
+        }
+    }
 }

@@ -1,6 +1,10 @@
 //! Over whichever transport a query comes and goes, what the upstream says arrives octet for octet.
 
-use std::{io::Write, thread, time::Duration};
+use std::{
+    io::Write,
+    thread,
+    time::{Duration, Instant},
+};
 
 use crate::harness::{
     client::framed,
@@ -149,6 +153,26 @@ fn a_query_over_tcp_may_come_in_pieces() {
     assert_eq!(other.receive().one(), "192.0.2.1");
     slow.stream.write_all(&bytes[bytes.len() - 1..]).unwrap();
     assert_eq!(slow.receive().one(), "192.0.2.1");
+}
+
+#[test]
+fn an_idle_connection_is_closed_and_a_client_has_only_so_many() {
+    let upstream = Upstream::saying("192.0.2.1");
+    let server = "[server]\nlisten = [\"127.0.0.1:0\"]\ntcp_idle_timeout = \"1s\"\ntcp_connections_per_client = 3\n";
+    let daemon = Setup::new(&(daemon::forward(".", &[upstream.address()]) + server)).start();
+    let mut connections: Vec<Tcp> = (0..3).map(|_| Tcp::connect(daemon.address())).collect();
+    for connection in &mut connections {
+        connection.send(&[&query("www.example A")]);
+        assert_eq!(connection.receive().one(), "192.0.2.1");
+    }
+    assert!(Tcp::connect(daemon.address()).receive_wire().is_none(), "one too many");
+    let start = Instant::now();
+    for connection in &mut connections {
+        assert!(connection.receive_wire().is_none());
+    }
+    let elapsed = start.elapsed();
+    assert!(elapsed > Duration::from_millis(700) && elapsed < Duration::from_secs(4), "{elapsed:?}");
+    assert_eq!(daemon.tcp(&query("www.example A")).one(), "192.0.2.1");
 }
 
 #[test]

@@ -24,8 +24,8 @@ pub use daemon::{Daemon, Setup};
 pub use message::{Message, query};
 pub use upstream::{Act, Asked, Gate, Upstream};
 
-/// What libc waits for one server: no client of ours may ever have to.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How long anything may take on a machine that is busy with other things. Where time is the promise, a test measures it.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Asks again and again until `attempt` gives a value, for states that no event announces.
 ///

@@ -113,27 +113,23 @@ impl Upstream {
         *self.shared.script.lock().unwrap() = Arc::new(script);
     }
 
-    /// Every query that came, in order.
+    /// Every query that came, in order, those sent again included.
     pub fn queries(&self) -> Vec<Asked> {
         self.shared.asked.lock().unwrap().clone()
     }
 
-    /// Every question that came, in order and in lower case.
+    /// Every question that came, in order and in lower case. A busy machine has queries sent again, with the same id
+    /// from the same socket; these are left out.
     pub fn asked(&self) -> Vec<String> {
-        self.shared.asked.lock().unwrap().iter().map(|asked| asked.message.asked()).collect()
+        let mut known = BTreeSet::new();
+        let mut is_new = |asked: &Asked| known.insert((asked.message.id, asked.from, asked.message.asked()));
+        self.queries().into_iter().filter(|asked| is_new(asked)).map(|asked| asked.message.asked()).collect()
     }
 
-    /// How often this question came.
+    /// How often this question came, again without what was sent again.
     pub fn count(&self, question: &str) -> usize {
         let question = query(question).asked();
         self.asked().iter().filter(|asked| **asked == question).count()
-    }
-
-    /// How many queries of this question came, those sent again not counted.
-    pub fn exchanges(&self, question: &str) -> usize {
-        let question = query(question).asked();
-        let of_question = self.queries().into_iter().filter(|asked| asked.message.asked() == question);
-        of_question.map(|asked| (asked.message.id, asked.from)).collect::<BTreeSet<_>>().len()
     }
 
     /// Waits until this question has come so many times.
