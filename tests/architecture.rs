@@ -329,9 +329,10 @@ fn sources() -> Vec<Source> {
     files("src", "rs").into_iter().filter(|path| !is_test(path)).map(parse).collect()
 }
 
-/// Tests that are a file of their own beside what they test.
+/// Tests that are a file of their own beside what they test, and what they share.
 fn is_test(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.to_string_lossy().ends_with("tests.rs"))
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.ends_with("tests.rs") || name == "testing.rs"
 }
 
 fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
