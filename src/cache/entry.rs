@@ -6,6 +6,7 @@ use super::{
     Epoch, Found, Life, Origin, RuleId, State,
     key::{HEAD_BYTES, Key},
     lifetime::{FAILURE_MEMORY, STALE_TTL_SECS, failure_life, is_nodata},
+    snapshot::Saved,
 };
 use crate::{
     clock::Moment,
@@ -219,6 +220,22 @@ impl Entry {
             Ttls::Fixed(STALE_TTL_SECS)
         };
         Found { view, ttls, state, origin: self.origin() }
+    }
+
+    /// As a snapshot keeps it; `None` for what does not outlive the process.
+    pub(super) fn saved(&self, now: Tick) -> Option<Saved<'_>> {
+        if self.kind == Kind::Failure || self.is_local() || self.chained || !self.is_servable(now) {
+            return None;
+        }
+        Some(Saved {
+            key: self.key_octets(),
+            view: self.found(State::Doubtful, now).view,
+            rule: self.rule,
+            loopback_only: self.loopback_only,
+            age_secs: now.seconds_since(self.inserted),
+            fresh_secs: self.expires.seconds_since(self.inserted),
+            stale_secs: self.stale_until.seconds_since(self.expires),
+        })
     }
 
     fn is_local(&self) -> bool {

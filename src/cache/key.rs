@@ -57,6 +57,12 @@ impl Key {
         Self { octets, length: bytes.len() as u16 }
     }
 
+    /// Reads what [`as_bytes`](Self::as_bytes) gave, if it did.
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+        let name = Name::from_wire(bytes.get(HEAD_BYTES..)?).ok()?;
+        (name.wire().len() <= MAX_NAME_BYTES).then(|| Self::from_bytes(bytes))
+    }
+
     /// The key as octets: equal for equal keys, and only for those.
     pub fn as_bytes(&self) -> &[u8] {
         &self.octets[..usize::from(self.length)]

@@ -10,6 +10,7 @@ mod entry;
 mod key;
 mod lifetime;
 mod shard;
+mod snapshot;
 
 use std::{hash::BuildHasher, time::Duration};
 
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub use key::{Key, Variant};
 pub use lifetime::{Life, Policy, clamp, lifetime};
+pub use snapshot::SnapshotError;
 
 use crate::{
     clock::Moment,

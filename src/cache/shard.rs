@@ -103,6 +103,20 @@ impl Shard {
         self.insert(place, failure);
     }
 
+    /// Inserts an entry unless its key has one; says whether it did.
+    pub(super) fn insert_new(&mut self, place: Place<'_>, entry: Entry) -> bool {
+        let is_new = self.peek(place).is_none();
+        if is_new {
+            self.insert(place, entry);
+        }
+        is_new
+    }
+
+    /// Shows each entry, from the least recently used on.
+    pub(super) fn each(&self, f: impl FnMut(&Entry)) {
+        self.entries.iter().rev().map(|(_, entry)| entry).for_each(f);
+    }
+
     pub(super) fn confirm(&mut self, place: Place<'_>, doubted: Origin, epoch: Epoch) {
         let entry = self.entries.peek_mut(&place.print()).filter(|entry| entry.is_of(place.key));
         if let Some(entry) = entry
