@@ -149,11 +149,17 @@ impl Source {
         let zones = config.zone.iter().filter_map(|zone| {
             Some(zone::Source { path: zone.file.clone(), apex: read_name(&zone.apex)?, mode: zone.mode })
         });
-        let zones = zones.collect();
+        let zones: Vec<zone::Source> = zones.collect();
 
         let mut faults = check.faults;
         if !faults.is_empty() {
             faults.sort_by_key(|fault| fault.location.line);
+            // Whoever mends these shall know at once what else there is to mend.
+            let files = zone::Files::load(&config.zones, &zones, None).faults;
+            faults.extend(files.into_iter().map(|zone::Error { location, problem }| Fault {
+                location,
+                problem: Problem::Zone(Box::new(problem)),
+            }));
             return Err(faults);
         }
         Ok(Loaded { config, rules, refused, zones, upstreams, file, source: self.clone() })
@@ -171,10 +177,16 @@ impl Source {
                 None => Upstreams::Unknown,
             };
         }
-        if read_name(&unwritten(CONSUL)).is_some_and(|consul| !config.claims(&consul)) {
+        let consul = read_name(&unwritten(CONSUL)).expect("a constant that is a name");
+        if !config.claims(&consul) {
             let agent = SocketAddr::from((Ipv4Addr::LOCALHOST, CONSUL_PORT));
-            // What Consul no longer says of its services is not to be believed.
-            config.forward.push(forward::Config { serve_stale: Duration::ZERO, ..rule(CONSUL, &[agent]) });
+            config.forward.push(rule(CONSUL, &[agent]));
+        }
+        // What Consul no longer says of its services is not to be believed.
+        let speaks_for_consul =
+            |rule: &&mut forward::Config| rule.suffixes.iter().filter_map(read_name).any(|suffix| suffix == consul);
+        for rule in config.forward.iter_mut().filter(speaks_for_consul) {
+            rule.serve_stale.get_or_insert(Duration::ZERO);
         }
         upstreams
     }
@@ -271,6 +283,9 @@ pub enum Problem {
     /// A section of one room.
     #[error(transparent)]
     Forward(forward::Problem),
+    /// A file of local data.
+    #[error(transparent)]
+    Zone(Box<zone::Problem>),
     /// A suffix or an apex that is not a name.
     #[error("{what} {text:?} is not a name: {error}; write one such as \"corp.example\"")]
     NotAName {

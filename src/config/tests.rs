@@ -29,7 +29,9 @@ fn each_fixture_provokes_its_messages_and_no_others() {
         let text = fs::read_to_string(&path).unwrap();
         let expected: Vec<&str> = text.lines().map_while(|line| line.strip_prefix("# ")).collect();
         let faults = source(&path).load().err().unwrap_or_default();
-        let found: Vec<String> = faults.iter().map(Fault::to_string).collect();
+        // What is wrong with the files that a fixture names is the zone room's matter.
+        let own = faults.iter().filter(|fault| !matches!(fault.problem, Problem::Zone(_)));
+        let found: Vec<String> = own.map(Fault::to_string).collect();
         if found.len() != expected.len() || !found.iter().zip(&expected).all(|(f, e)| f.contains(e)) {
             wrong += &format!("{}\nexpected {expected:#?}\nfound {found:#?}\n", path.display());
         }
@@ -89,7 +91,7 @@ fn with_no_file_names_go_where_the_system_sends_them() {
     let loaded = Source { system, ..source(&file) }.load().unwrap();
     assert_eq!(loaded.upstreams, Upstreams::System(resolv_conf));
     assert_eq!(routes(&loaded), [". 192.0.2.53:53 [2001:db8::53]:53", "consul. 127.0.0.1:8600"]);
-    assert_eq!(loaded.config.forward[1].serve_stale, Duration::ZERO);
+    assert_eq!(loaded.config.forward[1].serve_stale, Some(Duration::ZERO));
     let loaded = source(&file).load().unwrap();
     assert_eq!(
         (loaded.upstreams.clone(), routes(&loaded)),

@@ -51,11 +51,20 @@ impl Listener {
             io::ErrorKind::PermissionDenied => Error::Denied { address },
             _ => Error::Other { address, error },
         };
-        let tcp = sys::bind_tcp(address).map_err(fault)?;
-        // Port 0 asked for any: UDP gets the one that TCP was given.
-        let address = tcp.local_addr().map_err(fault)?;
-        let udp =
-            (0..workers).map(|_| sys::bind_udp(address).map(Arc::new)).collect::<io::Result<_>>().map_err(fault)?;
+        // Port 0 asks for any: UDP gets the one that TCP was given, unless somebody has it already.
+        let tries = if address.port() == 0 { 16 } else { 1 };
+        (1..=tries)
+            .find_map(|attempt| match Self::bind(address, workers) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempt < tries => None,
+                outcome => Some(outcome.map_err(fault)),
+            })
+            .expect("the last attempt is an outcome")
+    }
+
+    fn bind(address: SocketAddr, workers: usize) -> io::Result<Self> {
+        let tcp = sys::bind_tcp(address)?;
+        let address = tcp.local_addr()?;
+        let udp = (0..workers).map(|_| sys::bind_udp(address).map(Arc::new)).collect::<io::Result<_>>()?;
         Ok(Self { address, tcp: Some(tcp), udp })
     }
 

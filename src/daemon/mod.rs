@@ -9,8 +9,10 @@ mod watch;
 
 use std::{
     collections::HashMap,
-    io,
+    env, fs,
+    io::{self, Write},
     net::SocketAddr,
+    os::unix::fs::OpenOptionsExt,
     path::PathBuf,
     sync::Arc,
     thread::{self, available_parallelism},
@@ -29,7 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     cache::{Cache, Epoch},
-    clock::Moment,
+    clock::{Moment, unix_seconds},
     config::{Loaded, Refused, Upstreams},
     control, forward,
     metrics::{Metrics, Reload},
@@ -180,6 +182,7 @@ impl Daemon {
     async fn serve(&mut self) -> Result<()> {
         tracing::info!("ready");
         notify_manager(&[NotifyState::Ready]);
+        self.restore_cache();
         let mut watchdog = sd_notify::watchdog_enabled().map(|limit| tokio::time::interval(limit / 2));
         loop {
             tokio::select! {
@@ -390,6 +393,39 @@ impl Daemon {
         self.watch.follow(read.chain([self.loaded.config.zones.directory()]));
     }
 
+    /// Takes in what the last process has saved, beside serving.
+    fn restore_cache(&self) {
+        let Some(file) = snapshot_file(&self.loaded) else { return };
+        let resolver = self.face.resolver().clone();
+        tokio::task::spawn_blocking(move || {
+            let snapshot = match fs::read(&file) {
+                Ok(snapshot) => snapshot,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+                Err(error) => return tracing::warn!(file = %file.display(), %error, "saved cache not read"),
+            };
+            match resolver.cache().restore(&snapshot, Moment::now(), unix_seconds()) {
+                Ok(entries) => tracing::info!(entries, "saved cache taken in"),
+                Err(error) => tracing::warn!(file = %file.display(), %error, "saved cache ignored"),
+            }
+        });
+    }
+
+    /// Saves what upstreams have answered, for the next process. Names asked for are nobody else's business.
+    fn save_cache(&self) {
+        let Some(file) = snapshot_file(&self.loaded) else { return };
+        let snapshot = self.face.resolver().cache().save(Moment::now(), unix_seconds());
+        let save = || {
+            let part = file.with_extension("part");
+            let mut options = fs::OpenOptions::new();
+            let mut written = options.write(true).create(true).truncate(true).mode(0o600).open(&part)?;
+            written.write_all(&snapshot)?;
+            fs::rename(&part, &file)
+        };
+        if let Err(error) = save() {
+            tracing::warn!(file = %file.display(), %error, "cache not saved");
+        }
+    }
+
     /// Takes in no more, and replies to those who wait.
     async fn stop(mut self) -> Result<()> {
         notify_manager(&[NotifyState::Stopping]);
@@ -409,6 +445,7 @@ impl Daemon {
                 Err(_) => anyhow::bail!("a worker has panicked"),
             }
         }
+        self.save_cache();
         self.face.tasks().close();
         self.tasks.close();
         let tasks = async { tokio::join!(self.face.tasks().wait(), self.tasks.wait()) };
@@ -465,7 +502,7 @@ fn load_zones(loaded: &Loaded, previous: Option<&zone::Files>) -> zone::Outcome 
 fn rules(loaded: &Loaded, files: &zone::Files, groups: &[Arc<forward::Group>]) -> Rules {
     let config = &loaded.config;
     let forwards = loaded.rules.iter().zip(&config.forward).zip(groups).map(|((rule, written), group)| {
-        let mut lifetimes = config.cache.policy(written.serve_stale);
+        let mut lifetimes = config.cache.policy(written.serve_stale.unwrap_or(forward::DEFAULT_SERVE_STALE));
         lifetimes.min_ttl = written.min_ttl.unwrap_or(lifetimes.min_ttl);
         lifetimes.max_ttl = written.max_ttl.unwrap_or(lifetimes.max_ttl);
         lifetimes.max_negative_ttl = written.max_negative_ttl.unwrap_or(lifetimes.max_negative_ttl);
@@ -479,6 +516,12 @@ fn rules(loaded: &Loaded, files: &zone::Files, groups: &[Arc<forward::Group>]) -
         refused: loaded.refused.clone(),
         prefetch: config.cache.prefetch,
     }
+}
+
+/// Where the cache is kept while no process runs: in the configured folder, or the service manager's.
+fn snapshot_file(loaded: &Loaded) -> Option<PathBuf> {
+    let from_manager = || env::var_os("STATE_DIRECTORY").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    Some(loaded.config.server.state_directory.clone().or_else(from_manager)?.join("cache.snapshot"))
 }
 
 fn warn(warnings: &[zone::Error]) {

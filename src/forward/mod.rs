@@ -49,9 +49,10 @@ pub struct Config {
     /// time, `"rotate"` each in turn. Default `"ordered"`. Applies at reload.
     pub policy: Policy,
     /// How long beyond its life a response may still be given while no upstream answers (RFC 8767).
-    /// Default "1d", `"0s"` for never, at most "7d". Applies at reload.
-    #[serde(with = "humantime_serde")]
-    pub serve_stale: Duration,
+    /// Default "1d", but "0s" for a rule that has the suffix `consul`: no dead instance is to be given. At most "7d".
+    /// Applies at reload.
+    #[serde(with = "humantime_serde::option", skip_serializing_if = "Option::is_none")]
+    pub serve_stale: Option<Duration>,
     /// Shortest life of a positive answer of this rule. Default: `cache.min_ttl`. From "0s" to "1d". Applies at reload.
     #[serde(with = "humantime_serde::option", skip_serializing_if = "Option::is_none")]
     pub min_ttl: Option<Duration>,
@@ -162,7 +163,7 @@ impl Default for Config {
             suffixes: Vec::new(),
             upstreams: Vec::new(),
             policy: Policy::default(),
-            serve_stale: DAY,
+            serve_stale: None,
             min_ttl: None,
             max_ttl: None,
             max_negative_ttl: None,
@@ -204,7 +205,7 @@ impl Config {
             fault(beginning.clone(), Problem::NoUpstreams);
         }
         for (key, value, bound, most) in [
-            ("serve_stale", Some(self.serve_stale), 7 * DAY, "7d"),
+            ("serve_stale", self.serve_stale, 7 * DAY, "7d"),
             ("min_ttl", self.min_ttl, DAY, "1d"),
             ("max_ttl", self.max_ttl, 7 * DAY, "7d"),
             ("max_negative_ttl", self.max_negative_ttl, DAY, "1d"),
@@ -221,6 +222,8 @@ impl Config {
     }
 }
 
+/// How long beyond its life a response may be given, unless a rule says otherwise.
+pub const DEFAULT_SERVE_STALE: Duration = DAY;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[cfg(test)]
@@ -235,7 +238,7 @@ mod tests {
     fn a_rule_is_read_with_its_defaults() {
         let rule =
             read("suffixes = ['.', 'Corp.example']\nupstreams = ['192.0.2.53', 'tls://192.0.2.55#dns.example.net']");
-        assert_eq!(rule.serve_stale, DAY);
+        assert_eq!(rule.serve_stale, None);
         assert!(rule.mixed_case);
         let rule = rule.rule().unwrap();
         assert_eq!(rule.upstreams[0].to_string(), "192.0.2.53:53");

@@ -45,7 +45,7 @@ impl Resolver {
         };
         let asker = query.asker(client.size);
         if let Some(rcode) = unserved(&query) {
-            write_bare(&asker, query.question_bytes(), rcode, &[], out);
+            wire::write_reply(View::bare(rcode, &[]), &asker, query.question_bytes(), Ttls::Aged(0), out);
             return AtOnce::Refusal(rcode);
         }
         let variant =
@@ -137,12 +137,6 @@ fn unserved(query: &Query<'_>) -> Option<Rcode> {
         meta if meta.is_meta() => Some(Rcode::NOTIMP),
         _ => None,
     }
-}
-
-/// Writes a reply without records.
-pub(super) fn write_bare(asker: &Asker, question: &[u8], rcode: Rcode, extended_errors: &[u8], out: &mut Vec<u8>) {
-    let view = View { flags: 0, rcode, counts: [0; 3], records: &[], extended_errors };
-    wire::write_reply(view, asker, question, Ttls::Aged(0), out);
 }
 
 /// The only view as yet.

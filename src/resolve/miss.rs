@@ -7,7 +7,7 @@ use rand::Rng;
 use super::{
     Client, Resolver,
     chase::{Arrival, Said, Span, Walk},
-    hit::{FromCache, STALE_ANSWER, write_bare},
+    hit::{FromCache, STALE_ANSWER},
     inflight::{Join, Landing, Verdict, Waiter},
     tables::{Decision, Route, Sharing, Tables},
 };
@@ -15,7 +15,7 @@ use crate::{
     cache::{Epoch, Key, Life, Origin, RuleId, State, Variant, clamp, lifetime},
     clock::Moment,
     forward::{Exchange, Options, Outcome},
-    wire::{self, Answer, Asker, Name, Query, Question, Rcode, Record, Response, Rtype, Ttls, flag},
+    wire::{self, Answer, Asker, Name, Query, Question, Rcode, Record, Response, Rtype, Ttls, View, flag},
 };
 
 /// A query that could not be answered at once.
@@ -165,7 +165,7 @@ impl Resolver {
             Join::Joined => Begun::Joined,
             Join::Answered(rcode) => Begun::Reply(rcode, Reason::Cached),
             Join::Full => {
-                write_bare(asker, letters, Rcode::SERVFAIL, &[], out);
+                wire::write_reply(View::bare(Rcode::SERVFAIL, &[]), asker, letters, Ttls::Aged(0), out);
                 Begun::Reply(Rcode::SERVFAIL, Reason::Overload)
             }
             Join::First => {

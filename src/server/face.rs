@@ -23,7 +23,7 @@ use crate::{
     metrics::{Cells, Metrics, Rejection, Transport},
     resolve::{AtOnce, Begun, Client, From, Job, Next, Reason, Resolver, Settled, Waiter, Way},
     sys::Outbox,
-    wire::{self, Asker, Rcode, ReplySize, flag},
+    wire::{self, Asker, Query, Rcode, Reject, ReplySize, Ttls, View},
 };
 
 /// What listeners share: the heart, the settings, and the tasks for what takes time.
@@ -200,13 +200,19 @@ impl Face {
         }
     }
 
-    /// Somebody who is not served is told so in twelve octets, which is no use to whoever forges addresses.
+    /// Somebody who is not served is told so, with the question, lest libc take it for the reply to another, and no more,
+    /// which is no use to whoever forges addresses.
     fn turn_away(&self, wire: &[u8], transport: Transport, cells: &Cells, out: &mut Vec<u8>) -> Taken {
         cells.reject(Rejection::Acl);
-        if wire.len() < wire::HEADER_BYTES || u16::from_be_bytes([wire[2], wire[3]]) & flag::QR != 0 {
-            return Taken::Silence;
+        match Query::parse(wire) {
+            Ok(query) => {
+                let size = ReplySize::Datagram { ceiling_bytes: 512 };
+                let view = View::bare(Rcode::REFUSED, &[]);
+                wire::write_reply(view, &query.asker(size), query.question_bytes(), Ttls::Aged(0), out);
+            }
+            Err(Reject::Drop) => return Taken::Silence,
+            Err(Reject::Reply(_)) => wire::write_error(wire, Rcode::REFUSED, out),
         }
-        wire::write_error(wire, Rcode::REFUSED, out);
         cells.reply(transport, Rcode::REFUSED.0);
         Taken::Reply(None)
     }

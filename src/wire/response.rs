@@ -53,6 +53,13 @@ pub struct View<'a> {
     pub extended_errors: &'a [u8],
 }
 
+impl<'a> View<'a> {
+    /// A response without records.
+    pub fn bare(rcode: Rcode, extended_errors: &'a [u8]) -> Self {
+        Self { flags: 0, rcode, counts: [0; 3], records: &[], extended_errors }
+    }
+}
+
 /// A section that holds records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Section {
