@@ -81,7 +81,7 @@ pub(super) fn failure_life(consecutive: u8) -> Duration {
 }
 
 /// Whether the response says that the name lacks the type asked for, at the end of a CNAME chain or not (RFC 2308 §2.2).
-pub(super) fn is_nodata(response: &Response) -> bool {
+pub fn is_nodata(response: &Response) -> bool {
     let question = response.question_bytes();
     let qtype = question.len().checked_sub(4).and_then(|at| read_u16(question, at)).map(Rtype);
     let settles = |record: RecordView| {

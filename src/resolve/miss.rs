@@ -12,7 +12,7 @@ use super::{
     tables::{Decision, Route, Sharing, Tables},
 };
 use crate::{
-    cache::{Epoch, Key, Life, Origin, RuleId, State, Variant, clamp, lifetime},
+    cache::{Epoch, Key, Life, Origin, RuleId, State, Variant, clamp, is_nodata, lifetime},
     clock::Moment,
     forward::{Exchange, Options, Outcome},
     wire::{self, Answer, Asker, Name, Query, Question, Rcode, Record, Response, Rtype, Ttls, View, flag},
@@ -213,7 +213,9 @@ impl Resolver {
         let tables = self.tables();
         let asked = job.walk.asked().clone();
         let stays = |target: &Name| {
-            tables.rule_of(&Question { qname: target.clone(), ..asked.clone() }, job.client) == Some(job.route.id)
+            let target = Question { qname: target.clone(), ..asked.clone() };
+            tables.rule_of(&target, job.client) == Some(job.route.id)
+                && tables.sharing(&target, job.client) == Sharing::All
         };
         let look = match job.walk.take_in(Said::Forwarded(response, span), stays) {
             Ok(None) => self.look(&tables, &mut job.walk, job.key.variant(), job.client, now),
@@ -401,10 +403,6 @@ fn settle(landing: Landing<Held>, response: Arc<Response>, ttls: Ttls) -> Vec<Se
 
 fn sister_failure(key: &Key) -> Response {
     Walk::new(key.question()).error(Rcode::SERVFAIL, 22, "the other address type cannot be had").response
-}
-
-fn is_nodata(response: &Response) -> bool {
-    response.rcode() == Rcode::NOERROR && response.counts()[0] == 0
 }
 
 /// Of the RRsets that local data has for a name, the first: ANY asks for any of them (RFC 8482 §4.1).

@@ -42,6 +42,11 @@ pub async fn serve(listener: TcpListener, face: Arc<Face>, connections: Arc<Conn
         match accepted {
             Ok((stream, peer)) => {
                 let config = face.config();
+                // Who is not served by UDP is told so; here it would take the place of somebody who is.
+                if face.stream_client(peer.ip(), &config).is_none() {
+                    face.cells().reject(crate::metrics::Rejection::Acl);
+                    continue;
+                }
                 let limits = (config.tcp_connections, config.tcp_connections_per_client);
                 let Some(place) = connections.enter(peer.ip(), limits) else { continue };
                 let (face, shutdown) = (face.clone(), shutdown.clone());
@@ -70,15 +75,20 @@ async fn converse(
     shutdown: &CancellationToken,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let config = face.config();
-    let client = face.stream_client(peer, &config);
     let (sender, mut settled) = mpsc::channel::<Vec<u8>>(MOST_OPEN);
     let mut incoming = Vec::with_capacity(READ_BYTES);
     let mut outgoing = Vec::new();
     let mut open = 0;
     let mut active = Instant::now();
     loop {
-        let patience = if incoming.is_empty() { config.tcp_idle_timeout } else { config.tcp_message_timeout };
+        let config = face.config();
+        let begins = incoming.is_empty();
+        // With queries open it is the client who waits for us.
+        let patience = match (open, begins) {
+            (0, true) => config.tcp_idle_timeout,
+            (0, false) => config.tcp_message_timeout,
+            _ => MOST_WAIT,
+        };
         let is_ending = shutdown.is_cancelled() || place.seat.closing.is_cancelled();
         if is_ending && open == 0 {
             return Ok(());
@@ -89,38 +99,50 @@ async fn converse(
                 while let Some(reply) = next {
                     push_frame(&reply, &mut outgoing);
                     open -= 1;
-                    next = settled.try_recv().ok();
+                    next = if outgoing.len() < MOST_OUTGOING_BYTES { settled.try_recv().ok() } else { None };
                 }
             }
             read = stream.read_buf(&mut incoming), if open < MOST_OPEN && !is_ending => {
                 if read? == 0 {
                     // The client has said all it will; what is open is still replied to.
                     place.seat.closing.cancel();
+                } else if begins {
+                    active = Instant::now();
                 }
             }
             () = sleep_until(active + patience) => return Ok(()),
             () = shutdown.cancelled(), if !is_ending => {}
             () = place.seat.closing.cancelled(), if !is_ending => {}
         }
-        let mut at = 0;
-        while open < MOST_OPEN
-            && let Some((message, end)) = frame(&incoming, at)
-        {
-            match take(message, client, &sender, face, &mut outgoing) {
-                Fate::Settled => {}
-                Fate::Open => open += 1,
-                Fate::Hopeless => return Ok(()),
+        let client = face.stream_client(peer, &config);
+        loop {
+            let mut at = 0;
+            while open < MOST_OPEN
+                && outgoing.len() < MOST_OUTGOING_BYTES
+                && let Some((message, end)) = frame(&incoming, at)
+            {
+                at = end;
+                match take(message, client, &sender, face, &mut outgoing) {
+                    Fate::Settled => {}
+                    Fate::Open => open += 1,
+                    Fate::Hopeless => {
+                        // What was asked before is still replied to.
+                        place.seat.closing.cancel();
+                        at = incoming.len();
+                    }
+                }
             }
-            at = end;
-        }
-        incoming.drain(..at);
-        if at > 0 {
-            place.touch();
-            active = Instant::now();
-        }
-        if !outgoing.is_empty() {
+            incoming.drain(..at);
+            if at > 0 {
+                place.touch();
+                active = Instant::now();
+            }
+            if outgoing.is_empty() {
+                break;
+            }
             timeout(config.tcp_message_timeout, stream.write_all(&outgoing)).await??;
             outgoing.clear();
+            outgoing.shrink_to(MOST_OUTGOING_BYTES);
             active = Instant::now();
         }
     }
@@ -252,6 +274,10 @@ fn is_exhaustion(error: &io::Error) -> bool {
 
 /// Queries of one connection that may be open at a time.
 const MOST_OPEN: usize = 256;
+/// Replies that are gathered before they are written.
+const MOST_OUTGOING_BYTES: usize = 64 << 10;
+/// No query is open for so long.
+const MOST_WAIT: Duration = Duration::from_secs(5);
 /// Room for the queries that come in one segment.
 const READ_BYTES: usize = 4096;
 /// How long nothing is accepted when descriptors have run out.

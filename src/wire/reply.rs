@@ -77,7 +77,7 @@ pub fn write_reply(view: View<'_>, asker: &Asker, question: &[u8], ttls: Ttls, o
 
     let mut errors = view.extended_errors;
     let opt_bytes = |errors: &[u8]| asker.edns.map_or(0, |_| OPT_BYTES + errors.len());
-    if records_at + opt_bytes(errors) > asker.limit_bytes {
+    if out.len() + opt_bytes(errors) > asker.limit_bytes {
         errors = &[];
     }
     let room = asker.limit_bytes.saturating_sub(opt_bytes(errors));

@@ -178,7 +178,7 @@ impl Response {
 
     /// A response with a header and the question, and no records: for errors.
     pub fn error(question: &Question, rcode: Rcode, errors: &[ExtendedError]) -> Self {
-        let mut response = answer::encode(question, &super::Answer { rcode, ..super::Answer::default() });
+        let mut response = answer::encode(question, &super::Answer { rcode, authoritative: false, ..super::Answer::default() });
         for error in errors {
             response.add_error(error);
         }
