@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::tables::Sharing;
 use crate::{
-    cache::Life,
+    cache::{Life, Policy, lifetime},
     wire::{Answer, ExtendedError, Name, NameError, Question, Rcode, Record, Response, Rtype, Section},
 };
 
@@ -31,15 +31,15 @@ pub(super) struct Walk {
 pub(super) enum Said {
     /// Local data.
     Local(Answer),
-    /// An upstream, and how long that may be kept.
-    Forwarded(Response, Span),
+    /// An upstream, and within which bounds that may be kept.
+    Forwarded(Response, Policy),
 }
 
 /// How long a forwarded response lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Span {
-    pub fresh: Duration,
-    pub stale: Duration,
+struct Span {
+    fresh: Duration,
+    stale: Duration,
 }
 
 /// The end of the way.
@@ -139,11 +139,13 @@ impl Walk {
 
     fn follow(&mut self, left: Leaving, said: Said) -> Result<(), Broken> {
         self.seen.push(self.asked.qname.clone());
-        self.records.extend(left.records);
-        if let Said::Forwarded(response, span) = said {
+        if let Said::Forwarded(response, policy) = said {
             self.extended_errors.extend_from_slice(response.extended_errors());
-            self.bound(span);
+            // What was cut off has no say over how long the rest lives.
+            let fresh = left.records.iter().map(|record| record.ttl).min().unwrap_or(0);
+            self.bound(Span { fresh: Duration::from_secs(fresh.into()), stale: policy.serve_stale });
         }
+        self.records.extend(left.records);
         if self.seen.contains(&left.target) {
             return Err(Broken::Loop);
         }
@@ -157,12 +159,13 @@ impl Walk {
     fn arrive(&mut self, said: Said) -> Result<Arrival, Broken> {
         let (answer, extended_errors) = match said {
             // One speaker said all of it: it is relayed as it came.
-            Said::Forwarded(response, span) if self.is_at_start() => {
+            Said::Forwarded(response, policy) if self.is_at_start() => {
+                let life = lifetime(&response, &policy);
                 let chained = response.records().any(|r| matches!(r.rtype, Rtype::CNAME | Rtype::DNAME));
-                return Ok(Arrival { response, life: span.life(), chained, sharing: self.sharing });
+                return Ok(Arrival { response, life, chained, sharing: self.sharing });
             }
-            Said::Forwarded(response, span) => {
-                self.bound(span);
+            Said::Forwarded(response, policy) => {
+                self.bound(Span::of(lifetime(&response, &policy)));
                 (response.to_answer()?, response.extended_errors().to_vec())
             }
             Said::Local(answer) => (answer, Vec::new()),
@@ -194,7 +197,7 @@ impl Walk {
 
 impl Span {
     /// Of a response that may live for `life`.
-    pub fn of(life: Option<Life>) -> Self {
+    fn of(life: Option<Life>) -> Self {
         match life {
             Some(Life::Timed { fresh, stale }) => Self { fresh, stale },
             _ => Self { fresh: Duration::ZERO, stale: Duration::ZERO },
@@ -264,7 +267,13 @@ mod tests {
     use super::*;
     use crate::wire::{Class, flag};
 
-    const LIFE: Span = Span { fresh: Duration::from_secs(9), stale: Duration::from_secs(90) };
+    const POLICY: Policy = Policy {
+        min_ttl: Duration::ZERO,
+        max_ttl: Duration::from_secs(9),
+        max_negative_ttl: Duration::ZERO,
+        serve_stale: Duration::from_secs(90),
+    };
+    const LIFE: Option<Life> = Some(Life::Timed { fresh: Duration::from_secs(9), stale: Duration::from_secs(90) });
 
     fn name(text: &str) -> Name {
         text.parse().unwrap()
@@ -290,7 +299,7 @@ mod tests {
     fn forwarded(question: &Question, records: &[Record]) -> Said {
         let mut response = answer(records).encode(question);
         response.set_flag(flag::AA, false);
-        Said::Forwarded(response, LIFE)
+        Said::Forwarded(response, POLICY)
     }
 
     #[test]
@@ -310,7 +319,7 @@ mod tests {
         let whole = end.response.to_answer().unwrap();
         assert_eq!(whole.answer, [chain[0].clone(), chain[1].clone(), address("x.corp.test")]);
         assert!(end.chained && !whole.authoritative);
-        assert_eq!(end.life, LIFE.life());
+        assert_eq!(end.life, Some(Life::Timed { fresh: Duration::from_secs(60), stale: Duration::from_secs(90) }));
     }
 
     #[test]
@@ -373,7 +382,7 @@ mod tests {
         walk.take_in(Said::Local(answer(&[cname("a.test", "b.test")])), |_| true).unwrap();
         let last = forwarded(&question("b.test", Rtype::A), &[address("b.test")]);
         let end = walk.take_in(last, |_| true).unwrap().unwrap();
-        assert_eq!((end.life, end.response.has_flag(flag::AA)), (LIFE.life(), false));
+        assert_eq!((end.life, end.response.has_flag(flag::AA)), (LIFE, false));
         assert_eq!(end.response.to_answer().unwrap().answer, [cname("a.test", "b.test"), address("b.test")]);
     }
 }

@@ -19,7 +19,13 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use crate::{cache::Key, clock::Moment, metrics::Transport, sys::Local, wire::Asker};
+use crate::{
+    cache::{Epoch, Key},
+    clock::Moment,
+    metrics::Transport,
+    sys::Local,
+    wire::Asker,
+};
 
 /// The questions in flight, and who waits for each. `H` is what is held back for a sister.
 pub struct InFlight<H> {
@@ -29,7 +35,25 @@ pub struct InFlight<H> {
     most_waiting: usize,
 }
 
-type Shard<H> = HashMap<Key, Flight<H>, RandomState>;
+type Shard<H> = HashMap<Party, Flight<H>, RandomState>;
+
+/// Those who may share a response: they ask the same of the same tables, and may be told the same.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Party {
+    /// What they ask.
+    pub key: Key,
+    /// Whether they ask from this host, and so may be told loopback addresses.
+    pub is_loopback: bool,
+    /// Whose tables are asked: after a reload nobody waits for what the old ones lead to.
+    pub epoch: Epoch,
+}
+
+impl Party {
+    /// The same, asking for the other address type.
+    fn sister(&self) -> Option<Self> {
+        Some(Self { key: self.key.sister()?, ..*self })
+    }
+}
 
 /// A client that waits for a response.
 #[derive(Debug)]
@@ -120,7 +144,7 @@ impl<H> InFlight<H> {
     /// one's waiter is taken in as well; a refresh has none.
     pub fn join<T>(
         &self,
-        key: &Key,
+        party: &Party,
         now: Moment,
         waiter: Option<impl FnOnce() -> Waiter>,
         look_again: impl FnOnce() -> Option<T>,
@@ -128,29 +152,29 @@ impl<H> InFlight<H> {
         if waiter.is_some() && self.waiting.load(Relaxed) >= self.most_waiting {
             return Join::Full;
         }
-        let mut shard = self.shard(key).lock();
+        let mut shard = self.shard(party).lock();
         let waiter = || {
             waiter.map(|waiter| {
                 self.waiting.fetch_add(1, Relaxed);
                 waiter()
             })
         };
-        if let Some(flight) = shard.get_mut(key) {
+        if let Some(flight) = shard.get_mut(party) {
             flight.waiters.extend(waiter());
             return Join::Joined;
         }
         if let Some(answered) = look_again() {
             return Join::Answered(answered);
         }
-        shard.insert(key.clone(), Flight { started: now, waiters: waiter().into_iter().collect(), held: None });
+        shard.insert(party.clone(), Flight { started: now, waiters: waiter().into_iter().collect(), held: None });
         Join::First
     }
 
     /// Takes those who wait so far; the question stays in flight. For a stale answer that is given meanwhile.
-    pub fn take_waiters(&self, key: &Key) -> Landing<H> {
-        let mut shard = self.shard(key).lock();
-        let waiters = shard.get_mut(key).map(|flight| std::mem::take(&mut flight.waiters));
-        let sister = Self::release(&mut shard, key);
+    pub fn take_waiters(&self, party: &Party) -> Landing<H> {
+        let mut shard = self.shard(party).lock();
+        let waiters = shard.get_mut(party).map(|flight| std::mem::take(&mut flight.waiters));
+        let sister = Self::release(&mut shard, party);
         self.counted_out(Landing { waiters, sister })
     }
 
@@ -158,22 +182,26 @@ impl<H> InFlight<H> {
     ///
     /// `keep` is called under the lock and puts the answer into the cache, so that whoever joins later finds it there.
     /// It is not called for an answer that is held back, nor is that one's flight over.
-    pub fn land(&self, key: &Key, verdict: Verdict<H>, keep: impl FnOnce()) -> Landing<H> {
-        let mut shard = self.shard(key).lock();
+    pub fn land(&self, party: &Party, verdict: Verdict<H>, keep: impl FnOnce()) -> Landing<H> {
+        let mut shard = self.shard(party).lock();
         if let Verdict::NoData(held) = verdict {
-            let started = shard.get(key).map(|flight| flight.started);
-            let is_open =
-                |flight: &Flight<H>| flight.held.is_none() && started.is_some_and(|s| flight.started <= s + PAIR_SPAN);
-            if key.sister().and_then(|sister| shard.get(&sister)).is_some_and(is_open)
-                && let Some(flight) = shard.get_mut(key)
+            let started = shard.get(party).map(|flight| flight.started);
+            // A renewal that nobody waits for binds nobody.
+            let is_open = |flight: &Flight<H>| {
+                flight.held.is_none()
+                    && !flight.waiters.is_empty()
+                    && started.is_some_and(|started| flight.started <= started + PAIR_SPAN)
+            };
+            if party.sister().and_then(|sister| shard.get(&sister)).is_some_and(is_open)
+                && let Some(flight) = shard.get_mut(party)
             {
                 flight.held = Some(held);
                 return Landing { waiters: None, sister: None };
             }
         }
         keep();
-        let waiters = shard.remove(key).map(|flight| flight.waiters).unwrap_or_default();
-        let sister = Self::release(&mut shard, key);
+        let waiters = shard.remove(party).map(|flight| flight.waiters).unwrap_or_default();
+        let sister = Self::release(&mut shard, party);
         self.counted_out(Landing { waiters: Some(waiters), sister })
     }
 
@@ -187,8 +215,8 @@ impl<H> InFlight<H> {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
-    fn release(shard: &mut Shard<H>, key: &Key) -> Option<(H, Vec<Waiter>)> {
-        let sister = key.sister()?;
+    fn release(shard: &mut Shard<H>, party: &Party) -> Option<(H, Vec<Waiter>)> {
+        let sister = party.sister()?;
         shard.get(&sister)?.held.as_ref()?;
         let flight = shard.remove(&sister)?;
         flight.held.map(|held| (held, flight.waiters))
@@ -201,8 +229,8 @@ impl<H> InFlight<H> {
         landing
     }
 
-    fn shard(&self, key: &Key) -> &Mutex<Shard<H>> {
-        &self.shards[self.hasher.hash_one(key.qname()) as usize % SHARDS]
+    fn shard(&self, party: &Party) -> &Mutex<Shard<H>> {
+        &self.shards[self.hasher.hash_one(party.key.qname()) as usize % SHARDS]
     }
 }
 
@@ -222,8 +250,9 @@ mod tests {
 
     const NOW: Moment = Moment::from_millis(1_000_000);
 
-    fn key(qtype: Rtype) -> Key {
-        Key::new(b"\x03www\x07example\x00", qtype, Class::IN, Variant::default())
+    fn key(qtype: Rtype) -> Party {
+        let key = Key::new(b"\x03www\x07example\x00", qtype, Class::IN, Variant::default());
+        Party { key, is_loopback: true, epoch: Epoch(1) }
     }
 
     fn waiter(id: u16) -> Option<impl FnOnce() -> Waiter> {
@@ -305,6 +334,25 @@ mod tests {
         let landing = table.land(&key(Rtype::A), Verdict::NoData("four"), || {});
         assert_eq!(ids(&landing.waiters.unwrap()), [1]);
         assert_eq!(landing.sister.unwrap().0, "six");
+    }
+
+    #[test]
+    fn nodata_does_not_wait_for_a_renewal_of_its_sister() {
+        let table = InFlight::new(10);
+        assert!(matches!(table.join(&key(Rtype::A), NOW, None::<fn() -> Waiter>, || None::<()>), Join::First));
+        join(&table, Rtype::AAAA, 1, NOW);
+        assert!(table.land(&key(Rtype::AAAA), Verdict::NoData("empty"), || {}).waiters.is_some());
+    }
+
+    #[test]
+    fn only_those_who_may_be_told_the_same_share_a_response() {
+        let table = InFlight::<()>::new(10);
+        let party = key(Rtype::A);
+        for other in
+            [party.clone(), Party { is_loopback: false, ..party.clone() }, Party { epoch: Epoch(2), ..party.clone() }]
+        {
+            assert!(matches!(table.join(&other, NOW, waiter(1), || None::<()>), Join::First), "{other:?}");
+        }
     }
 
     #[test]

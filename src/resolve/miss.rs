@@ -6,13 +6,13 @@ use rand::Rng;
 
 use super::{
     Client, Resolver,
-    chase::{Arrival, Said, Span, Walk},
+    chase::{Arrival, Said, Walk},
     hit::{FromCache, STALE_ANSWER},
-    inflight::{Join, Landing, Verdict, Waiter},
+    inflight::{Join, Landing, Party, Verdict, Waiter},
     tables::{Decision, Route, Sharing, Tables},
 };
 use crate::{
-    cache::{Epoch, Key, Life, Origin, RuleId, State, Variant, clamp, is_nodata, lifetime},
+    cache::{Epoch, Key, Life, Origin, RuleId, State, Variant, clamp, is_nodata},
     clock::Moment,
     forward::{Exchange, Options, Outcome},
     wire::{self, Answer, Asker, Name, Query, Question, Rcode, Record, Response, Rtype, Ttls, View, flag},
@@ -65,10 +65,9 @@ pub enum Reason {
 /// The question that an exchange serves, and what is known so far.
 #[derive(Clone)]
 pub struct Job {
-    key: Key,
+    party: Party,
     client: Client,
     stale: bool,
-    epoch: Epoch,
     /// When the client must have had an answer, whatever has to be asked for it.
     ends: Moment,
     walk: Walk,
@@ -161,16 +160,16 @@ impl Resolver {
             FromCache::Reply(rcode, _) => Some(rcode),
             FromCache::Miss { .. } => None,
         };
-        match self.inflight.join(key, now, Some(|| waiter(*asker, letters)), look_again) {
+        let party = Party { key: key.clone(), is_loopback: client.is_loopback, epoch: tables.epoch() };
+        match self.inflight.join(&party, now, Some(|| waiter(*asker, letters)), look_again) {
             Join::Joined => Begun::Joined,
             Join::Answered(rcode) => Begun::Reply(rcode, Reason::Cached),
             Join::Full => {
-                wire::write_reply(View::bare(Rcode::SERVFAIL, &[]), asker, letters, Ttls::Aged(0), out);
+                wire::write_reply(View::bare(Rcode::SERVFAIL, OVERLOAD), asker, letters, Ttls::Aged(0), out);
                 Begun::Reply(Rcode::SERVFAIL, Reason::Overload)
             }
             Join::First => {
-                let (key, epoch) = (key.clone(), tables.epoch());
-                let job = Job { key, client: *client, stale: *stale, epoch, ends: now + DEADLINE, walk, route };
+                let job = Job { party, client: *client, stale: *stale, ends: now + DEADLINE, walk, route };
                 Begun::Exchange(job.exchange(now, rng), Box::new(job))
             }
         }
@@ -184,10 +183,10 @@ impl Resolver {
         }
         let mut walk = Walk::new(key.question());
         let Look::Ask(route) = self.look(&tables, &mut walk, key.variant(), client, now) else { return None };
-        match self.inflight.join(key, now, None::<fn() -> Waiter>, || None::<()>) {
+        let party = Party { key: key.clone(), is_loopback: client.is_loopback, epoch: tables.epoch() };
+        match self.inflight.join(&party, now, None::<fn() -> Waiter>, || None::<()>) {
             Join::First => {
-                let key = key.clone();
-                let job = Job { key, client, stale: false, epoch: tables.epoch(), ends: now + DEADLINE, walk, route };
+                let job = Job { party, client, stale: false, ends: now + DEADLINE, walk, route };
                 Some((job.exchange(now, rng), Box::new(job)))
             }
             _ => None,
@@ -198,8 +197,8 @@ impl Resolver {
     pub fn lose_patience(&self, job: &Job, now: Moment) -> Vec<Settled> {
         let Some(stale) = self.stale_copy(job, now) else { return Vec::new() };
         // For some seconds, others get the stale answer at once.
-        self.cache.fail(&job.key, &stale, job.origin(), now);
-        settle(self.inflight.take_waiters(&job.key), stale.into(), STALE_TTLS)
+        self.cache.fail(&job.party.key, &stale, job.origin(), now);
+        settle(self.inflight.take_waiters(&job.party), stale.into(), STALE_TTLS)
     }
 
     /// Takes in how an exchange ended.
@@ -209,7 +208,6 @@ impl Resolver {
             Err(failure) => return Next::Settled(self.fail(&job, failure.response, now)),
         };
         clamp(&mut response, &job.route.lifetimes);
-        let span = Span::of(lifetime(&response, &job.route.lifetimes));
         let tables = self.tables();
         let asked = job.walk.asked().clone();
         let stays = |target: &Name| {
@@ -217,13 +215,13 @@ impl Resolver {
             tables.rule_of(&target, job.client) == Some(job.route.id)
                 && tables.sharing(&target, job.client) == Sharing::All
         };
-        let look = match job.walk.take_in(Said::Forwarded(response, span), stays) {
-            Ok(None) => self.look(&tables, &mut job.walk, job.key.variant(), job.client, now),
+        let look = match job.walk.take_in(Said::Forwarded(response, job.route.lifetimes), stays) {
+            Ok(None) => self.look(&tables, &mut job.walk, job.party.key.variant(), job.client, now),
             Ok(Some(arrival)) => Look::End(arrival, job.route.id),
             Err(broken) => Look::End(job.walk.broken(broken), job.route.id),
         };
         match look {
-            Look::End(arrival, _) if arrival.response.rcode() == Rcode::SERVFAIL => {
+            Look::End(arrival, _) if !is_settled(arrival.response.rcode()) => {
                 Next::Settled(self.fail(&job, arrival.response, now))
             }
             Look::End(arrival, _) => Next::Settled(self.keep(&job, arrival, now)),
@@ -298,24 +296,23 @@ impl Resolver {
         if let Ttls::Aged(age) = ttls {
             response.map_ttls(|record| record.ttl.saturating_sub(age));
         }
-        let span = Span::of(lifetime(&response, &route.lifetimes));
-        Some(Said::Forwarded(response, span))
+        Some(Said::Forwarded(response, route.lifetimes))
     }
 
     /// Settles a question by its answer.
     fn keep(&self, job: &Job, arrival: Arrival, now: Moment) -> Vec<Settled> {
-        let keep = keep(&arrival, job.route.id, job.epoch);
+        let keep = keep(&arrival, job.route.id, job.party.epoch);
         let response = Arc::new(arrival.response);
-        if self.cache.sister_fails(&job.key, &response, now, job.epoch) {
-            let failure = sister_failure(&job.key);
-            return self.land_failed(job, failure, || self.insert(&job.key, &response, keep, now));
+        if self.cache.sister_fails(&job.party.key, &response, now, job.party.epoch) {
+            let failure = sister_failure(&job.party.key);
+            return self.land_failed(job, failure, || self.insert(&job.party.key, &response, keep, now));
         }
-        let verdict = if job.key.sister().is_some() && is_nodata(&response) {
-            Verdict::NoData(Held { key: job.key.clone(), response: response.clone(), keep })
+        let verdict = if job.party.key.sister().is_some() && is_nodata(&response) {
+            Verdict::NoData(Held { key: job.party.key.clone(), response: response.clone(), keep })
         } else {
             Verdict::Plain
         };
-        let landing = self.inflight.land(&job.key, verdict, || self.insert(&job.key, &response, keep, now));
+        let landing = self.inflight.land(&job.party, verdict, || self.insert(&job.party.key, &response, keep, now));
         if let Some((held, _)) = &landing.sister {
             self.insert(&held.key, &held.response, held.keep, now);
         }
@@ -326,18 +323,18 @@ impl Resolver {
     fn fail(&self, job: &Job, failure: Response, now: Moment) -> Vec<Settled> {
         let note = || {
             if job.walk.sharing() == Sharing::All {
-                self.cache.fail(&job.key, &failure, job.origin(), now);
+                self.cache.fail(&job.party.key, &failure, job.origin(), now);
             }
         };
         match self.stale_copy(job, now) {
-            Some(stale) => settle(self.inflight.land(&job.key, Verdict::Plain, note), stale.into(), STALE_TTLS),
+            Some(stale) => settle(self.inflight.land(&job.party, Verdict::Plain, note), stale.into(), STALE_TTLS),
             None => self.land_failed(job, failure.clone(), note),
         }
     }
 
     /// Gives a failure to those who wait, and to those for whom NODATA was held back.
     fn land_failed(&self, job: &Job, failure: Response, note: impl FnOnce()) -> Vec<Settled> {
-        let landing = self.inflight.land(&job.key, Verdict::Failed, note);
+        let landing = self.inflight.land(&job.party, Verdict::Failed, note);
         let sister = landing.sister.map(|(held, waiters)| Settled {
             response: sister_failure(&held.key).into(),
             ttls: Ttls::Aged(0),
@@ -357,21 +354,42 @@ impl Resolver {
         }
     }
 
-    /// The answer past its time that a job may fall back on.
+    /// The answer past its time that a job may fall back on. A reload in the meantime does not void it, if the same
+    /// rule would still answer.
     fn stale_copy(&self, job: &Job, now: Moment) -> Option<Response> {
-        let mut stale = self.cache.find(&job.key, now, job.epoch, |found| {
-            (job.stale && matches!(found.state, State::Stale | State::StaleNow))
-                .then(|| Response::from_view(found.view, &job.key.question()))
-        })??;
+        if !job.stale {
+            return None;
+        }
+        let (key, tables) = (&job.party.key, self.tables());
+        let find = || {
+            self.cache.find(key, now, tables.epoch(), |found| match found.state {
+                State::Stale | State::StaleNow => Ok(Response::from_view(found.view, &key.question())),
+                _ => Err(found.origin),
+            })
+        };
+        let found = match find()? {
+            Err(origin) if origin.epoch != tables.epoch() && tables.uphold(&key.question(), origin) => {
+                self.cache.confirm(key, origin, tables.epoch());
+                find()?
+            }
+            found => found,
+        };
+        let mut stale = found.ok()?;
         stale.set_flag(flag::AD, false);
         stale.add_encoded_errors(STALE_ANSWER);
         Some(stale)
+    }
+
+    /// Settles a question whose exchange was lost, by a failure.
+    pub fn abandon(&self, job: &Job) -> Vec<Settled> {
+        let lost = job.walk.error(Rcode::SERVFAIL, 0, "the exchange was lost; the log has more");
+        self.land_failed(job, lost.response, || {})
     }
 }
 
 impl Job {
     fn exchange(&self, now: Moment, rng: &mut impl Rng) -> Exchange {
-        let Variant { dnssec_ok, checking_disabled, .. } = self.key.variant();
+        let Variant { dnssec_ok, checking_disabled, .. } = self.party.key.variant();
         let patience = self.stale.then_some(PATIENCE);
         let options = Options { dnssec_ok, checking_disabled, patience, timeout: self.ends.since(now) };
         Exchange::new(self.route.group.clone(), self.walk.asked(), options, now, rng)
@@ -379,7 +397,7 @@ impl Job {
 
     /// Of a failure.
     fn origin(&self) -> Origin {
-        Origin { rule: self.route.id, epoch: self.epoch, chained: false, loopback_only: false }
+        Origin { rule: self.route.id, epoch: self.party.epoch, chained: false, loopback_only: false }
     }
 }
 
@@ -399,6 +417,11 @@ fn settle(landing: Landing<Held>, response: Arc<Response>, ttls: Ttls) -> Vec<Se
     let sister =
         landing.sister.map(|(held, waiters)| Settled { response: held.response, ttls: Ttls::Aged(0), waiters });
     own.into_iter().chain(sister).collect()
+}
+
+/// Whether a response settles its question; any other is a failure, and kept as such.
+fn is_settled(rcode: Rcode) -> bool {
+    matches!(rcode, Rcode::NOERROR | Rcode::NXDOMAIN | Rcode::YXDOMAIN)
 }
 
 fn sister_failure(key: &Key) -> Response {
@@ -421,6 +444,9 @@ fn minimal_any(asked: &Question) -> Answer {
     Answer { authoritative: false, answer: vec![hinfo], ..Answer::default() }
 }
 
+/// Extended error 0 for those who find no room to wait (RFC 8914 §4.1), encoded.
+const OVERLOAD: &[u8] = b"\x00\x0f\x00\x17\x00\x00too many queries wait";
+const _: () = assert!(OVERLOAD.len() == 4 + 0x17);
 /// Who answers when nobody does.
 const NO_RULE: RuleId = RuleId(0);
 /// How long a query may take, chasing and all attempts included: libc gives up after 5 s.

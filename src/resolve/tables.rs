@@ -198,5 +198,5 @@ impl Route {
     }
 }
 
-/// For whom every rule is in force.
-const LOCAL_CLIENT: Client = Client { is_loopback: true, size: ReplySize::Stream };
+/// For whom every rule is in force: loopback addresses of hosts files, and `rpz-tcp-only.`.
+const LOCAL_CLIENT: Client = Client { is_loopback: true, size: ReplySize::Datagram { ceiling_bytes: 512 } };

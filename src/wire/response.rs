@@ -178,7 +178,8 @@ impl Response {
 
     /// A response with a header and the question, and no records: for errors.
     pub fn error(question: &Question, rcode: Rcode, errors: &[ExtendedError]) -> Self {
-        let mut response = answer::encode(question, &super::Answer { rcode, authoritative: false, ..super::Answer::default() });
+        let mut response =
+            answer::encode(question, &super::Answer { rcode, authoritative: false, ..super::Answer::default() });
         for error in errors {
             response.add_error(error);
         }
@@ -313,6 +314,7 @@ impl Response {
     ///
     /// Queries go out with letters mixed at random; no client shall see those.
     pub fn set_letters(&mut self, qname: &Name) {
+        self.set_letters_of_synthesized_cname(qname);
         let places: Vec<usize> = std::iter::once(HEADER_BYTES)
             .chain(self.records().map(|record| record.owner_at))
             .filter(|&at| {
@@ -322,6 +324,15 @@ impl Response {
         for at in places {
             self.message[at..at + qname.wire().len()].copy_from_slice(qname.wire());
         }
+    }
+
+    /// The CNAME that a server makes of a DNAME begins with labels of the question (RFC 6672 §3.1).
+    fn set_letters_of_synthesized_cname(&mut self, qname: &Name) {
+        let is_synthesized = self.records().any(|record| record.rtype == Rtype::DNAME);
+        let cname = self.records().find(|record| record.rtype == Rtype::CNAME).filter(|_| is_synthesized);
+        let Some(target) = cname.and_then(|record| self.message.get_mut(record.rdata)) else { return };
+        let same = target.iter().zip(qname.wire()).take_while(|(a, b)| a.eq_ignore_ascii_case(b)).count();
+        target[..same].copy_from_slice(&qname.wire()[..same]);
     }
 
     /// Adds an extended error, behind those it has.
