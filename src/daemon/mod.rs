@@ -81,6 +81,9 @@ struct Daemon {
     control: Option<(SocketAddr, CancellationToken)>,
     tasks: TaskTracker,
     stopping: CancellationToken,
+    worker_ended: CancellationToken,
+    /// The faults of files that were logged last.
+    faults: Vec<zone::Error>,
     watch: Watch,
     changed: mpsc::Receiver<()>,
     signals: Signals,
@@ -148,6 +151,8 @@ impl Daemon {
             control: None,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
+            worker_ended: CancellationToken::new(),
+            faults: Vec::new(),
             watch: Watch::new(change).context("cannot watch files")?,
             changed,
             signals: Signals::new().context("cannot hear signals")?,
@@ -155,7 +160,8 @@ impl Daemon {
         };
         let control = daemon.bind_control(&daemon.loaded)?;
         for number in 0..worker_count {
-            let worker = server::spawn_worker(number, daemon.face.clone(), daemon.metrics.cells());
+            let worker =
+                server::spawn_worker(number, daemon.face.clone(), daemon.metrics.cells(), daemon.worker_ended.clone());
             daemon.workers.push(worker.context("cannot start a worker; see `ulimit -n` and `ulimit -u`")?);
         }
         for (index, listener) in open.into_iter().enumerate() {
@@ -190,12 +196,32 @@ impl Daemon {
                 _ = self.signals.interrupt.recv() => return Ok(()),
                 _ = self.signals.hangup.recv() => self.reload().await,
                 Some(()) = self.changed.recv() => self.take_in_files().await,
+                () = self.worker_ended.cancelled() => return Err(self.worker_failure()),
                 Some(_) = async { Some(watchdog.as_mut()?.tick().await) } => notify_manager(&[NotifyState::Watchdog]),
             }
-            if self.workers.iter().any(|(_, thread)| thread.is_finished()) {
-                return Err(anyhow::anyhow!("a worker has ended; its error was logged"));
+        }
+    }
+
+    /// Why a worker has ended though nobody told it to. Without it some clients get no answers, so the daemon ends too.
+    fn worker_failure(&mut self) -> anyhow::Error {
+        let workers = std::mem::take(&mut self.workers);
+        for (_, thread) in workers {
+            // Its guard is dropped a moment before the thread ends; the others go on, and are not waited for.
+            for _ in 0..100 {
+                if thread.is_finished() {
+                    break;
+                }
+                thread::yield_now();
+            }
+            if thread.is_finished() {
+                return match thread.join() {
+                    Ok(Ok(())) => anyhow::anyhow!("a worker has ended"),
+                    Ok(Err(error)) => anyhow::Error::from(error).context("a worker has failed"),
+                    Err(_) => anyhow::anyhow!("a worker has panicked"),
+                };
             }
         }
+        anyhow::anyhow!("a worker has ended")
     }
 
     /// Takes in the configuration and all files anew: everything or, if there is any fault, nothing.
@@ -256,7 +282,7 @@ impl Daemon {
         tokio::time::sleep(SETTLING).await;
         while self.changed.try_recv().is_ok() {}
         let outcome = load_zones(&self.loaded, Some(&self.files));
-        for fault in &outcome.faults {
+        for fault in outcome.faults.iter().filter(|fault| !self.faults.contains(fault)) {
             tracing::error!(error = %fault, "file refused; its last good version stays in service");
         }
         warn(&outcome.warnings);
@@ -267,6 +293,7 @@ impl Daemon {
             tracing::info!(retired, faults = outcome.faults.len(), "files taken in");
         }
         self.note_state(&outcome.faults);
+        self.faults = outcome.faults;
         self.watch_files();
     }
 
@@ -305,10 +332,16 @@ impl Daemon {
         for number in gone {
             let Some(open) = self.listeners.remove(&number) else { continue };
             open.closing.cancel();
-            self.face.set_socket(number, None);
             for (worker, _) in &self.workers {
                 worker.remove(number);
             }
+            // Those who wait are still replied to, from a socket that hears nobody else.
+            let face = self.face.clone();
+            face.deafen_socket(number);
+            self.tasks.spawn(async move {
+                tokio::time::sleep(DRAIN).await;
+                face.set_socket(number, None);
+            });
             tracing::info!(address = open.configured.map(tracing::field::display), "no longer listening");
         }
     }
@@ -351,7 +384,7 @@ impl Daemon {
             while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
                 for route in face.resolver().tables().routes() {
                     for upstream in route.group.probes_due(Moment::now()) {
-                        face.tasks().spawn(forward::probe(upstream));
+                        tokio::spawn(stopping.clone().run_until_cancelled_owned(forward::probe(upstream)));
                     }
                 }
             }
@@ -428,6 +461,7 @@ impl Daemon {
 
     /// Takes in no more, and replies to those who wait.
     async fn stop(mut self) -> Result<()> {
+        let ends = tokio::time::Instant::now() + DRAIN;
         notify_manager(&[NotifyState::Stopping]);
         tracing::info!("stopping");
         self.status.lock().is_stopping = true;
@@ -449,8 +483,8 @@ impl Daemon {
         self.face.tasks().close();
         self.tasks.close();
         let tasks = async { tokio::join!(self.face.tasks().wait(), self.tasks.wait()) };
-        if tokio::time::timeout(DRAIN, tasks).await.is_err() {
-            tracing::warn!("connections are cut: their clients do not read");
+        if tokio::time::timeout_at(ends, tasks).await.is_err() {
+            tracing::warn!("some tasks are cut off");
         }
         tracing::info!("stopped");
         Ok(())
@@ -541,5 +575,5 @@ fn notify_manager(state: &[NotifyState<'_>]) {
 const SETTLING: Duration = Duration::from_millis(100);
 /// How often it is looked whether an upstream is due for a probe.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
-/// How long tasks may go on after the workers have ended: their queries are as old.
-const DRAIN: Duration = Duration::from_secs(1);
+/// How long it takes until nobody waits any more: a bit longer than the deadline of any query.
+const DRAIN: Duration = Duration::from_millis(4500);

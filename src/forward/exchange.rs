@@ -9,7 +9,7 @@
 //!
 //! Whoever drives an exchange does its [`Action`]s and tells it [`Event`]s; an attempt is known by its number.
 
-use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
+use std::{collections::VecDeque, fmt, io, sync::Arc, time::Duration};
 
 use rand::{Rng, RngExt};
 
@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     clock::Moment,
+    sys::is_exhaustion,
     wire::{ExtendedError, Match, Question, Rcode, Received, Response, flag},
 };
 
@@ -75,8 +76,20 @@ pub enum Event<'a> {
         /// For the log.
         error: &'a dyn fmt::Display,
     },
+    /// An attempt could not be made for want of descriptors or memory here.
+    Unsent {
+        /// The attempt.
+        attempt: usize,
+    },
     /// [`Exchange::wake_at`] has come.
     Time,
+}
+
+impl<'a> Event<'a> {
+    /// What an error of a socket means for an attempt.
+    pub(super) fn of_error(attempt: usize, error: &'a io::Error) -> Self {
+        if is_exhaustion(error) { Self::Unsent { attempt } } else { Self::Failed { attempt, error } }
+    }
 }
 
 /// What is to be done.
@@ -200,8 +213,11 @@ impl Exchange {
                 self.fail_attempt(attempt, Reason::Network, now, rng);
             }
             Event::Reply { attempt, wire } if self.is_waiting(attempt) => self.on_reply(attempt, wire, now, rng),
+            Event::Unsent { attempt } if self.is_waiting(attempt) => {
+                self.fail_attempt(attempt, Reason::Network, now, rng);
+            }
             // Of an attempt that is over.
-            Event::Failed { .. } | Event::Reply { .. } => {}
+            Event::Failed { .. } | Event::Unsent { .. } | Event::Reply { .. } => {}
         }
     }
 

@@ -31,7 +31,7 @@ pub async fn run(mut exchange: Exchange, mut out_of_patience: impl FnMut() + Sen
             match action {
                 Action::SendUdp { attempt, upstream } => {
                     if let Err(error) = attempts.send_udp(attempt, &upstream, &exchange).await {
-                        exchange.handle(Event::Failed { attempt, error: &error }, Moment::now(), &mut rand::rng());
+                        exchange.handle(Event::of_error(attempt, &error), Moment::now(), &mut rand::rng());
                     }
                 }
                 Action::SendStream { attempt, upstream } => attempts.send_stream(attempt, upstream, &exchange),

@@ -148,7 +148,7 @@ impl<T: Clone> UdpDriver<T> {
                 Some(Ok(length)) => self.deliver(socket, &buffer[..length], now, registry),
                 Some(Err(error)) => {
                     for waiting in self.sockets.waiting_on(socket) {
-                        let event = Event::Failed { attempt: waiting.attempt, error: &error };
+                        let event = Event::of_error(waiting.attempt, &error);
                         self.tell(waiting.exchange, event, now, registry);
                     }
                 }
@@ -217,7 +217,7 @@ impl<T: Clone> UdpDriver<T> {
                 Action::SendUdp { attempt, upstream } => {
                     let sent = self.send(key, attempt, upstream.url().address, now, registry);
                     if let (Err(error), Some(running)) = (sent, self.running.get_mut(key)) {
-                        running.exchange.handle(Event::Failed { attempt, error: &error }, now, &mut self.rng);
+                        running.exchange.handle(Event::of_error(attempt, &error), now, &mut self.rng);
                     }
                 }
                 Action::CloseUdp { attempt } => self.close(key, attempt),

@@ -65,12 +65,36 @@ pub struct Desk<'a, R> {
 pub enum Taken {
     /// The reply is written. If the cached answer ends soon, there is an exchange to renew it.
     Reply(Option<(Exchange, Box<Job>)>),
-    /// It gets none.
-    Silence,
+    /// It is a query, and is to get no reply.
+    Dropped,
+    /// It is no query.
+    NoQuery,
     /// It waits.
     Joined,
     /// It waits for this exchange, which has to be driven.
     Exchange(Exchange, Box<Job>),
+}
+
+/// An exchange that a task drives. If the task ends otherwise than with an outcome (it was cut off, or has panicked), those
+/// who wait are told, and nobody waits for it any more.
+struct Driven {
+    face: Arc<Face>,
+    job: Option<Box<Job>>,
+}
+
+impl Driven {
+    fn disarm(&mut self) {
+        self.job = None;
+    }
+}
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        self.face.exchanges.fetch_sub(1, Relaxed);
+        if let Some(job) = self.job.take() {
+            self.face.deliver(self.face.resolver.abandon(&job));
+        }
+    }
 }
 
 impl Face {
@@ -125,6 +149,16 @@ impl Face {
         };
     }
 
+    /// Has the socket of a listener take in nothing any more; it can still send.
+    pub fn deafen_socket(&self, listener: u32) {
+        if let Some(socket) = self.sockets.read().get(&listener)
+            && let Ok(own) = socket.local_addr()
+        {
+            // Connected to itself it leaves the group that shares the address. If that fails, it goes on hearing for a while.
+            let _ = socket.connect(own);
+        }
+    }
+
     /// A client that asks by UDP; `None` if it is not served.
     pub fn datagram_client(&self, ip: IpAddr, config: &Config) -> Option<Client> {
         let is_loopback = ip.to_canonical().is_loopback();
@@ -157,7 +191,7 @@ impl Face {
         let miss = match self.resolver.at_once(wire, client, desk.now, out) {
             AtOnce::Drop => {
                 desk.cells.reject(Rejection::NotAQuery);
-                return Taken::Silence;
+                return Taken::NoQuery;
             }
             AtOnce::Refusal(rcode) => {
                 let malformed = rcode == Rcode::FORMERR;
@@ -191,7 +225,7 @@ impl Face {
                 }
                 reply(rcode, None)
             }
-            Begun::Drop => Taken::Silence,
+            Begun::Drop => Taken::Dropped,
             Begun::Joined => {
                 desk.cells.joined();
                 Taken::Joined
@@ -210,7 +244,7 @@ impl Face {
                 let view = View::bare(Rcode::REFUSED, &[]);
                 wire::write_reply(view, &query.asker(size), query.question_bytes(), Ttls::Aged(0), out);
             }
-            Err(Reject::Drop) => return Taken::Silence,
+            Err(Reject::Drop) => return Taken::NoQuery,
             Err(Reject::Reply(_)) => wire::write_error(wire, Rcode::REFUSED, out),
         }
         cells.reply(transport, Rcode::REFUSED.0);
@@ -228,15 +262,16 @@ impl Face {
             }
             return;
         }
-        let face = self.clone();
+        let mut driven = Driven { face: self.clone(), job: Some(job.clone()) };
         self.tasks.spawn_on(
             async move {
+                let face = driven.face.clone();
                 loop {
                     let impatient = || face.deliver(face.resolver.lose_patience(&job, Moment::now()));
                     let outcome = forward::run(exchange, impatient).await;
                     match face.resolver.finish(job, outcome, Moment::now(), &mut rand::rng()) {
                         Next::Settled(settled) => {
-                            face.exchanges.fetch_sub(1, Relaxed);
+                            driven.disarm();
                             return face.deliver(settled);
                         }
                         Next::Exchange(next, same) => (exchange, job) = (next, same),
@@ -265,7 +300,9 @@ impl Face {
                         let mut outbox = Outbox::new(1, asker.limit_bytes.min(1232));
                         wire::write_reply(response.view(), &asker, &question, ttls, outbox.buffer());
                         outbox.queue(peer, local);
-                        outbox.send(socket.as_fd());
+                        if outbox.send(socket.as_fd()).dropped > 0 {
+                            self.cells.unsent();
+                        }
                     }
                 }
             }

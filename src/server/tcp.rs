@@ -28,8 +28,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Desk, Face, Incoming, Taken};
 use crate::{
     clock::Moment,
-    metrics::Transport,
+    metrics::{Rejection, Transport},
     resolve::{Client, Waiter, Way},
+    sys,
 };
 
 /// Accepts connections until `shutdown`; those that are open then end when their queries are settled.
@@ -44,7 +45,7 @@ pub async fn serve(listener: TcpListener, face: Arc<Face>, connections: Arc<Conn
                 let config = face.config();
                 // Who is not served by UDP is told so; here it would take the place of somebody who is.
                 if face.stream_client(peer.ip(), &config).is_none() {
-                    face.cells().reject(crate::metrics::Rejection::Acl);
+                    face.cells().reject(Rejection::Acl);
                     continue;
                 }
                 let limits = (config.tcp_connections, config.tcp_connections_per_client);
@@ -56,7 +57,7 @@ pub async fn serve(listener: TcpListener, face: Arc<Face>, connections: Arc<Conn
                 });
             }
             // Out of descriptors or memory: whoever holds them has to let go first, and trying at once would only spin.
-            Err(error) if is_exhaustion(&error) => {
+            Err(error) if sys::is_exhaustion(&error) => {
                 tracing::warn!(%error, "cannot accept TCP connections");
                 connections.close_idlest();
                 tokio::time::sleep(EXHAUSTION_PAUSE).await;
@@ -174,7 +175,8 @@ fn take(
             face.drive(exchange, job);
             Fate::Open
         }
-        Taken::Silence => Fate::Hopeless,
+        Taken::Dropped => Fate::Settled,
+        Taken::NoQuery => Fate::Hopeless,
     }
 }
 
@@ -184,7 +186,7 @@ enum Fate {
     Settled,
     /// A reply will come by the queue.
     Open,
-    /// Whoever sends this does not speak DNS, or shall not be spoken to.
+    /// Whoever sends this does not speak DNS.
     Hopeless,
 }
 
@@ -262,14 +264,6 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.all.open.lock().remove(&self.number);
     }
-}
-
-fn is_exhaustion(error: &io::Error) -> bool {
-    const EMFILE: i32 = 24;
-    const ENFILE: i32 = 23;
-    const ENOBUFS: i32 = 105;
-    const ENOMEM: i32 = 12;
-    matches!(error.raw_os_error(), Some(EMFILE | ENFILE | ENOBUFS | ENOMEM))
 }
 
 /// Queries of one connection that may be open at a time.

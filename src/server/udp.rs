@@ -15,6 +15,7 @@ use std::{
 };
 
 use rand::{SeedableRng, rngs::StdRng};
+use tokio_util::sync::CancellationToken;
 
 use super::{Desk, Face, Incoming, Taken};
 use crate::{
@@ -63,11 +64,12 @@ struct Listener {
     socket: Arc<UdpSocket>,
 }
 
-/// Starts a worker. It ends when it is told to, or when its sockets fail beyond repair.
+/// Starts a worker. It ends when it is told to, or when its sockets fail beyond repair; then `ended` is cancelled.
 pub fn spawn(
     number: usize,
     face: Arc<Face>,
     cells: Arc<Cells>,
+    ended: CancellationToken,
 ) -> io::Result<(Handle, thread::JoinHandle<io::Result<()>>)> {
     let (sender, commands) = mpsc::channel();
     let waker = Waker::new()?;
@@ -75,6 +77,7 @@ pub fn spawn(
     poller.add(waker.as_fd(), WAKER_TOKEN)?;
     let handle = Handle { commands: sender, waker: waker.clone() };
     let thread = thread::Builder::new().name(format!("udp-{number}")).spawn(move || {
+        let _ended = ended.drop_guard();
         let limits = Limits { exchanges: face.config().max_in_flight, sockets: MOST_UPSTREAM_SOCKETS };
         let mut rng = StdRng::from_rng(&mut rand::rng());
         let driver = UdpDriver::new(FIRST_UPSTREAM_TOKEN, limits, StdRng::from_rng(&mut rng));
@@ -174,7 +177,7 @@ impl Worker {
                         refresh
                     }
                     Taken::Exchange(exchange, job) => Some((exchange, job)),
-                    Taken::Joined | Taken::Silence => None,
+                    Taken::Joined | Taken::Dropped | Taken::NoQuery => None,
                 };
                 if let Some((exchange, job)) = exchange {
                     self.driver.start(job, exchange, self.now, &self.poller);

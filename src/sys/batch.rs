@@ -67,7 +67,7 @@ impl Inbox {
 
     /// Receives what waits, without waiting for more: the number of datagrams, 0 if there are none.
     ///
-    /// An error that an earlier datagram provoked (ICMP) counts as none.
+    /// An error that an earlier datagram provoked (ICMP), or a passing want of memory, counts as none.
     pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         let slots = &mut self.slots;
         for header in &mut slots.headers {
@@ -91,7 +91,16 @@ impl Inbox {
         match io::Error::last_os_error() {
             e if matches!(
                 e.raw_os_error(),
-                Some(libc::EAGAIN | libc::EINTR | libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH)
+                Some(
+                    libc::EAGAIN
+                        | libc::EINTR
+                        | libc::ECONNREFUSED
+                        | libc::EHOSTUNREACH
+                        | libc::ENETUNREACH
+                        | libc::ENETDOWN
+                        | libc::ENOMEM
+                        | libc::ENOBUFS
+                )
             ) =>
             {
                 Ok(0)

@@ -81,6 +81,11 @@ pub fn raise_open_files_limit() -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
+/// Whether an error says that descriptors or memory have run out here: no fault of whoever is at the other end.
+pub fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}
+
 /// Connections that wait to be accepted.
 const TCP_BACKLOG: i32 = 1024;
 /// Room for some thousand queries while a worker is busy; the kernel grants what `net.core.rmem_max` allows.

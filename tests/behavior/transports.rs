@@ -9,6 +9,7 @@ use std::{
 
 use crate::harness::{
     client::framed,
+    daemon::forward,
     message::{OPTION_EDE, TC},
     *,
 };
@@ -225,4 +226,35 @@ fn many_clients_at_once_each_get_their_own_answer() {
             });
         }
     });
+}
+
+#[test]
+fn a_connection_stays_open_while_an_answer_is_owed_on_it() {
+    let gate = Gate::default();
+    let upstream = Upstream::new({
+        let gate = gate.clone();
+        move |asked| {
+            gate.pass();
+            upstream::saying("192.0.2.1")(asked)
+        }
+    });
+    let limits = "[server]\nlisten = [\"127.0.0.1:0\"]\ntcp_idle_timeout = \"1s\"\ntcp_message_timeout = \"100ms\"\n";
+    let daemon = Setup::new(&(forward(".", &[upstream.address()]) + limits)).start();
+    let mut client = Tcp::connect(daemon.address());
+    client.send(&[&query("slow.example A")]);
+    upstream.wait_for("slow.example A", 1);
+    // Longer than either limit, and shorter than the deadline of the query.
+    thread::sleep(Duration::from_millis(1500));
+    gate.open();
+    assert_eq!(client.receive().one(), "192.0.2.1");
+}
+
+#[test]
+fn a_query_that_gets_no_reply_leaves_its_connection_open() {
+    let upstream = Upstream::saying("192.0.2.1");
+    let config = forward(".", &[upstream.address()]) + "[zones]\ndirectory = \"DIR\"\n";
+    let daemon = Setup::new(&config).file("@drop.overlay", "dropped.example CNAME rpz-drop.\n").start();
+    let mut client = Tcp::connect(daemon.address());
+    client.send(&[&query("dropped.example A"), &query("www.example A")]);
+    assert_eq!(client.receive().asked(), "www.example. A");
 }
