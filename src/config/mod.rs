@@ -207,6 +207,7 @@ impl Config {
             return;
         };
         let paths = self.zones.hosts.iter_mut().chain(self.zone.iter_mut().map(|zone| &mut zone.file));
+        let paths = paths.chain(self.forward.iter_mut().filter_map(|rule| rule.ca_file.as_mut()));
         for path in paths.chain(&mut self.zones.directory).chain(&mut self.server.state_directory) {
             *path = folder.join(&*path);
         }

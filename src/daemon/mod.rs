@@ -63,7 +63,10 @@ pub fn run(loaded: Loaded) -> Result<()> {
 
 /// What is wrong with the files that a configuration names, beyond the configuration itself.
 pub fn check(loaded: &Loaded) -> Vec<String> {
-    load_zones(loaded, None).faults.iter().map(ToString::to_string).collect()
+    let mut faults: Vec<String> = load_zones(loaded, None).faults.iter().map(ToString::to_string).collect();
+    let groups = forward::Group::build_all(&loaded.rules, &[], &Metrics::new());
+    faults.extend(groups.err().into_iter().flatten().map(|error| error.to_string()));
+    faults
 }
 
 struct Daemon {
@@ -131,7 +134,7 @@ impl Daemon {
 
         let metrics = Arc::new(Metrics::new());
         let epoch = Epoch(1);
-        let groups = forward::Group::build_all(&loaded.rules, &[], &metrics);
+        let groups = forward::Group::build_all(&loaded.rules, &[], &metrics).map_err(Refused::new)?;
         let tables = Tables::new(rules(&loaded, &outcome.files, &groups), epoch);
         let cache = Cache::new(config.cache.size.as_u64() as usize);
         let resolver = Arc::new(Resolver::new(cache, tables, config.server.max_in_flight));
@@ -262,7 +265,8 @@ impl Daemon {
         self.loaded = loaded;
         self.files = outcome.files;
         let config = &self.loaded.config;
-        self.groups = forward::Group::build_all(&self.loaded.rules, &self.groups, &self.metrics);
+        self.groups = groups;
+        let groups = forward::Group::build_all(&loaded.rules, &self.groups, &self.metrics).map_err(Refused::new)?;
         self.face.resolver().cache().resize(config.cache.size.as_u64() as usize);
         self.face.set_config(config.server.clone());
         let retired = self.swap_tables();

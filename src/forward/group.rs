@@ -11,7 +11,7 @@ use std::{
 use parking_lot::Mutex;
 use rand::{Rng, RngExt};
 
-use super::{Policy, Rule, Upstream};
+use super::{CaFileError, Policy, Rule, Upstream, trust::Trust};
 use crate::{clock::Moment, metrics::Metrics};
 
 /// The upstreams of one forward rule.
@@ -37,22 +37,33 @@ struct Budget {
 }
 
 impl Group {
-    /// The groups of all rules. Upstreams with the same URL are one, across rules and, through `running`, across reloads.
-    pub fn build_all(rules: &[Rule], running: &[Arc<Self>], metrics: &Metrics) -> Vec<Arc<Self>> {
+    /// The groups of all rules, or what is wrong with the files that they name. Upstreams with the same URL and the same
+    /// authorities are one, across rules and, through `running`, across reloads.
+    pub fn build_all(
+        rules: &[Rule],
+        running: &[Arc<Self>],
+        metrics: &Metrics,
+    ) -> Result<Vec<Arc<Self>>, Vec<CaFileError>> {
+        let mut faults = Vec::new();
+        let read = rules.iter().map(|rule| Trust::read(rule.ca_file.as_deref()));
+        let trusted: Vec<Trust> = read.filter_map(|trust| trust.map_err(|fault| faults.push(fault)).ok()).collect();
+        if !faults.is_empty() {
+            return Err(faults);
+        }
         let mut known: Vec<Arc<Upstream>> = running.iter().flat_map(|group| group.upstreams.clone()).collect();
-        let mut build = |rule: &Rule| {
+        let build = |(rule, trust): (&Rule, &Trust)| {
             let upstreams = rule.upstreams.iter().map(|url| {
-                if let Some(upstream) = known.iter().find(|upstream| upstream.url() == url) {
+                if let Some(upstream) = known.iter().find(|known| known.url() == url && known.trust() == trust) {
                     return Arc::clone(upstream);
                 }
-                let upstream = Arc::new(Upstream::new(url.clone(), metrics));
+                let upstream = Arc::new(Upstream::new(url.clone(), trust.clone(), metrics));
                 known.push(Arc::clone(&upstream));
                 upstream
             });
             let upstreams = upstreams.collect();
             Arc::new(Self::new(rule, upstreams))
         };
-        rules.iter().map(&mut build).collect()
+        Ok(rules.iter().zip(&trusted).map(build).collect())
     }
 
     fn new(rule: &Rule, upstreams: Vec<Arc<Upstream>>) -> Self {
@@ -74,6 +85,7 @@ impl Group {
         let rule = Rule {
             suffixes: Vec::new(),
             upstreams: Vec::new(),
+            ca_file: None,
             policy: Policy::Ordered,
             trust_ad: None,
             block_special: None,
@@ -177,7 +189,11 @@ mod tests {
     }
 
     fn group(text: &str) -> Arc<Group> {
-        Group::build_all(&[rule(text)], &[], &Metrics::new()).remove(0)
+        build(&[rule(text)], &[]).remove(0)
+    }
+
+    fn build(rules: &[Rule], running: &[Arc<Group>]) -> Vec<Arc<Group>> {
+        Group::build_all(rules, running, &Metrics::new()).unwrap()
     }
 
     fn take_down(upstream: &Upstream) {
@@ -233,10 +249,9 @@ mod tests {
 
     #[test]
     fn an_upstream_outlives_a_reload_that_keeps_it() {
-        let running = Group::build_all(&[rule(THREE), rule("upstreams = ['192.0.2.2']")], &[], &Metrics::new());
+        let running = build(&[rule(THREE), rule("upstreams = ['192.0.2.2']")], &[]);
         assert!(Arc::ptr_eq(&running[0].upstreams()[1], &running[1].upstreams()[0]), "one server, one upstream");
-        let reloaded =
-            Group::build_all(&[rule("upstreams = ['192.0.2.2', 'tcp://192.0.2.2']")], &running, &Metrics::new());
+        let reloaded = build(&[rule("upstreams = ['192.0.2.2', 'tcp://192.0.2.2']")], &running);
         assert!(Arc::ptr_eq(&running[0].upstreams()[1], &reloaded[0].upstreams()[0]));
         assert!(!Arc::ptr_eq(&running[0].upstreams()[1], &reloaded[0].upstreams()[1]), "by another transport");
     }

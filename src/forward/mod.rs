@@ -13,12 +13,13 @@ mod tcp;
 #[cfg(test)]
 mod testing;
 mod transport;
+mod trust;
 mod udp;
 mod upstream;
 mod url;
 mod verdict;
 
-use std::{ops::Range, time::Duration};
+use std::{ops::Range, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
@@ -27,6 +28,7 @@ pub use exchange::{Action, Event, Exchange, Failure, Options, Outcome};
 pub use group::Group;
 pub use task::{probe, run};
 pub use transport::Error;
+pub use trust::CaFileError;
 pub use udp::{Limits, News, Registry, Report, UdpDriver};
 pub use upstream::Upstream;
 pub use url::{Transport, UpstreamUrl, UrlError};
@@ -45,6 +47,10 @@ pub struct Config {
     /// `https://192.0.2.55/dns-query#dns.example.net` encrypted, the name of the certificate after `#` (default: the
     /// address). No default: at least one. Applies at reload; a server that stays keeps its connections and its health.
     pub upstreams: Vec<Spanned<String>>,
+    /// The certificates of the authorities that encrypted upstreams must have theirs from, and of no others: a file in
+    /// PEM format. Default: none, which takes the public authorities that Mozilla lists. Read anew at reload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
     /// Which of them is asked first: `"ordered"` the first that is up, `"fastest"` the one with the least round-trip
     /// time, `"rotate"` each in turn. Default `"ordered"`. Applies at reload.
     pub policy: Policy,
@@ -97,6 +103,8 @@ pub struct Rule {
     pub suffixes: Vec<Spanned<Name>>,
     /// The upstreams as written.
     pub upstreams: Vec<UpstreamUrl>,
+    /// [`Config::ca_file`].
+    pub ca_file: Option<PathBuf>,
     /// Which is asked first.
     pub policy: Policy,
     /// [`Config::trust_ad`].
@@ -162,6 +170,7 @@ impl Default for Config {
         Self {
             suffixes: Vec::new(),
             upstreams: Vec::new(),
+            ca_file: None,
             policy: Policy::default(),
             serve_stale: None,
             min_ttl: None,
@@ -218,7 +227,8 @@ impl Config {
             return Err(faults);
         }
         let Self { policy, trust_ad, block_special, mixed_case, .. } = *self;
-        Ok(Rule { suffixes, upstreams, policy, trust_ad, block_special, mixed_case })
+        let ca_file = self.ca_file.clone();
+        Ok(Rule { suffixes, upstreams, ca_file, policy, trust_ad, block_special, mixed_case })
     }
 }
 

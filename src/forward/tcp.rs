@@ -1,4 +1,4 @@
-//! A TCP connection that many queries share: pipelined, with messages framed by their length (RFC 7766 §6.2).
+//! A TCP or TLS connection that many queries share: pipelined, with messages framed by their length (RFC 7766 §6.2).
 //!
 //! A task owns the stream. It gives each query an id that no other query on this connection has, and the reply its
 //! own id back. It ends when the stream does, when it has had nothing to do for a while, or when nobody holds its
@@ -32,6 +32,8 @@ struct Line<S> {
     next_id: u16,
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
+    /// Whether something may have been written that the stream still holds back, as TLS does.
+    is_unflushed: bool,
 }
 
 struct Waiting {
@@ -48,6 +50,7 @@ pub(super) fn spawn(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static
         next_id: rand::random(),
         incoming: Vec::with_capacity(4096),
         outgoing: Vec::new(),
+        is_unflushed: false,
     };
     tokio::spawn(async move {
         // Those in flight learn of the end, whatever it was, by their channels' closing.
@@ -85,7 +88,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
                     }
                     None => is_held = false,
                 },
-                written = writer.write(&self.outgoing), if !self.outgoing.is_empty() => {
+                written = write_or_flush(&mut writer, &self.outgoing), if self.is_unflushed || !self.outgoing.is_empty() => {
+                    self.is_unflushed = !self.outgoing.is_empty();
                     self.outgoing.drain(..written?);
                 }
                 read = reader.read_buf(&mut self.incoming) => {
@@ -99,6 +103,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
             }
         }
         Ok(())
+    }
+}
+
+/// Writes some of it, or if there is nothing, what the stream holds back.
+async fn write_or_flush(writer: &mut (impl AsyncWrite + Unpin), outgoing: &[u8]) -> io::Result<usize> {
+    match outgoing {
+        [] => writer.flush().await.map(|()| 0),
+        _ => writer.write(outgoing).await,
     }
 }
 

@@ -122,7 +122,7 @@ pub(super) fn cookie_in(query: &[u8]) -> &[u8] {
 /// The group of a rule for all names.
 pub(super) fn group(rule: &str) -> Arc<Group> {
     let rule: Rule = toml::from_str::<Config>(&format!("suffixes = ['.']\n{rule}")).unwrap().rule().unwrap();
-    Group::build_all(&[rule], &[], &Metrics::new()).remove(0)
+    Group::build_all(&[rule], &[], &Metrics::new()).unwrap().remove(0)
 }
 
 /// A record whose owner is the qname: 192.0.2.1.

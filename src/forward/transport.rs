@@ -5,8 +5,8 @@
 //! a new one (RFC 7766 §6.2.4); and one that hears nothing there for two seconds does, too, for the peer may be gone
 //! without a word.
 //!
-//! TCP is ours. TLS and HTTPS are hickory's, whose traps are: it draws ids of its own (zero for HTTPS), checks nothing
-//! but the id, holds no more than 32 queries in its queue, and drops a message that it cannot decode to the last record.
+//! TCP and TLS are ours. HTTPS is hickory's, whose traps are: it sends all queries with the id zero, holds no more than 32
+//! in its queue, and drops a message that it cannot decode to the last record.
 
 use std::{
     io,
@@ -15,21 +15,24 @@ use std::{
 };
 
 use hickory_resolver::{
-    TlsConfig,
     net::{
-        DnsHandle, DnsMultiplexer, NetError,
+        DnsHandle, NetError,
         h2::HttpsClientStream,
         runtime::TokioRuntimeProvider,
-        tls::tls_client_connect,
         xfer::{DnsExchange, FirstAnswer},
     },
     proto::op::{DnsRequest, DnsRequestOptions, Message},
 };
 use parking_lot::Mutex;
 use tokio::{net::TcpStream, sync::OnceCell, time::timeout};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{self, ClientConfig, pki_types::ServerName},
+};
 
 use super::{
     tcp,
+    trust::Trust,
     url::{Transport, UpstreamUrl},
 };
 use crate::wire::{put_u16, read_u16};
@@ -39,17 +42,16 @@ use crate::wire::{put_u16, read_u16};
 pub(super) struct Connection {
     /// Who finds it broken puts a new cell in place of this one; who comes while it is opened waits for that.
     kept: Mutex<Arc<OnceCell<Open>>>,
-    tls: OnceLock<Tls>,
+    trust: Trust,
+    /// Made when it is first needed.
+    tls: OnceLock<Arc<ClientConfig>>,
 }
 
 /// An open connection.
 enum Open {
-    Tcp(tcp::Sender),
-    Encrypted(DnsExchange<TokioRuntimeProvider>),
+    Stream(tcp::Sender),
+    Https(DnsExchange<TokioRuntimeProvider>),
 }
-
-/// The settings of TLS; shared by all connections to an upstream, so that sessions are resumed.
-struct Tls(TlsConfig);
 
 /// Why a stream has brought no response.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +74,16 @@ pub enum Error {
 }
 
 impl Connection {
+    /// Not yet open.
+    pub fn new(trust: Trust) -> Self {
+        Self { trust, ..Self::default() }
+    }
+
+    /// Whose certificates are believed.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
     /// Sends a query and waits for the message that has its id. The caller sets the time limit.
     pub async fn exchange(&self, url: &UpstreamUrl, query: &[u8]) -> Result<Vec<u8>, Error> {
         let kept = self.kept();
@@ -107,59 +119,59 @@ impl Connection {
 
     async fn connect(&self, url: &UpstreamUrl) -> Result<Open, Error> {
         match &url.transport {
-            Transport::Udp | Transport::Tcp => {
-                let stream = TcpStream::connect(url.address).await?;
-                stream.set_nodelay(true)?;
-                Ok(Open::Tcp(tcp::spawn(stream, MAX_IDLE)))
-            }
+            Transport::Udp | Transport::Tcp => Ok(Open::Stream(tcp::spawn(open_tcp(url).await?, MAX_IDLE))),
             Transport::Tls { server_name } => {
-                let name = server_name.clone().try_into().map_err(|_| Error::ServerName(server_name.clone()))?;
-                let config = Arc::new(self.tls()?.config.clone());
-                let (stream, sender) = tls_client_connect(url.address, name, config, TokioRuntimeProvider::new());
-                let streams = DnsMultiplexer::new(stream.await?, sender)
-                    .with_timeout(ENCRYPTED_TIMEOUT)
-                    .with_max_active_requests(MAX_IN_FLIGHT);
-                let (exchange, background) = DnsExchange::from_stream(streams);
-                tokio::spawn(background);
-                Ok(Open::Encrypted(exchange))
+                let name = ServerName::try_from(server_name.clone());
+                let name = name.map_err(|_| Error::ServerName(server_name.clone()))?;
+                let connector = TlsConnector::from(self.tls()?);
+                let stream = connector.connect(name, open_tcp(url).await?).await;
+                let stream = stream.map_err(|error| Error::Encrypted(error.to_string()))?;
+                Ok(Open::Stream(tcp::spawn(stream, MAX_IDLE)))
             }
             Transport::Https { server_name, path } => {
-                let config = Arc::new(self.tls()?.config.clone());
-                let builder = HttpsClientStream::builder(config, TokioRuntimeProvider::new());
-                let name = server_name.as_str().into();
-                let exchange = builder.exchange(url.address, name, path.as_str().into()).await?;
-                Ok(Open::Encrypted(exchange))
+                let builder = HttpsClientStream::builder(self.tls()?, TokioRuntimeProvider::new());
+                let stream = builder.build(url.address, server_name.as_str().into(), path.as_str().into()).await?;
+                // The builder's own `exchange` ends this task as soon as it returns.
+                let (exchange, background) = DnsExchange::from_stream(stream);
+                tokio::spawn(background);
+                Ok(Open::Https(exchange))
             }
         }
     }
 
-    fn tls(&self) -> Result<&TlsConfig, Error> {
-        if let Some(tls) = self.tls.get() {
-            return Ok(&tls.0);
+    fn tls(&self) -> Result<Arc<ClientConfig>, Error> {
+        if let Some(config) = self.tls.get() {
+            return Ok(Arc::clone(config));
         }
-        let config = TlsConfig::new()?;
-        Ok(&self.tls.get_or_init(|| Tls(config)).0)
+        let config = Arc::new(self.trust.client_config()?);
+        Ok(Arc::clone(self.tls.get_or_init(|| config)))
     }
+}
+
+async fn open_tcp(url: &UpstreamUrl) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(url.address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 impl Open {
     fn is_closed(&self) -> bool {
         match self {
-            Self::Tcp(sender) => sender.is_closed(),
+            Self::Stream(sender) => sender.is_closed(),
             // It says so when it is used.
-            Self::Encrypted(_) => false,
+            Self::Https(_) => false,
         }
     }
 
     async fn exchange(&self, query: &[u8]) -> Result<Vec<u8>, Error> {
         match self {
-            Self::Tcp(sender) => sender.exchange(query).await,
-            Self::Encrypted(exchange) => exchange_encrypted(exchange, query).await,
+            Self::Stream(sender) => sender.exchange(query).await,
+            Self::Https(exchange) => exchange_https(exchange, query).await,
         }
     }
 }
 
-async fn exchange_encrypted(exchange: &DnsExchange<TokioRuntimeProvider>, query: &[u8]) -> Result<Vec<u8>, Error> {
+async fn exchange_https(exchange: &DnsExchange<TokioRuntimeProvider>, query: &[u8]) -> Result<Vec<u8>, Error> {
     let message = Message::from_vec(query).map_err(NetError::from)?;
     let request = DnsRequest::new(message, DnsRequestOptions::default());
     loop {
@@ -176,6 +188,12 @@ async fn exchange_encrypted(exchange: &DnsExchange<TokioRuntimeProvider>, query:
     }
 }
 
+impl From<rustls::Error> for Error {
+    fn from(error: rustls::Error) -> Self {
+        Self::Encrypted(error.to_string())
+    }
+}
+
 impl From<NetError> for Error {
     fn from(error: NetError) -> Self {
         Self::Encrypted(error.to_string())
@@ -185,15 +203,9 @@ impl From<NetError> for Error {
 impl std::fmt::Debug for Open {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Tcp(_) => "Tcp",
-            Self::Encrypted(_) => "Encrypted",
+            Self::Stream(_) => "Stream",
+            Self::Https(_) => "Https",
         })
-    }
-}
-
-impl std::fmt::Debug for Tls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Tls")
     }
 }
 
@@ -201,29 +213,27 @@ impl std::fmt::Debug for Tls {
 const OPENING: Duration = Duration::from_millis(2500);
 /// How long a query hears nothing on a connection that was open before it tries a new one.
 const SILENCE_ON_KEPT: Duration = Duration::from_secs(2);
-/// No query lives longer, so nothing that is still waiting then is waited for.
-const ENCRYPTED_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a connection of ours is kept when nothing is said on it: servers keep theirs about as long.
 const MAX_IDLE: Duration = Duration::from_secs(10);
-const MAX_IN_FLIGHT: usize = 4096;
 
 #[cfg(test)]
 mod tests {
     use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
+        io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
         net::TcpListener,
     };
+    use tokio_rustls::TlsAcceptor;
 
     use super::*;
 
-    async fn read_frame(stream: &mut TcpStream) -> Vec<u8> {
+    async fn read_frame(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
         let length = stream.read_u16().await.unwrap();
         let mut frame = vec![0; usize::from(length)];
         stream.read_exact(&mut frame).await.unwrap();
         frame
     }
 
-    async fn write_frame(stream: &mut TcpStream, frame: &[u8]) {
+    async fn write_frame(stream: &mut (impl AsyncWrite + Unpin), frame: &[u8]) {
         stream.write_u16(frame.len() as u16).await.unwrap();
         stream.write_all(frame).await.unwrap();
     }
@@ -291,6 +301,58 @@ mod tests {
         assert!(connection.exchange(&url, b"\x00\x01query").await.is_err(), "a new connection is not tried twice");
         assert_eq!(connection.exchange(&url, b"\x00\x01query").await.unwrap(), b"\x00\x01query");
         server.await.unwrap();
+    }
+
+    /// The acceptor of a server whose certificate bears a name, and the authority that issued it.
+    fn certified(name: &str) -> (TlsAcceptor, Trust) {
+        let authority_key = rcgen::KeyPair::generate().unwrap();
+        let mut authority = rcgen::CertificateParams::default();
+        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let authority = rcgen::CertifiedIssuer::self_signed(authority, authority_key).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate =
+            rcgen::CertificateParams::new([name.to_owned()]).unwrap().signed_by(&key, &authority).unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+        let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let config = config.with_single_cert(vec![certificate.der().clone()], key).unwrap();
+        (TlsAcceptor::from(Arc::new(config)), Trust::Only(vec![authority.der().clone()]))
+    }
+
+    #[tokio::test]
+    async fn a_certificate_bears_the_name_and_comes_from_an_authority_that_is_believed() {
+        let (acceptor, issuer) = certified("dns.example");
+        let (_, stranger) = certified("dns.example");
+        for (scheme, name, trust, expected) in [
+            ("tls", "#dns.example", &issuer, None),
+            ("tls", "#evil.example", &issuer, Some("not valid for name")),
+            ("tls", "", &issuer, Some("not valid for name")), // the address, then
+            ("tls", "#dns.example", &stranger, Some("BadSignature")), // it bears the issuer's name
+            ("tls", "#dns.example", &Trust::Public, Some("UnknownIssuer")),
+            ("https", "#evil.example", &issuer, Some("not valid for name")),
+            ("https", "#dns.example", &stranger, Some("BadSignature")),
+            ("https", "#dns.example", &Trust::Public, Some("UnknownIssuer")),
+        ] {
+            let (listener, url) = listen().await;
+            let url: UpstreamUrl = format!("{scheme}://{}{name}", url.address).parse().unwrap();
+            let server = async {
+                let (stream, _) = listener.accept().await.unwrap();
+                let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                let frame = read_frame(&mut stream).await;
+                write_frame(&mut stream, &frame).await;
+                stream.flush().await.unwrap();
+            };
+            let connection = Connection::new(trust.clone());
+            let query = b"\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x01";
+            let (result, ()) = tokio::join!(connection.exchange(&url, query), server);
+            match expected {
+                None => assert_eq!(result.unwrap(), query, "{url}"),
+                Some(expected) => {
+                    let error = result.unwrap_err().to_string();
+                    assert!(error.contains(expected), "{url}: {error}");
+                }
+            }
+        }
     }
 
     #[tokio::test]

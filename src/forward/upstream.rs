@@ -23,6 +23,7 @@ use tracing::{info, warn};
 
 use super::{
     transport::Connection,
+    trust::Trust,
     url::{Transport, UpstreamUrl},
 };
 use crate::{
@@ -82,10 +83,12 @@ pub(super) struct Cookie {
 
 impl Upstream {
     /// A server of which nothing is known yet.
-    pub fn new(url: UpstreamUrl, metrics: &Metrics) -> Self {
+    pub(super) fn new(url: UpstreamUrl, trust: Trust, metrics: &Metrics) -> Self {
+        let cells = metrics.upstream(&url.to_string());
+        cells.set_up(true);
         Self {
-            connection: Connection::default(),
-            cells: metrics.upstream(&url.to_string()),
+            connection: Connection::new(trust),
+            cells,
             url,
             is_down: AtomicBool::new(false),
             state: Mutex::new(State {
@@ -104,6 +107,11 @@ impl Upstream {
     /// Where it is.
     pub fn url(&self) -> &UpstreamUrl {
         &self.url
+    }
+
+    /// Who may have issued its certificate.
+    pub(super) fn trust(&self) -> &Trust {
+        self.connection.trust()
     }
 
     /// Whether it is thought to answer.
@@ -294,7 +302,7 @@ mod tests {
     }
 
     fn upstream() -> Upstream {
-        Upstream::new("192.0.2.53".parse().unwrap(), &Metrics::new())
+        Upstream::new("192.0.2.53".parse().unwrap(), Trust::Public, &Metrics::new())
     }
 
     fn reply_after(upstream: &Upstream, millis: u64) {

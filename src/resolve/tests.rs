@@ -156,7 +156,7 @@ fn rule(suffixes: &str, upstream: &str, serve_stale: u64) -> (Vec<Name>, Route) 
     let config: forward::Config =
         toml::from_str(&format!("suffixes = [{suffixes}]\nupstreams = ['{upstream}']")).unwrap();
     let rule = config.rule().unwrap();
-    let group = Group::build_all(std::slice::from_ref(&rule), &[], &Metrics::new()).remove(0);
+    let group = Group::build_all(std::slice::from_ref(&rule), &[], &Metrics::new()).unwrap().remove(0);
     let lifetimes = crate::cache::Config::default().policy(Duration::from_secs(serve_stale));
     let suffixes = rule.suffixes.iter().map(|suffix| suffix.get_ref().clone()).collect();
     (suffixes, Route::new(&rule, group, lifetimes))
