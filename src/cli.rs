@@ -98,7 +98,7 @@ impl Run {
 /// Log lines go to the standard error stream. The journal has its own clock.
 fn start_logging(format: LogFormat) -> Result<()> {
     let filter = match env::var(LOG_VARIABLE) {
-        Err(env::VarError::NotPresent) => EnvFilter::new("info"),
+        Err(env::VarError::NotPresent) => EnvFilter::new(LOG_FILTER),
         value => value.map_err(|error| error.to_string()).and_then(read_filter).map_err(|error| {
             Refused(vec![format!("{LOG_VARIABLE}: {error}; write a level such as debug, or watershed::forward=debug")])
         })?,
@@ -123,6 +123,11 @@ fn summary(loaded: &Loaded) -> String {
     let mut out = String::new();
     let mut line = |what: &str, value: &str| writeln!(out, "{what:<8} {value}").expect("a string takes all");
     line("listen", &join(&config.server.listen));
+    for (what, listen) in [("tls", &config.server.tls_listen), ("https", &config.server.https_listen)] {
+        if !listen.is_empty() {
+            line(what, &join(listen));
+        }
+    }
     line("allow", &config.server.allow.to_string());
     line("control", &config.control.listen.map_or("off".into(), |address| format!("http://{address}")));
     for zone in &config.zone {
@@ -158,6 +163,8 @@ fn lower(variant: impl std::fmt::Debug) -> String {
     format!("{variant:?}").to_lowercase()
 }
 
+/// Hickory has a line for every query, and for every client that breaks off.
+const LOG_FILTER: &str = "info,hickory=error";
 /// Filters log lines.
 const LOG_VARIABLE: &str = "WATERSHED_LOG";
 const AFTER_HELP: &str = "WATERSHED_LOG filters the log: error, warn, info (default), debug, or watershed::ROOM=LEVEL.\n\

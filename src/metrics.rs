@@ -186,6 +186,10 @@ labels! {
         Udp "udp",
         /// A TCP connection.
         Tcp "tcp",
+        /// DNS over TLS.
+        Tls "tls",
+        /// DNS over HTTPS.
+        Https "https",
 }
 
 labels! {

@@ -8,7 +8,7 @@ use super::{
     Config, Fault, Problem, Source,
     document::{Document, UNWRITTEN},
 };
-use crate::{cache, forward, location::Location, wire::Name, zone};
+use crate::{cache, forward, location::Location, server, wire::Name, zone};
 
 /// A document under examination and all that has been found wrong with it.
 pub struct Check<'a> {
@@ -89,7 +89,8 @@ impl Check<'_> {
     pub fn addresses(&mut self, config: &Config, source: &Source) {
         let command_line = || Location::file(COMMAND_LINE);
         let overrides = &source.overrides;
-        let listen = &config.server.listen;
+        let server = &config.server;
+        let listen = &server.listen;
         let listen_at = || match overrides.listen.is_empty() {
             true => self.document.locate_key("server", 0, "listen"),
             false => command_line(),
@@ -99,7 +100,7 @@ impl Check<'_> {
             let problems = config.server.problems().into_iter().filter(|problem| problem.key() == "listen");
             found.extend(problems.map(|problem| (command_line(), Problem::Server(problem))));
         }
-        if let Some(control) = config.control.listen.filter(|control| is_taken(control, listen)) {
+        if let Some(control) = config.control.listen.filter(|control| is_taken(*control, server)) {
             found.push((self.document.locate_key("control", 0, "listen"), Problem::ControlOnDns(control)));
         }
         for written in &config.forward {
@@ -110,9 +111,12 @@ impl Check<'_> {
                     found.extend(faults.map(|fault| (command_line(), Problem::Forward(fault.problem))));
                 }
                 Ok(rule) => {
-                    for (url, text) in
-                        rule.upstreams.iter().zip(&written.upstreams).filter(|(url, _)| !url.is_encrypted())
-                    {
+                    for (url, text) in rule.upstreams.iter().zip(&written.upstreams) {
+                        let listen = match url.transport {
+                            forward::Transport::Udp | forward::Transport::Tcp => listen,
+                            forward::Transport::Tls { .. } => &server.tls_listen,
+                            forward::Transport::Https { .. } => &server.https_listen,
+                        };
                         let Some(listen) = source.system.is_us(url.address, listen) else { continue };
                         let location = match text.span() {
                             UNWRITTEN if overrides.upstreams.contains(url) => command_line(),
@@ -140,8 +144,8 @@ enum Claim {
 }
 
 /// Port 0 is whatever is free.
-fn is_taken(address: &SocketAddr, by: &[SocketAddr]) -> bool {
-    address.port() != 0 && by.contains(address)
+fn is_taken(address: SocketAddr, server: &server::Config) -> bool {
+    address.port() != 0 && server.listeners().any(|(_, taken)| taken == address)
 }
 
 /// What stands for the file in faults of what no file says.

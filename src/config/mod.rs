@@ -208,7 +208,7 @@ impl Config {
         };
         let paths = self.zones.hosts.iter_mut().chain(self.zone.iter_mut().map(|zone| &mut zone.file));
         let paths = paths.chain(self.forward.iter_mut().filter_map(|rule| rule.ca_file.as_mut()));
-        for path in paths.chain(&mut self.zones.directory).chain(&mut self.server.state_directory) {
+        for path in paths.chain(&mut self.zones.directory).chain(self.server.paths_mut()) {
             *path = folder.join(&*path);
         }
     }
@@ -319,7 +319,7 @@ pub enum Problem {
     #[error("the rule has no suffixes; name at least one, such as \"ads.example\"")]
     NoSuffixes,
     /// DNS and HTTP on one address.
-    #[error("{0} is an address of server.listen too; choose another port")]
+    #[error("{0} is an address of [server] too; choose another port")]
     ControlOnDns(SocketAddr),
 }
 

@@ -36,7 +36,7 @@ use crate::{
     control, forward,
     metrics::{Metrics, Reload},
     resolve::{Resolver, Route, Rules, Tables},
-    server::{self, Connections, Face},
+    server::{self, Connections, Face, Identity, Service},
     sys, zone,
 };
 use listen::Listener;
@@ -64,6 +64,7 @@ pub fn run(loaded: Loaded) -> Result<()> {
 /// What is wrong with the files that a configuration names, beyond the configuration itself.
 pub fn check(loaded: &Loaded) -> Vec<String> {
     let mut faults: Vec<String> = load_zones(loaded, None).faults.iter().map(ToString::to_string).collect();
+    faults.extend(server::load_certificate(&loaded.config.server).err().map(|error| error.to_string()));
     let groups = forward::Group::build_all(&loaded.rules, &[], &Metrics::new());
     faults.extend(groups.err().into_iter().flatten().map(|error| error.to_string()));
     faults
@@ -81,6 +82,7 @@ struct Daemon {
     listeners: HashMap<u32, Open>,
     next_listener: u32,
     connections: Arc<Connections>,
+    identity: Arc<Identity>,
     control: Option<(SocketAddr, CancellationToken)>,
     tasks: TaskTracker,
     stopping: CancellationToken,
@@ -95,7 +97,7 @@ struct Daemon {
 /// A listener in service.
 struct Open {
     /// As configured, where port 0 stands for any; `None` if the service manager opened it.
-    configured: Option<SocketAddr>,
+    configured: Option<(Service, SocketAddr)>,
     closing: CancellationToken,
 }
 
@@ -119,11 +121,13 @@ impl Daemon {
         let config = &loaded.config;
         let worker_count = workers(config.server.workers);
         // The sockets first: their absence is the most frequent fault, and the lock against a second daemon.
-        let mut open = Listener::take_over(worker_count)?;
+        let handed_over = Listener::take_over(worker_count)?;
+        let mut open: Vec<_> = handed_over.into_iter().map(|listener| (listener, None)).collect();
         let is_handed_over = !open.is_empty();
-        if !is_handed_over {
-            for &address in &config.server.listen {
-                open.push(Listener::open(address, worker_count)?);
+        for (service, address) in config.server.listeners() {
+            if !is_handed_over || service != Service::Plain {
+                let listener = Listener::open(service, address, worker_count)?;
+                open.push((listener, Some((service, address))));
             }
         }
         let outcome = load_zones(&loaded, None);
@@ -135,6 +139,7 @@ impl Daemon {
         let metrics = Arc::new(Metrics::new());
         let epoch = Epoch(1);
         let groups = forward::Group::build_all(&loaded.rules, &[], &metrics).map_err(Refused::new)?;
+        let certificate = server::load_certificate(&config.server).map_err(|error| Refused::new([error]))?;
         let tables = Tables::new(rules(&loaded, &outcome.files, &groups), epoch);
         let cache = Cache::new(config.cache.size.as_u64() as usize);
         let resolver = Arc::new(Resolver::new(cache, tables, config.server.max_in_flight));
@@ -151,6 +156,7 @@ impl Daemon {
             listeners: HashMap::new(),
             next_listener: 0,
             connections: Arc::default(),
+            identity: Arc::default(),
             control: None,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -161,14 +167,14 @@ impl Daemon {
             signals: Signals::new().context("cannot hear signals")?,
             loaded,
         };
+        daemon.identity.set(certificate);
         let control = daemon.bind_control(&daemon.loaded)?;
         for number in 0..worker_count {
             let worker =
                 server::spawn_worker(number, daemon.face.clone(), daemon.metrics.cells(), daemon.worker_ended.clone());
             daemon.workers.push(worker.context("cannot start a worker; see `ulimit -n` and `ulimit -u`")?);
         }
-        for (index, listener) in open.into_iter().enumerate() {
-            let configured = if is_handed_over { None } else { daemon.loaded.config.server.listen.get(index).copied() };
+        for (listener, configured) in open {
             daemon.open(listener, configured)?;
         }
         daemon.observe();
@@ -254,11 +260,16 @@ impl Daemon {
         }
         // Everything that can fail comes before anything that is seen.
         let mut opened = Vec::new();
-        for &address in &loaded.config.server.listen {
-            if !self.listeners.values().any(|open| open.configured.is_none_or(|configured| configured == address)) {
-                opened.push((Listener::open(address, self.workers.len())?, address));
+        for (service, address) in loaded.config.server.listeners() {
+            let is_open =
+                |open: &Open| open.configured.map_or(service == Service::Plain, |at| at == (service, address));
+            if !self.listeners.values().any(is_open) {
+                let listener = Listener::open(service, address, self.workers.len())?;
+                opened.push((listener, Some((service, address))));
             }
         }
+        let groups = forward::Group::build_all(&loaded.rules, &self.groups, &self.metrics).map_err(Refused::new)?;
+        let certificate = server::load_certificate(&loaded.config.server).map_err(|error| Refused::new([error]))?;
         let control = self.bind_control(&loaded)?;
         warn(&outcome.warnings);
 
@@ -266,12 +277,12 @@ impl Daemon {
         self.files = outcome.files;
         let config = &self.loaded.config;
         self.groups = groups;
-        let groups = forward::Group::build_all(&loaded.rules, &self.groups, &self.metrics).map_err(Refused::new)?;
+        self.identity.set(certificate);
         self.face.resolver().cache().resize(config.cache.size.as_u64() as usize);
         self.face.set_config(config.server.clone());
         let retired = self.swap_tables();
-        for (listener, address) in opened {
-            self.open(listener, Some(address))?;
+        for (listener, configured) in opened {
+            self.open(listener, configured)?;
         }
         self.close_others();
         self.serve_control(control)?;
@@ -308,15 +319,22 @@ impl Daemon {
         self.face.resolver().retire()
     }
 
-    fn open(&mut self, listener: Listener, configured: Option<SocketAddr>) -> Result<()> {
+    fn open(&mut self, listener: Listener, configured: Option<(Service, SocketAddr)>) -> Result<()> {
         let number = self.next_listener;
         self.next_listener += 1;
         let closing = self.stopping.child_token();
-        let Listener { address, tcp, udp } = listener;
+        let Listener { service, address, tcp, udp } = listener;
         if let Some(tcp) = tcp {
             let tcp = tokio::net::TcpListener::from_std(tcp).context("cannot serve TCP")?;
-            let serving = server::serve_tcp(tcp, self.face.clone(), self.connections.clone(), closing.clone());
-            self.tasks.spawn(serving);
+            let (face, identity) = (self.face.clone(), self.identity.clone());
+            if service == Service::Https {
+                let serving = server::serve_https(tcp, identity, face, closing.clone());
+                self.tasks.spawn(serving.context("cannot serve HTTPS")?);
+            } else {
+                let is_tls = service == Service::Tls;
+                let tls = is_tls.then(|| server::tls_acceptor(identity)).transpose().context("cannot serve TLS")?;
+                self.tasks.spawn(server::serve_tcp(tcp, tls, face, self.connections.clone(), closing.clone()));
+            }
         }
         self.face.set_socket(number, udp.first().cloned());
         for ((worker, _), socket) in self.workers.iter().zip(udp) {
@@ -329,8 +347,8 @@ impl Daemon {
 
     /// Closes the listeners that are no longer configured; those that the service manager opened stay.
     fn close_others(&mut self) {
-        let listen = &self.loaded.config.server.listen;
-        let is_gone = |open: &Open| open.configured.is_some_and(|address| !listen.contains(&address));
+        let config = &self.loaded.config.server;
+        let is_gone = |open: &Open| open.configured.is_some_and(|at| !config.listeners().any(|kept| kept == at));
         let gone: Vec<u32> =
             self.listeners.iter().filter(|(_, open)| is_gone(open)).map(|(&number, _)| number).collect();
         for number in gone {
@@ -346,7 +364,7 @@ impl Daemon {
                 tokio::time::sleep(DRAIN).await;
                 face.set_socket(number, None);
             });
-            tracing::info!(address = open.configured.map(tracing::field::display), "no longer listening");
+            tracing::info!(address = open.configured.map(|at| tracing::field::display(at.1)), "no longer listening");
         }
     }
 

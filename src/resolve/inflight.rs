@@ -79,7 +79,7 @@ pub enum Way {
         local: Option<Local>,
     },
     /// To the task that writes its connection. It takes in fewer queries at a time than the queue has room for.
-    Stream(mpsc::Sender<Vec<u8>>),
+    Stream(Transport, mpsc::Sender<Vec<u8>>),
 }
 
 impl Way {
@@ -87,7 +87,7 @@ impl Way {
     pub fn transport(&self) -> Transport {
         match self {
             Self::Datagram { .. } => Transport::Udp,
-            Self::Stream(_) => Transport::Tcp,
+            Self::Stream(transport, _) => *transport,
         }
     }
 }

@@ -21,8 +21,25 @@ use super::Acl;
 pub struct Config {
     /// The addresses served, each by UDP and TCP: `IP`, `IP:PORT` or `[IPv6]:PORT`; the port is 53 unless given.
     /// Default `["127.0.0.1:53", "[::1]:53"]`. Applies at reload.
-    #[serde(deserialize_with = "deserialize_listen")]
+    #[serde(deserialize_with = "deserialize_listen::<_, DNS_PORT>")]
     pub listen: Vec<SocketAddr>,
+    /// The addresses served by DNS over TLS (RFC 7858), written likewise; the port is 853 unless given.
+    /// Default: none. Applies at reload.
+    #[serde(deserialize_with = "deserialize_listen::<_, TLS_PORT>")]
+    pub tls_listen: Vec<SocketAddr>,
+    /// The addresses served by DNS over HTTPS (RFC 8484) with the path `/dns-query`, written likewise; the port is 443
+    /// unless given. These connections are bounded by their idle timeout alone, so let no stranger reach them.
+    /// Default: none. Applies at reload.
+    #[serde(deserialize_with = "deserialize_listen::<_, HTTPS_PORT>")]
+    pub https_listen: Vec<SocketAddr>,
+    /// The certificate that both of them show, and those between it and its authority: a file in PEM format.
+    /// No default. Read anew at reload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<PathBuf>,
+    /// The private key of the certificate: a file in PEM format.
+    /// No default. Read anew at reload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub private_key: Option<PathBuf>,
     /// The clients served: networks, or `loopback`, `private`, `any`; others are REFUSED.
     /// Default `["loopback", "private"]`. Applies at reload.
     pub allow: Acl,
@@ -82,30 +99,81 @@ pub enum Problem {
     #[error("there is no address to listen on; name one, such as \"127.0.0.1:53\"")]
     NoListen,
     /// An address that stands there twice.
-    #[error("the address {0} is listed twice; remove one")]
-    ListenTwice(SocketAddr),
+    #[error("the address {address} is listed twice; remove one")]
+    ListenTwice {
+        /// The key of the second.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+    },
+    /// Encryption without a certificate, or with half of one.
+    #[error("{0} is missing, without which there is no TLS and no HTTPS; name a file in PEM format")]
+    NoCertificate(&'static str),
 }
 
 impl Problem {
     /// The key that is to blame.
     pub fn key(&self) -> &'static str {
         match self {
-            Self::OutOfRange { key, .. } => key,
-            Self::NoListen | Self::ListenTwice(_) => "listen",
+            Self::OutOfRange { key, .. } | Self::ListenTwice { key, .. } | Self::NoCertificate(key) => key,
+            Self::NoListen => "listen",
+        }
+    }
+}
+
+/// What is spoken at an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    /// DNS by UDP and TCP.
+    Plain,
+    /// DNS over TLS.
+    Tls,
+    /// DNS over HTTPS.
+    Https,
+}
+
+impl Service {
+    /// The key that lists its addresses.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Plain => "listen",
+            Self::Tls => "tls_listen",
+            Self::Https => "https_listen",
         }
     }
 }
 
 impl Config {
+    /// All addresses served, and what is spoken there.
+    pub fn listeners(&self) -> impl Iterator<Item = (Service, SocketAddr)> {
+        let lists =
+            [(Service::Plain, &self.listen), (Service::Tls, &self.tls_listen), (Service::Https, &self.https_listen)];
+        lists.into_iter().flat_map(|(service, list)| list.iter().map(move |&address| (service, address)))
+    }
+
+    /// The files and folders that it names.
+    pub fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        [&mut self.certificate, &mut self.private_key, &mut self.state_directory].into_iter().flatten()
+    }
+
     /// All that is wrong with it.
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         let mut seen = HashSet::new();
         // Port 0 is any free port, and another one each time.
-        let repeated = self.listen.iter().filter(|address| address.port() != 0 && !seen.insert(**address));
-        problems.extend(repeated.copied().map(Problem::ListenTwice));
+        let repeated = self.listeners().filter(|(_, address)| address.port() != 0 && !seen.insert(*address));
+        problems.extend(repeated.map(|(service, address)| Problem::ListenTwice { key: service.key(), address }));
         if self.listen.is_empty() {
             problems.push(Problem::NoListen);
+        }
+        let is_encrypted = !self.tls_listen.is_empty() || !self.https_listen.is_empty();
+        for (key, file, other) in [
+            ("certificate", &self.certificate, &self.private_key),
+            ("private_key", &self.private_key, &self.certificate),
+        ] {
+            if file.is_none() && (is_encrypted || other.is_some()) {
+                problems.push(Problem::NoCertificate(key));
+            }
         }
         for (key, value, range) in [
             ("workers", self.workers, 0..=64),
@@ -144,6 +212,10 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: vec![(Ipv4Addr::LOCALHOST, DNS_PORT).into(), (Ipv6Addr::LOCALHOST, DNS_PORT).into()],
+            tls_listen: Vec::new(),
+            https_listen: Vec::new(),
+            certificate: None,
+            private_key: None,
             allow: Acl::default(),
             workers: 0,
             udp_size: 1232,
@@ -159,46 +231,51 @@ impl Default for Config {
     }
 }
 
-/// An address to listen on: the port is 53 unless given.
+/// An address to listen on: the port is that of the service, 53, unless given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ListenAddress(pub SocketAddr);
+pub struct ListenAddress<const PORT: u16 = DNS_PORT>(pub SocketAddr);
 
-impl FromStr for ListenAddress {
+impl<const PORT: u16> FromStr for ListenAddress<PORT> {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let bare = |text: &str| text.parse().map(|address: IpAddr| SocketAddr::new(address, DNS_PORT));
+        let bare = |text: &str| text.parse().map(|address: IpAddr| SocketAddr::new(address, PORT));
         let address = text.parse().or_else(|_| bare(text));
         address.map(Self).map_err(|_| format!("{text:?} is not an address; write {EXPECTED_ADDRESS}"))
     }
 }
 
-impl<'de> Deserialize<'de> for ListenAddress {
+impl<'de, const PORT: u16> Deserialize<'de> for ListenAddress<PORT> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_str(AddressVisitor)
     }
 }
 
-fn deserialize_listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
-    Vec::<ListenAddress>::deserialize(deserializer).map(|listen| listen.into_iter().map(|address| address.0).collect())
+fn deserialize_listen<'de, D: Deserializer<'de>, const PORT: u16>(
+    deserializer: D,
+) -> Result<Vec<SocketAddr>, D::Error> {
+    let addresses = Vec::<ListenAddress<PORT>>::deserialize(deserializer)?;
+    Ok(addresses.into_iter().map(|address| address.0).collect())
 }
 
 /// Fails inside the visit, where the file's reader still knows the line.
-struct AddressVisitor;
+struct AddressVisitor<const PORT: u16>;
 
-impl de::Visitor<'_> for AddressVisitor {
-    type Value = ListenAddress;
+impl<const PORT: u16> de::Visitor<'_> for AddressVisitor<PORT> {
+    type Value = ListenAddress<PORT>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(EXPECTED_ADDRESS)
     }
 
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<ListenAddress, E> {
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<ListenAddress<PORT>, E> {
         text.parse().map_err(E::custom)
     }
 }
 
 const DNS_PORT: u16 = 53;
+const TLS_PORT: u16 = 853;
+const HTTPS_PORT: u16 = 443;
 const EXPECTED_ADDRESS: &str = "IP, IP:PORT or [IPv6]:PORT";
 
 #[cfg(test)]
@@ -242,5 +319,17 @@ mod tests {
         assert_eq!(faults(|c| c.listen.clear()).len(), 1);
         assert_eq!(faults(|c| c.listen = vec![([127, 0, 0, 1], 0).into(); 2]), [""; 0]);
         assert_eq!(faults(|c| c.listen = vec![([127, 0, 0, 1], 1).into(); 2]).len(), 1);
+        let certified = |c: &mut Config| (c.certificate, c.private_key) = (Some("c".into()), Some("k".into()));
+        let [plain, tls] = [1, 853].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        for (change, expected) in [
+            (&certified as &dyn Fn(&mut Config), vec![]),
+            (&|c| c.tls_listen.push(tls), vec!["certificate", "private_key"]),
+            (&|c| c.private_key = Some("k".into()), vec!["certificate"]),
+            (&|c| (certified(c), c.listen = vec![plain], c.https_listen = vec![plain]).0, vec!["https_listen"]),
+        ] {
+            let mut config = Config::default();
+            change(&mut config);
+            assert_eq!(config.problems().iter().map(Problem::key).collect::<Vec<_>>(), expected);
+        }
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use arc_swap::ArcSwap;
 use parking_lot::RwLock;
 use rand::Rng;
-use tokio::runtime;
+use tokio::{runtime, sync::mpsc};
 use tokio_util::task::TaskTracker;
 
 use super::Config;
@@ -95,6 +95,18 @@ impl Drop for Driven {
             self.face.deliver(self.face.resolver.abandon(&job));
         }
     }
+}
+
+/// What a message means for the stream that it came by.
+pub(super) enum Fate {
+    /// It is replied to.
+    Settled,
+    /// A reply will come by the queue.
+    Open,
+    /// It gets no reply.
+    Silent,
+    /// Whoever sends this does not speak DNS.
+    Hopeless,
 }
 
 impl Face {
@@ -234,6 +246,36 @@ impl Face {
         }
     }
 
+    /// Takes in a message that came by a stream, and has driven what comes of it. A reply that can be had at once is written
+    /// into `out`; a later one goes to `replies`.
+    pub(super) fn take_stream(
+        self: &Arc<Self>,
+        incoming: Incoming<'_>,
+        replies: &mpsc::Sender<Vec<u8>>,
+        out: &mut Vec<u8>,
+    ) -> Fate {
+        let waiter = |asker, question: &[u8]| {
+            let way = Way::Stream(incoming.transport, replies.clone());
+            Waiter { asker, question: question.into(), way }
+        };
+        let mut desk = Desk { now: Moment::now(), rng: &mut rand::rng(), cells: &self.cells };
+        match self.take(incoming, waiter, &mut desk, out) {
+            Taken::Reply(refresh) => {
+                if let Some((exchange, job)) = refresh {
+                    self.drive(exchange, job);
+                }
+                Fate::Settled
+            }
+            Taken::Joined => Fate::Open,
+            Taken::Exchange(exchange, job) => {
+                self.drive(exchange, job);
+                Fate::Open
+            }
+            Taken::Dropped => Fate::Silent,
+            Taken::NoQuery => Fate::Hopeless,
+        }
+    }
+
     /// Somebody who is not served is told so, with the question, lest libc take it for the reply to another, and no more,
     /// which is no use to whoever forges addresses.
     fn turn_away(&self, wire: &[u8], transport: Transport, cells: &Cells, out: &mut Vec<u8>) -> Taken {
@@ -289,7 +331,7 @@ impl Face {
                 let transport = way.transport();
                 self.cells.reply(transport, response.rcode().0);
                 match way {
-                    Way::Stream(replies) => {
+                    Way::Stream(_, replies) => {
                         let mut reply = Vec::new();
                         wire::write_reply(response.view(), &asker, &question, ttls, &mut reply);
                         // A connection that is gone misses nothing.

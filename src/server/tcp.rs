@@ -1,4 +1,5 @@
-//! TCP: pipelined, answers out of order, the same bytes as UDP (RFC 7766).
+//! TCP: pipelined, answers out of order, the same bytes as UDP (RFC 7766). TLS too, which is no different once its
+//! handshake is done (RFC 7858).
 //!
 //! A connection is one task. It reads what has come, writes all replies that can be had at once with a single call, and
 //! goes on reading; replies that take longer come back by a queue and leave in the order of their coming. A connection
@@ -18,23 +19,30 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::mpsc,
     time::{Instant, sleep_until, timeout},
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::{Desk, Face, Incoming, Taken};
+use super::{Face, Incoming, face::Fate};
 use crate::{
     clock::Moment,
     metrics::{Rejection, Transport},
-    resolve::{Client, Waiter, Way},
     sys,
 };
 
-/// Accepts connections until `shutdown`; those that are open then end when their queries are settled.
-pub async fn serve(listener: TcpListener, face: Arc<Face>, connections: Arc<Connections>, shutdown: CancellationToken) {
+/// Accepts connections until `shutdown`, encrypted ones if there is `tls`; those that are open then end when their
+/// queries are settled.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    face: Arc<Face>,
+    connections: Arc<Connections>,
+    shutdown: CancellationToken,
+) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -43,17 +51,17 @@ pub async fn serve(listener: TcpListener, face: Arc<Face>, connections: Arc<Conn
         match accepted {
             Ok((stream, peer)) => {
                 let config = face.config();
-                // Who is not served by UDP is told so; here it would take the place of somebody who is.
+                // Who is not served by UDP is told so; here it would cost a handshake, or take the place of somebody who is.
                 if face.stream_client(peer.ip(), &config).is_none() {
                     face.cells().reject(Rejection::Acl);
                     continue;
                 }
                 let limits = (config.tcp_connections, config.tcp_connections_per_client);
                 let Some(place) = connections.enter(peer.ip(), limits) else { continue };
-                let (face, shutdown) = (face.clone(), shutdown.clone());
+                let (tls, face, shutdown) = (tls.clone(), face.clone(), shutdown.clone());
                 face.tasks().clone().spawn(async move {
                     // A connection that fails is over; there is nobody to tell.
-                    let _ = converse(stream, peer.ip(), &place, &face, &shutdown).await;
+                    let _ = welcome(stream, tls, peer.ip(), &place, &face, &shutdown).await;
                 });
             }
             // Out of descriptors or memory: whoever holds them has to let go first, and trying at once would only spin.
@@ -68,17 +76,39 @@ pub async fn serve(listener: TcpListener, face: Arc<Face>, connections: Arc<Conn
     }
 }
 
-async fn converse(
-    mut stream: TcpStream,
+async fn welcome(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
     peer: IpAddr,
     place: &Place,
     face: &Arc<Face>,
     shutdown: &CancellationToken,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    let Some(tls) = tls else { return converse(stream, Transport::Tcp, peer, place, face, shutdown).await };
+    let config = face.config();
+    let mut stream = tokio::select! {
+        accepted = timeout(config.tcp_message_timeout, tls.accept(stream)) => accepted??,
+        () = shutdown.cancelled() => return Ok(()),
+        () = place.seat.closing.cancelled() => return Ok(()),
+    };
+    converse(&mut stream, Transport::Tls, peer, place, face, shutdown).await?;
+    // The client shall know that this is the end, and nobody has cut it short.
+    timeout(config.tcp_message_timeout, stream.shutdown()).await?
+}
+
+async fn converse(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    transport: Transport,
+    peer: IpAddr,
+    place: &Place,
+    face: &Arc<Face>,
+    shutdown: &CancellationToken,
+) -> io::Result<()> {
     let (sender, mut settled) = mpsc::channel::<Vec<u8>>(MOST_OPEN);
     let mut incoming = Vec::with_capacity(READ_BYTES);
     let mut outgoing = Vec::new();
+    let mut reply = Vec::new();
     let mut open = 0;
     let mut active = Instant::now();
     loop {
@@ -123,9 +153,10 @@ async fn converse(
                 && let Some((message, end)) = frame(&incoming, at)
             {
                 at = end;
-                match take(message, client, &sender, face, &mut outgoing) {
-                    Fate::Settled => {}
+                match face.take_stream(Incoming { wire: message, client, transport }, &sender, &mut reply) {
+                    Fate::Settled => push_frame(&reply, &mut outgoing),
                     Fate::Open => open += 1,
+                    Fate::Silent => {}
                     Fate::Hopeless => {
                         // What was asked before is still replied to.
                         place.seat.closing.cancel();
@@ -141,53 +172,17 @@ async fn converse(
             if outgoing.is_empty() {
                 break;
             }
-            timeout(config.tcp_message_timeout, stream.write_all(&outgoing)).await??;
+            let written = async {
+                stream.write_all(&outgoing).await?;
+                // TLS holds back what the socket does not take at once.
+                stream.flush().await
+            };
+            timeout(config.tcp_message_timeout, written).await??;
             outgoing.clear();
             outgoing.shrink_to(MOST_OUTGOING_BYTES);
             active = Instant::now();
         }
     }
-}
-
-/// Takes in one message; a reply that can be had at once goes to `outgoing`.
-fn take(
-    wire: &[u8],
-    client: Option<Client>,
-    replies: &mpsc::Sender<Vec<u8>>,
-    face: &Arc<Face>,
-    outgoing: &mut Vec<u8>,
-) -> Fate {
-    let waiter =
-        |asker, question: &[u8]| Waiter { asker, question: question.into(), way: Way::Stream(replies.clone()) };
-    let mut rng = rand::rng();
-    let mut desk = Desk { now: Moment::now(), rng: &mut rng, cells: face.cells() };
-    let mut reply = Vec::new();
-    match face.take(Incoming { wire, client, transport: Transport::Tcp }, waiter, &mut desk, &mut reply) {
-        Taken::Reply(refresh) => {
-            push_frame(&reply, outgoing);
-            if let Some((exchange, job)) = refresh {
-                face.drive(exchange, job);
-            }
-            Fate::Settled
-        }
-        Taken::Joined => Fate::Open,
-        Taken::Exchange(exchange, job) => {
-            face.drive(exchange, job);
-            Fate::Open
-        }
-        Taken::Dropped => Fate::Settled,
-        Taken::NoQuery => Fate::Hopeless,
-    }
-}
-
-/// What a message means for its connection.
-enum Fate {
-    /// Nothing more.
-    Settled,
-    /// A reply will come by the queue.
-    Open,
-    /// Whoever sends this does not speak DNS.
-    Hopeless,
 }
 
 fn push_frame(message: &[u8], out: &mut Vec<u8>) {

@@ -15,6 +15,8 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 pub fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = open(address, Type::STREAM, Protocol::TCP)?;
     socket.set_reuse_address(true)?;
+    // What is accepted inherits it.
+    socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(TCP_BACKLOG)?;
     Ok(socket.into())

@@ -1,0 +1,219 @@
+use std::{fs, net::SocketAddr, path::Path, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    runtime::Handle,
+};
+
+use super::*;
+use crate::{
+    cache::{self, Cache, Epoch},
+    clock::Moment,
+    forward::{self, Exchange, Group, Options},
+    metrics::Metrics,
+    resolve::{Resolver, Route, Rules, Tables},
+    server::serve_tcp,
+    wire::{Class, Name, Question, Rcode, Response, Rtype},
+    zone::Overlays,
+};
+
+/// Our listeners in front of an upstream, with a certificate for `dns.example`.
+struct House {
+    folder: tempfile::TempDir,
+    tls: SocketAddr,
+    https: SocketAddr,
+    metrics: Metrics,
+    _closing: tokio_util::sync::DropGuard,
+}
+
+impl House {
+    /// The upstream answers everything with these records.
+    async fn open(records: &[&[u8]], change: impl FnOnce(&mut Config)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        issue(folder.path());
+        let mut config = Config {
+            certificate: Some(folder.path().join("certificate.pem")),
+            private_key: Some(folder.path().join("private_key.pem")),
+            ..Config::default()
+        };
+        change(&mut config);
+        let identity = Arc::new(Identity::default());
+        identity.set(load_certificate(&config).unwrap());
+
+        let metrics = Metrics::new();
+        let (rule, group) = rule(&format!("upstreams = ['tcp://{}']", serve_records(records).await));
+        let route = Route::new(&rule, group, cache::Config::default().policy(Duration::ZERO));
+        let rules = Rules {
+            overlays: Overlays::default(),
+            zones: Vec::new(),
+            forwards: vec![(vec![Name::root()], route)],
+            refused: Vec::new(),
+            prefetch: false,
+        };
+        let resolver = Resolver::new(Cache::new(1 << 20), Tables::new(rules, Epoch(1)), 16);
+        let face = Arc::new(Face::new(Arc::new(resolver), config, &metrics, Handle::current()));
+
+        let closing = CancellationToken::new();
+        let [(tls_listener, tls), (https_listener, https)] = [listen().await, listen().await];
+        let acceptor = tls_acceptor(identity.clone()).unwrap();
+        tokio::spawn(serve_tcp(tls_listener, Some(acceptor), face.clone(), Arc::default(), closing.clone()));
+        tokio::spawn(serve_https(https_listener, identity, face, closing.clone()).unwrap());
+        Self { folder, tls, https, metrics, _closing: closing.drop_guard() }
+    }
+
+    /// Asks a listener as our own forwarder does.
+    async fn ask(&self, upstream: &str, qname: &str) -> forward::Outcome {
+        let ca_file = self.folder.path().join("authority.pem");
+        let (_, group) = rule(&format!("upstreams = ['{upstream}#dns.example']\nca_file = {ca_file:?}"));
+        let question = Question { qname: qname.parse().unwrap(), qtype: Rtype::TXT, qclass: Class::IN };
+        let timeout = Duration::from_millis(3500);
+        let options = Options { dnssec_ok: false, checking_disabled: false, patience: None, timeout };
+        let exchange = Exchange::new(group, &question, options, Moment::now(), &mut rand::rng());
+        forward::run(exchange, || ()).await
+    }
+}
+
+fn rule(text: &str) -> (forward::Rule, Arc<Group>) {
+    let rule: forward::Config = toml::from_str(&format!("suffixes = ['.']\n{text}")).unwrap();
+    let rule = rule.rule().unwrap();
+    let group = Group::build_all(std::slice::from_ref(&rule), &[], &Metrics::new()).unwrap().remove(0);
+    (rule, group)
+}
+
+/// Writes `authority.pem`, and `certificate.pem` and `private_key.pem` for `dns.example`.
+fn issue(folder: &Path) {
+    let mut authority = rcgen::CertificateParams::default();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = rcgen::CertifiedIssuer::self_signed(authority, rcgen::KeyPair::generate().unwrap()).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(["dns.example".to_owned()]).unwrap();
+    let certificate = certificate.signed_by(&key, &authority).unwrap();
+    for (file, text) in [
+        ("authority.pem", authority.pem()),
+        ("certificate.pem", certificate.pem()),
+        ("private_key.pem", key.serialize_pem()),
+    ] {
+        fs::write(folder.join(file), text).unwrap();
+    }
+}
+
+async fn listen() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// An upstream by TCP.
+async fn serve_records(records: &[&[u8]]) -> SocketAddr {
+    let (listener, address) = listen().await;
+    let (count, records) = (records.len() as u8, records.concat());
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        while let Ok(length) = stream.read_u16().await {
+            let mut message = vec![0; length.into()];
+            stream.read_exact(&mut message).await.unwrap();
+            let question_end = 12 + message[12..].iter().position(|&octet| octet == 0).unwrap() + 5;
+            message.truncate(question_end);
+            message[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, count, 0, 0, 0, 0]);
+            message.extend_from_slice(&records);
+            stream.write_u16(message.len() as u16).await.unwrap();
+            stream.write_all(&message).await.unwrap();
+        }
+    });
+    address
+}
+
+/// Records of the qname: of an unknown type, of a private type, and a TXT with letters in both cases.
+const ODD_RECORDS: [&[u8]; 3] = [
+    b"\xc0\x0c\xff\x00\x00\x01\x00\x00\x00\x3c\x00\x03abc",
+    b"\xc0\x0c\xff\xfe\x00\x01\x00\x00\x00\x3c\x00\x02\x00\xff",
+    b"\xc0\x0c\x00\x10\x00\x01\x00\x00\x00\x3c\x00\x03\x02aB",
+];
+/// Records that hickory cannot decode: without RDATA, and an address of three octets.
+const BROKEN_RECORDS: [&[u8]; 2] = [
+    b"\xc0\x0c\xff\x01\x00\x01\x00\x00\x00\x3c\x00\x00",
+    b"\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x03\xc0\x00\x02",
+];
+
+#[tokio::test]
+async fn every_record_passes_by_tls_and_https_from_end_to_end() {
+    let every_record: Vec<_> = ODD_RECORDS.into_iter().chain(BROKEN_RECORDS).collect();
+    // As an upstream, HTTPS is limited to what hickory can decode.
+    for (scheme, records) in [("tls", &every_record[..]), ("https", &ODD_RECORDS)] {
+        let house = House::open(records, |_| {}).await;
+        let address = if scheme == "tls" { house.tls } else { house.https };
+        for repetition in 1..=2 {
+            let response = house.ask(&format!("{scheme}://{address}"), "odd.example").await.response.unwrap();
+            assert_eq!(
+                (response.rcode(), response.counts()),
+                (Rcode::NOERROR, [records.len() as u16, 0, 0]),
+                "{scheme}"
+            );
+            for (record, expected) in response.records().zip(records) {
+                assert_eq!(record.rtype.0.to_be_bytes(), expected[2..4], "{scheme}");
+                assert_eq!(response.message()[record.rdata], expected[12..], "{scheme}");
+            }
+            let text = house.metrics.render();
+            let line =
+                format!("watershed_server_replies_total{{transport=\"{scheme}\",rcode=\"NOERROR\"}} {repetition}");
+            assert!(text.contains(&line), "{text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_is_not_served_is_told_so_by_https_and_gets_no_handshake_by_tls() {
+    let house = House::open(&ODD_RECORDS, |config| {
+        config.allow = toml::from_str::<Config>("allow = ['192.0.2.0/24']").unwrap().allow
+    })
+    .await;
+    let refusal = house.ask(&format!("https://{}", house.https), "odd.example").await.response.unwrap_err();
+    assert_eq!(refusal.response.rcode(), Rcode::REFUSED);
+    let outcome = house.ask(&format!("tls://{}", house.tls), "odd.example").await;
+    assert!(outcome.response.is_err());
+}
+
+#[test]
+fn what_hickory_cannot_decode_passes_through_it() {
+    let mut reply = b"\x00\x07\x81\x80\x00\x01\x00\x02\x00\x00\x00\x01\x03odd\x07example\x00\x00\x01\x00\x01".to_vec();
+    reply.extend(BROKEN_RECORDS.concat());
+    reply.extend(b"\x00\x00\x29\x04\xd0\x00\x00\x00\x00\x00\x06\x00\x0f\x00\x02\x00\x03"); // stale answer
+    let (metadata, sections) = take_apart(&reply).unwrap();
+    let mut message = hickory_server::proto::op::Message::new(metadata.id, metadata.message_type, metadata.op_code);
+    message.metadata = metadata;
+    [message.answers, message.authorities, message.additionals] = sections;
+    let sent = message.to_vec().unwrap();
+    let [sent, reply] = [sent, reply].map(|message| Response::read(&message).unwrap().response);
+    assert_eq!(sent.to_answer().unwrap(), reply.to_answer().unwrap());
+    assert_eq!(sent.extended_errors(), reply.extended_errors());
+}
+
+#[test]
+fn faulty_certificates_say_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    issue(folder.path());
+    let other = tempfile::tempdir().unwrap();
+    issue(other.path());
+    let [certificate, key, other_key, missing] = [
+        (&folder, "certificate.pem"),
+        (&folder, "private_key.pem"),
+        (&other, "private_key.pem"),
+        (&other, "missing.pem"),
+    ]
+    .map(|(folder, file)| folder.path().join(file));
+    for (certificate, private_key, expected) in [
+        (&certificate, &key, None),
+        (&missing, &key, Some("certificate is the path")),
+        (&certificate, &missing, Some("private_key is the path")),
+        (&key, &key, Some("certificate is the path")), // the one for the other
+        (&certificate, &certificate, Some("private_key is the path")),
+        (&certificate, &other_key, Some("take the certificate that was issued for this key")),
+    ] {
+        let (certificate, private_key) = (Some(certificate.clone()), Some(private_key.clone()));
+        let error = load_certificate(&Config { certificate, private_key, ..Config::default() }).err();
+        let error = error.map(|error| error.to_string());
+        assert_eq!(error.is_some(), expected.is_some(), "{error:?}");
+        assert!(error.unwrap_or_default().contains(expected.unwrap_or_default()), "{expected:?}");
+    }
+    assert!(load_certificate(&Config::default()).unwrap().is_none());
+}
