@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The address on which `/metrics`, `/live` and `/ready` are served: `IP:PORT` or `[IPv6]:PORT`; `""` for none.
-    /// Default "127.0.0.1:8653". Applies at restart.
+    /// Default "127.0.0.1:8653". Applies at reload.
     #[serde(serialize_with = "serialize_listen", deserialize_with = "deserialize_listen")]
     pub listen: Option<SocketAddr>,
 }

@@ -279,6 +279,7 @@ impl Daemon {
         self.groups = groups;
         self.identity.set(certificate);
         self.face.resolver().cache().resize(config.cache.size.as_u64() as usize);
+        self.face.resolver().set_most_waiting(config.server.max_in_flight);
         self.face.set_config(config.server.clone());
         let retired = self.swap_tables();
         for (listener, configured) in opened {

@@ -32,7 +32,7 @@ pub struct InFlight<H> {
     shards: Box<[Mutex<Shard<H>>]>,
     hasher: RandomState,
     waiting: AtomicUsize,
-    most_waiting: usize,
+    most_waiting: AtomicUsize,
 }
 
 type Shard<H> = HashMap<Party, Flight<H>, RandomState>;
@@ -135,7 +135,7 @@ impl<H> InFlight<H> {
     /// An empty table in which at most `most_waiting` clients wait.
     pub fn new(most_waiting: usize) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self { shards, hasher: RandomState::default(), waiting: AtomicUsize::new(0), most_waiting }
+        Self { shards, hasher: RandomState::default(), waiting: AtomicUsize::new(0), most_waiting: most_waiting.into() }
     }
 
     /// Waits with those who asked the same, or becomes the first.
@@ -149,7 +149,7 @@ impl<H> InFlight<H> {
         waiter: Option<impl FnOnce() -> Waiter>,
         look_again: impl FnOnce() -> Option<T>,
     ) -> Join<T> {
-        if waiter.is_some() && self.waiting.load(Relaxed) >= self.most_waiting {
+        if waiter.is_some() && self.waiting.load(Relaxed) >= self.most_waiting.load(Relaxed) {
             return Join::Full;
         }
         let mut shard = self.shard(party).lock();
@@ -203,6 +203,11 @@ impl<H> InFlight<H> {
         let waiters = shard.remove(party).map(|flight| flight.waiters).unwrap_or_default();
         let sister = Self::release(&mut shard, party);
         self.counted_out(Landing { waiters: Some(waiters), sister })
+    }
+
+    /// Lets so many clients wait from now on.
+    pub fn set_most_waiting(&self, most_waiting: usize) {
+        self.most_waiting.store(most_waiting, Relaxed);
     }
 
     /// How many clients wait.

@@ -66,6 +66,11 @@ impl Resolver {
         self.cache.retire(tables.epoch(), |key, origin| tables.uphold(&key.question(), origin))
     }
 
+    /// Lets at most so many clients wait for upstreams from now on.
+    pub fn set_most_waiting(&self, most_waiting: usize) {
+        self.inflight.set_most_waiting(most_waiting);
+    }
+
     /// The response cache.
     pub fn cache(&self) -> &Cache {
         &self.cache

@@ -67,15 +67,15 @@ pub struct Config {
     /// Default "3s". Applies at reload.
     #[serde(with = "humantime_serde")]
     pub tcp_message_timeout: Duration,
-    /// Questions that may wait for a response at once, from 16 to 1048576; one more is answered SERVFAIL.
-    /// Default 16384. Applies at restart.
+    /// Clients that may wait for a response at once, from 16 to 1048576; one more is answered SERVFAIL.
+    /// Default 16384. Applies at reload.
     pub max_in_flight: usize,
     /// Questions that tasks may forward at once, for they need a stream or came by one, from 16 to 1048576; one more is
     /// answered SERVFAIL.
     /// Default 4096. Applies at reload.
     pub max_queue: usize,
     /// Where what shall survive a restart is kept.
-    /// Default: none, which takes systemd's `STATE_DIRECTORY`, if it is set. Applies at restart.
+    /// Default: none, which takes systemd's `STATE_DIRECTORY`, if it is set. Applies at reload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_directory: Option<PathBuf>,
 }

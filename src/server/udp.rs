@@ -78,7 +78,7 @@ pub fn spawn(
     let handle = Handle { commands: sender, waker: waker.clone() };
     let thread = thread::Builder::new().name(format!("udp-{number}")).spawn(move || {
         let _ended = ended.drop_guard();
-        let limits = Limits { exchanges: face.config().max_in_flight, sockets: MOST_UPSTREAM_SOCKETS };
+        let limits = Limits { exchanges: MOST_EXCHANGES, sockets: MOST_UPSTREAM_SOCKETS };
         let mut rng = StdRng::from_rng(&mut rand::rng());
         let driver = UdpDriver::new(FIRST_UPSTREAM_TOKEN, limits, StdRng::from_rng(&mut rng));
         let worker = Worker {
@@ -289,6 +289,8 @@ const BATCHES_PER_TURN: usize = 8;
 const QUERY_BYTES: usize = 4096;
 /// Room for most replies; the buffers grow for larger ones.
 const REPLY_BYTES: usize = 1500;
+/// Exchanges of one worker: as many as there may be clients that wait for them.
+const MOST_EXCHANGES: usize = 1 << 20;
 /// Upstream sockets of one worker; enough for a pool of 256 for some upstreams.
 const MOST_UPSTREAM_SOCKETS: usize = 4096;
 /// How long a worker that ends goes on for those who wait: a bit longer than the deadline of any query.
