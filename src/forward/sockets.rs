@@ -5,12 +5,14 @@
 //! the last of its queries is over, for late replies are welcome. On loopback nobody can forge, and a few sockets serve
 //! for as long as they are used.
 //!
-//! All sockets are connected: the kernel drops what does not come from the upstream.
+//! All sockets are connected: the kernel drops what does not come from the upstream. What goes to loopback is gathered,
+//! and leaves and comes in batches.
 
 use std::{
     collections::HashMap,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    os::fd::AsFd,
     time::Duration,
 };
 
@@ -19,12 +21,16 @@ use rand::{Rng, RngExt};
 use slab::Slab;
 
 use super::Registry;
-use crate::clock::Moment;
+use crate::{
+    clock::Moment,
+    sys::{Inbox, Outbox},
+};
 
 /// All sockets of a worker; the key of a socket is its number.
-#[derive(Debug)]
 pub(super) struct Sockets {
     open: Slab<Socket>,
+    /// Those with something gathered to send.
+    unsent: Vec<usize>,
     slots: HashMap<SocketAddr, Vec<Option<usize>>, RandomState>,
     waiting: HashMap<(usize, u16), Waiting, RandomState>,
     first_token: u64,
@@ -32,17 +38,17 @@ pub(super) struct Sockets {
     swept_at: Moment,
 }
 
-#[derive(Debug)]
 struct Socket {
     socket: UdpSocket,
-    is_loopback: bool,
+    /// What is gathered to be sent; there on loopback only.
+    gathered: Option<Outbox>,
     opened_at: Moment,
     used_at: Moment,
     queries: u32,
     /// It is in no slot any more and closes with the last of its queries.
     is_retired: bool,
-    /// The ids that replies are awaited for.
-    awaited: Vec<u16>,
+    /// How many replies are awaited.
+    awaited: usize,
     /// The ids of queries that are over: a late reply to them is no forgery.
     over: Vec<u16>,
 }
@@ -69,6 +75,7 @@ impl Sockets {
     pub fn new(first_token: u64, most: usize) -> Self {
         Self {
             open: Slab::new(),
+            unsent: Vec::new(),
             slots: HashMap::default(),
             waiting: HashMap::default(),
             first_token,
@@ -124,10 +131,10 @@ impl Sockets {
                 }
             };
             let socket = &mut self.open[key];
-            if socket.awaited.contains(&id) || socket.over.contains(&id) {
+            if self.waiting.contains_key(&(key, id)) || socket.over.contains(&id) {
                 continue;
             }
-            socket.awaited.push(id);
+            socket.awaited += 1;
             socket.queries += 1;
             socket.used_at = now;
             self.waiting.insert((key, id), waiting);
@@ -138,54 +145,67 @@ impl Sockets {
 
     /// Nobody waits for this id any more.
     pub fn release(&mut self, key: usize, id: u16) {
-        self.waiting.remove(&(key, id));
         let Some(socket) = self.open.get_mut(key) else { return };
-        if let Some(place) = socket.awaited.iter().position(|&awaited| awaited == id) {
-            socket.awaited.swap_remove(place);
+        if self.waiting.remove(&(key, id)).is_some() {
+            socket.awaited -= 1;
         }
-        if !socket.is_loopback {
+        if !socket.is_loopback() {
             socket.over.truncate(MAX_OVER - 1);
             socket.over.insert(0, id);
         }
         self.close_if_done(key);
     }
 
-    /// Sends a datagram. What the kernel has no room for counts as lost on the way.
-    pub fn send(&self, key: usize, wire: &[u8]) -> io::Result<()> {
-        let Some(Socket { socket, .. }) = self.open.get(key) else { return Ok(()) };
+    /// Sends a datagram that `write` writes, or gathers it for [`flush`](Self::flush). What the kernel has no room for
+    /// counts as lost on the way.
+    pub fn send(&mut self, key: usize, buffer: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
+        let Some(Socket { socket, gathered, .. }) = self.open.get_mut(key) else { return Ok(()) };
+        if let Some(outbox) = gathered {
+            if outbox.is_full() {
+                outbox.send(socket.as_fd());
+            }
+            if outbox.is_empty() {
+                self.unsent.push(key);
+            }
+            write(outbox.buffer());
+            outbox.queue_connected();
+            return Ok(());
+        }
+        write(buffer);
         // A first error may be that of an earlier datagram, which this one must not suffer for.
-        match socket.send(wire).or_else(|_| socket.send(wire)) {
+        match socket.send(buffer).or_else(|_| socket.send(buffer)) {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
             _ => Ok(()),
         }
     }
 
-    /// Receives a datagram; `None` if the socket is closed or has no more.
-    pub fn receive(&self, key: usize, buffer: &mut [u8]) -> Option<io::Result<usize>> {
-        match self.open.get(key)?.socket.recv(buffer) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-            result => Some(result),
+    /// Sends what is gathered. A peer that is not there shows when its socket is read.
+    pub fn flush(&mut self) {
+        for key in self.unsent.drain(..) {
+            if let Some(Socket { socket, gathered: Some(outbox), .. }) = self.open.get_mut(key) {
+                outbox.send(socket.as_fd());
+            }
         }
+    }
+
+    /// Receives datagrams, as many as are awaited or fewer. Returns how many; 0 if the socket is closed or has none.
+    pub fn receive(&self, key: usize, inbox: &mut Inbox) -> io::Result<usize> {
+        let Some(socket) = self.open.get(key) else { return Ok(0) };
+        inbox.try_receive(socket.socket.as_fd(), socket.awaited.max(1))
     }
 
     /// For whom a datagram with this id is.
     pub fn recipient(&self, key: usize, id: u16) -> Recipient {
         match (self.waiting.get(&(key, id)), self.open.get(key)) {
             (Some(&waiting), _) => Recipient::One(waiting),
-            (None, Some(socket)) if !socket.is_loopback && !socket.over.contains(&id) => Recipient::Anyone,
+            (None, Some(socket)) if !socket.is_loopback() && !socket.over.contains(&id) => Recipient::Anyone,
             _ => Recipient::Nobody,
         }
     }
 
     /// Everyone who waits on a socket.
     pub fn waiting_on(&self, key: usize) -> Vec<Waiting> {
-        let awaited = self.open.get(key).map_or(&[][..], |socket| &socket.awaited);
-        awaited.iter().filter_map(|&id| self.waiting.get(&(key, id)).copied()).collect()
-    }
-
-    /// Whether anyone waits on a socket.
-    pub fn is_awaited(&self, key: usize) -> bool {
-        self.open.get(key).is_some_and(|socket| !socket.awaited.is_empty())
+        self.waiting.iter().filter(|((socket, _), _)| *socket == key).map(|(_, waiting)| *waiting).collect()
     }
 
     /// Retires, once a second, the sockets that have had their time.
@@ -211,7 +231,7 @@ impl Sockets {
 
     /// Closing takes a socket off the poller as well.
     fn close_if_done(&mut self, key: usize) {
-        if self.open[key].is_retired && self.open[key].awaited.is_empty() {
+        if self.open[key].is_retired && self.open[key].awaited == 0 {
             self.open.remove(key);
         }
     }
@@ -228,18 +248,22 @@ impl Socket {
         socket.connect(peer)?;
         Ok(Self {
             socket,
-            is_loopback,
+            gathered: is_loopback.then(|| Outbox::new(BATCH, QUERY_BYTES)),
             opened_at: now,
             used_at: now,
             queries: 0,
             is_retired: false,
-            awaited: Vec::new(),
+            awaited: 0,
             over: Vec::new(),
         })
     }
 
+    fn is_loopback(&self) -> bool {
+        self.gathered.is_some()
+    }
+
     fn is_worn(&self, now: Moment) -> bool {
-        if self.is_loopback {
+        if self.is_loopback() {
             now.since(self.used_at) >= MAX_UNUSED
         } else {
             self.queries >= MAX_QUERIES || now.since(self.opened_at) >= MAX_AGE
@@ -248,7 +272,12 @@ impl Socket {
 }
 
 const SLOTS: usize = 256;
-const LOOPBACK_SLOTS: usize = 16;
+/// Few, so that a batch of queries makes few batches here.
+const LOOPBACK_SLOTS: usize = 4;
+/// Datagrams gathered for one socket.
+const BATCH: usize = 64;
+/// Room for most queries.
+const QUERY_BYTES: usize = 128;
 const MAX_QUERIES: u32 = 8;
 const MAX_AGE: Duration = Duration::from_secs(10);
 /// A loopback socket that nobody has used for so long belongs to an upstream that is gone.

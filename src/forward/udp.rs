@@ -20,12 +20,11 @@ use super::{
 };
 use crate::{
     clock::Moment,
-    sys::Poller,
+    sys::{Inbox, Poller},
     wire::{MAX_MESSAGE_BYTES, read_u16},
 };
 
 /// The exchanges of one worker, each with a tag that says whom its outcome is for.
-#[derive(Debug)]
 pub struct UdpDriver<T> {
     running: Slab<Running<T>>,
     /// How many exchanges there have been: tells an exchange from one that had its place before.
@@ -34,7 +33,8 @@ pub struct UdpDriver<T> {
     sockets: Sockets,
     reports: VecDeque<Report<T>>,
     outgoing: Vec<u8>,
-    incoming: Vec<u8>,
+    /// Lent out while what came in is delivered.
+    incoming: Option<Inbox>,
     limits: Limits,
     rng: StdRng,
 }
@@ -109,7 +109,7 @@ impl<T: Clone> UdpDriver<T> {
             sockets: Sockets::new(first_token, limits.sockets),
             reports: VecDeque::new(),
             outgoing: Vec::with_capacity(512),
-            incoming: vec![0; MAX_MESSAGE_BYTES],
+            incoming: Some(Inbox::new(BATCH, MAX_MESSAGE_BYTES)),
             limits,
             rng,
         }
@@ -141,24 +141,26 @@ impl<T: Clone> UdpDriver<T> {
     /// Reads what has come in on the socket of this token.
     pub fn readable(&mut self, token: u64, now: Moment, registry: &impl Registry) {
         let Some(socket) = self.sockets.by_token(token) else { return };
-        let mut buffer = std::mem::take(&mut self.incoming);
-        for _ in 0..MAX_DATAGRAMS_PER_TURN {
-            match self.sockets.receive(socket, &mut buffer) {
-                None => break,
-                Some(Ok(length)) => self.deliver(socket, &buffer[..length], now, registry),
-                Some(Err(error)) => {
-                    for waiting in self.sockets.waiting_on(socket) {
-                        let event = Event::of_error(waiting.attempt, &error);
-                        self.tell(waiting.exchange, event, now, registry);
-                    }
+        let Some(mut inbox) = self.incoming.take() else { return };
+        match self.sockets.receive(socket, &mut inbox) {
+            // If there are more, the socket is readable still.
+            Ok(received) => {
+                for datagram in (0..received).filter_map(|slot| inbox.get(slot)) {
+                    self.deliver(socket, datagram.payload, now, registry);
                 }
             }
-            // Most sockets have a single query: this spares the call that would find nothing more.
-            if !self.sockets.is_awaited(socket) {
-                break;
+            Err(error) => {
+                for waiting in self.sockets.waiting_on(socket) {
+                    self.tell(waiting.exchange, Event::of_error(waiting.attempt, &error), now, registry);
+                }
             }
         }
-        self.incoming = buffer;
+        self.incoming = Some(inbox);
+    }
+
+    /// Sends what has been gathered: to be called when all that has come in is taken in.
+    pub fn flush(&mut self) {
+        self.sockets.flush();
     }
 
     /// When to call [`Self::expire`] at the latest.
@@ -260,8 +262,7 @@ impl<T: Clone> UdpDriver<T> {
                 socket
             }
         };
-        exchange.write_query(attempt, &mut self.outgoing);
-        self.sockets.send(socket, &self.outgoing)
+        self.sockets.send(socket, &mut self.outgoing, |out| exchange.write_query(attempt, out))
     }
 
     fn close(&mut self, key: usize, attempt: usize) {
@@ -291,8 +292,8 @@ impl<T: Clone> UdpDriver<T> {
     }
 }
 
-/// Leaves the other sockets their turn.
-const MAX_DATAGRAMS_PER_TURN: usize = 64;
+/// Datagrams received with one call.
+const BATCH: usize = 64;
 const NEVER: Moment = Moment::from_millis(u64::MAX);
 
 #[cfg(test)]

@@ -49,6 +49,7 @@ impl Bench {
         let rng = &mut StdRng::seed_from_u64(u64::from(tag));
         let exchange = Exchange::new(Arc::clone(&self.group), &question, options, self.now, rng);
         self.driver.start(tag, exchange, self.now, &self.tokens);
+        self.driver.flush();
     }
 
     /// Takes a query as the upstream.
@@ -66,6 +67,7 @@ impl Bench {
     fn poll(&mut self) {
         let tokens: Vec<u64> = self.tokens.0.borrow().values().copied().collect();
         tokens.into_iter().for_each(|token| self.driver.readable(token, self.now, &self.tokens));
+        self.driver.flush();
     }
 
     /// Polls until something is reported.
@@ -91,6 +93,7 @@ impl Bench {
         while let Some(at) = self.driver.wake_at().filter(|&at| at <= end) {
             self.now = at;
             self.driver.expire(at, &self.tokens);
+            self.driver.flush();
         }
         self.now = end;
     }

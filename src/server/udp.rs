@@ -120,6 +120,7 @@ impl Worker {
             }
             self.driver.expire(self.now, &self.poller);
             self.take_reports();
+            self.driver.flush();
             if self.ends.is_some_and(|ends| self.driver.in_flight() == 0 || self.now >= ends) {
                 return Ok(());
             }

@@ -37,6 +37,8 @@ pub struct Datagram<'a> {
 pub struct Inbox {
     slots: Slots,
     datagram_bytes: usize,
+    /// How many slots the last call filled: the kernel has changed the lengths in their headers.
+    filled: usize,
 }
 
 /// Room for a batch of datagrams to send.
@@ -62,49 +64,58 @@ impl Inbox {
         for (slot, buffer) in slots.buffer.chunks_exact_mut(datagram_bytes).enumerate() {
             slots.iovecs[slot] = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: datagram_bytes };
         }
-        Self { slots, datagram_bytes }
+        Self { slots, datagram_bytes, filled: room }
     }
 
     /// Receives what waits, without waiting for more: the number of datagrams, 0 if there are none.
     ///
     /// An error that an earlier datagram provoked (ICMP), or a passing want of memory, counts as none.
     pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        match self.try_receive(socket, self.room()) {
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(
+                        libc::ECONNREFUSED
+                            | libc::EHOSTUNREACH
+                            | libc::ENETUNREACH
+                            | libc::ENETDOWN
+                            | libc::ENOMEM
+                            | libc::ENOBUFS
+                    )
+                ) =>
+            {
+                Ok(0)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// The same for at most `most`, and every error is one: on a connected socket it tells that the peer is not there.
+    pub fn try_receive(&mut self, socket: BorrowedFd<'_>, most: usize) -> io::Result<usize> {
+        let most = most.min(self.room());
         let slots = &mut self.slots;
-        for header in &mut slots.headers {
+        for header in &mut slots.headers[..self.filled] {
             header.msg_hdr.msg_namelen = mem::size_of::<libc::sockaddr_storage>() as u32;
             header.msg_hdr.msg_controllen = CONTROL_BYTES;
         }
         // SAFETY: every header points into `slots`, whose boxes `Slots::new` allocated once and nobody moves or frees
-        // while `self` lives; the count is their number, and a null timeout is allowed.
+        // while `self` lives; `most` is not more than their number, and a null timeout is allowed.
         let received = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 slots.headers.as_mut_ptr(),
-                slots.headers.len() as u32,
+                most as u32,
                 libc::MSG_DONTWAIT,
                 ptr::null_mut(),
             )
         };
+        self.filled = received.max(0) as usize;
         if received >= 0 {
-            return Ok(received as usize);
+            return Ok(self.filled);
         }
         match io::Error::last_os_error() {
-            e if matches!(
-                e.raw_os_error(),
-                Some(
-                    libc::EAGAIN
-                        | libc::EINTR
-                        | libc::ECONNREFUSED
-                        | libc::EHOSTUNREACH
-                        | libc::ENETUNREACH
-                        | libc::ENETDOWN
-                        | libc::ENOMEM
-                        | libc::ENOBUFS
-                )
-            ) =>
-            {
-                Ok(0)
-            }
+            error if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => Ok(0),
             error => Err(error),
         }
     }
@@ -150,11 +161,24 @@ impl Outbox {
 
     /// Queues what [`buffer`](Self::buffer) holds, to `peer`, from `local` if that is given.
     pub fn queue(&mut self, peer: SocketAddr, local: Option<Local>) {
+        self.queue_to(Some(peer), local);
+    }
+
+    /// Queues what [`buffer`](Self::buffer) holds, for a connected socket.
+    pub fn queue_connected(&mut self) {
+        self.queue_to(None, None);
+    }
+
+    fn queue_to(&mut self, peer: Option<SocketAddr>, local: Option<Local>) {
         let slot = self.queued;
         let payload = &mut self.payloads[slot];
         self.slots.iovecs[slot] = libc::iovec { iov_base: payload.as_mut_ptr().cast(), iov_len: payload.len() };
         let header = &mut self.slots.headers[slot].msg_hdr;
-        header.msg_namelen = write_address(peer, &mut self.slots.names[slot]);
+        let name = &mut self.slots.names[slot];
+        (header.msg_name, header.msg_namelen) = match peer {
+            Some(peer) => (ptr::from_mut(name).cast(), write_address(peer, name)),
+            None => (ptr::null_mut(), 0),
+        };
         header.msg_controllen = match local {
             Some(local) => write_local(local, &mut self.slots.controls[slot]),
             None => 0,
@@ -162,10 +186,12 @@ impl Outbox {
         self.queued += 1;
     }
 
-    /// Sends all that is queued, and is empty afterwards. What cannot be sent is dropped, not tried again.
+    /// Sends all that is queued, and is empty afterwards. What cannot be sent at the second attempt is dropped: the first
+    /// error may be that of an earlier datagram.
     pub fn send(&mut self, socket: BorrowedFd<'_>) -> Sent {
         let mut outcome = Sent::default();
         let mut next = 0;
+        let mut has_failed = false;
         while next < self.queued {
             // SAFETY: headers `next..queued` point into `slots`, whose boxes nobody moves while `self` lives, and into
             // payloads that were not touched since `queue`, for only `buffer` gives access, to the one after.
@@ -180,10 +206,12 @@ impl Outbox {
             if sent > 0 {
                 outcome.sent += sent as usize;
                 next += sent as usize;
+                has_failed = false;
             } else if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
                 // The error is the first datagram's; those behind it may well go.
-                outcome.dropped += 1;
-                next += 1;
+                outcome.dropped += usize::from(has_failed);
+                next += usize::from(has_failed);
+                has_failed = !has_failed;
             }
         }
         self.queued = 0;
