@@ -92,14 +92,7 @@ fn a_second_daemon_on_the_same_address_is_refused() {
 
 #[test]
 fn sigterm_drains_and_ends() {
-    let gate = Gate::default();
-    let upstream = Upstream::new({
-        let gate = gate.clone();
-        move |asked| {
-            gate.pass();
-            upstream::saying("192.0.2.1")(asked)
-        }
-    });
+    let (upstream, gate) = Upstream::saying_behind_gate("192.0.2.1");
     let daemon = Setup::forwarding_to(upstream.address()).start();
     let address = daemon.address();
     let ended = thread::scope(|scope| {

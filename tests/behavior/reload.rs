@@ -94,14 +94,7 @@ fn no_query_is_lost_while_the_configuration_is_reloaded() {
 /// What an upstream still answers for the old tables does not enter the cache of the new ones.
 #[test]
 fn an_answer_that_was_under_way_is_not_kept_under_new_rules() {
-    let gate = Gate::default();
-    let old = Upstream::new({
-        let gate = gate.clone();
-        move |asked| {
-            gate.pass();
-            upstream::saying("192.0.2.1")(asked)
-        }
-    });
+    let (old, gate) = Upstream::saying_behind_gate("192.0.2.1");
     let new = Upstream::saying("192.0.2.2");
     let daemon = Setup::forwarding_to(old.address()).start();
     thread::scope(|scope| {

@@ -230,14 +230,7 @@ fn many_clients_at_once_each_get_their_own_answer() {
 
 #[test]
 fn a_connection_stays_open_while_an_answer_is_owed_on_it() {
-    let gate = Gate::default();
-    let upstream = Upstream::new({
-        let gate = gate.clone();
-        move |asked| {
-            gate.pass();
-            upstream::saying("192.0.2.1")(asked)
-        }
-    });
+    let (upstream, gate) = Upstream::saying_behind_gate("192.0.2.1");
     let limits = "[server]\nlisten = [\"127.0.0.1:0\"]\ntcp_idle_timeout = \"1s\"\ntcp_message_timeout = \"100ms\"\n";
     let daemon = Setup::new(&(forward(".", &[upstream.address()]) + limits)).start();
     let mut client = Tcp::connect(daemon.address());

@@ -94,6 +94,17 @@ impl Upstream {
         Self::new(saying(address))
     }
 
+    /// The same, but it answers once the gate is opened.
+    pub fn saying_behind_gate(address: &'static str) -> (Self, Gate) {
+        let gate = Gate::default();
+        let passed = gate.clone();
+        let upstream = Self::new(move |asked| {
+            passed.pass();
+            saying(address)(asked)
+        });
+        (upstream, gate)
+    }
+
     /// An upstream that never answers.
     pub fn silent() -> Self {
         Self::new(|_| vec![])
