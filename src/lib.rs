@@ -16,6 +16,7 @@ pub mod wire;
 
 // Floor 1: the parts of the heart, which do not know each other.
 pub mod cache;
+pub mod catalog;
 pub mod forward;
 pub mod router;
 pub mod zone;

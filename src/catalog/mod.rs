@@ -1,0 +1,26 @@
+//! The discovery catalog: services as Consul means them, answered here.
+//!
+//! *Sources* publish what they know of nodes and of the instances of services; the [`Registry`] merges it by node and
+//! service id into immutable [`Snapshot`]s, and says what each change makes void. A snapshot answers questions as
+//! Consul's DNS does. How an answer is cut and in which order its instances come is decided reply by reply; an answer
+//! says what there is to choose from.
+
+mod config;
+pub mod health;
+mod identity;
+mod model;
+mod names;
+pub mod policy;
+mod records;
+mod registry;
+mod snapshot;
+mod subject;
+
+pub use config::{Config, FilesConfig, Problem, Settings, SoaConfig, Span};
+pub use identity::{Agent, Identity, System, Unknown};
+pub use model::{
+    Check, Host, Instance, InstanceKey, Kind, Node, NodeKey, Registration, Role, ServiceKey, Tagged, Weights,
+};
+pub use names::{Said, Shape};
+pub use registry::{Changes, CheckKey, Outcomes, Registry, Set, SourceId};
+pub use snapshot::{SLOTS, Service, Slot, Snapshot};

@@ -1,0 +1,481 @@
+//! What all sources know, merged into one catalog.
+//!
+//! Each source publishes complete sets: all it knows, or all it knows of one service. What two of them say of the same
+//! node or instance is taken from the source with the smaller number. The merged catalog is there as a [`Snapshot`]; each
+//! change makes the next one, and says which answers it voids.
+
+use std::{collections::BTreeSet, hash::Hash, net::IpAddr, sync::Arc};
+
+use foldhash::{HashMap, HashMapExt, HashSet};
+
+use super::{
+    Settings,
+    health::Status,
+    model::{Check, Host, Instance, InstanceKey, Kind, Node, NodeKey, ServiceKey},
+    policy::{Candidate, Health, Rules, State},
+    snapshot::{Chosen, Holder, Service, Slot, Snapshot},
+};
+use crate::clock::Moment;
+
+/// What all sources know.
+pub struct Registry {
+    nodes: HashMap<NodeKey, Versions<Node>>,
+    instances: HashMap<InstanceKey, Versions<Instance>>,
+    on_node: HashMap<NodeKey, HashSet<InstanceKey>>,
+    members: HashMap<ServiceKey, BTreeSet<InstanceKey>>,
+    policies: HashMap<ServiceKey, Ruled>,
+    snapshot: Snapshot,
+}
+
+/// What each source says of one thing, in the order of the sources: the first counts.
+type Versions<T> = Vec<(SourceId, Arc<T>)>;
+
+/// A source; of two that contradict each other the smaller is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourceId(pub u8);
+
+/// All that a source knows.
+#[derive(Debug, Clone, Default)]
+pub struct Set {
+    /// The nodes.
+    pub nodes: Vec<Arc<Node>>,
+    /// The instances; their nodes are among the nodes, or known already.
+    pub instances: Vec<Arc<Instance>>,
+}
+
+/// Who says what the outcome of a check is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcomes {
+    /// The source: as published.
+    Published,
+    /// Ourselves, by [`Registry::set_check`]: what is published is only how a check begins.
+    Ours,
+}
+
+/// By what a check is known.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CheckKey {
+    /// The node.
+    pub node: NodeKey,
+    /// The instance that it belongs to; nothing if to the node.
+    pub service_id: Option<Arc<str>>,
+    /// The check's own id.
+    pub check: Arc<str>,
+}
+
+/// What a change voids.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// The version of the snapshot that the change made.
+    pub version: u32,
+    /// Answers made of one of these in an earlier version are void. Each once.
+    pub slots: Vec<Slot>,
+}
+
+/// A service under a policy or a guard.
+struct Ruled {
+    rules: Rules,
+    state: State,
+    wake: Option<Moment>,
+}
+
+/// What a change has touched so far.
+#[derive(Default)]
+struct Touched {
+    slots: HashSet<Slot>,
+    services: HashSet<ServiceKey>,
+    anything: bool,
+}
+
+impl Registry {
+    /// A registry of nothing.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            nodes: HashMap::new(),
+            instances: HashMap::new(),
+            on_node: HashMap::new(),
+            members: HashMap::new(),
+            policies: HashMap::new(),
+            snapshot: Snapshot::new(settings.into()),
+        }
+    }
+
+    /// The catalog as it is now; a cheap copy.
+    pub fn snapshot(&self) -> Snapshot {
+        self.snapshot.clone()
+    }
+
+    /// Takes in all that a source knows, in place of what it knew before.
+    pub fn publish(&mut self, source: SourceId, set: Set, outcomes: Outcomes, now: Moment) -> Changes {
+        let nodes: HashSet<NodeKey> = set.nodes.iter().map(|node| node.key()).collect();
+        let instances: HashSet<InstanceKey> = set.instances.iter().map(|instance| instance.key()).collect();
+        let mut touched = Touched::default();
+        for key in held_by(source, &self.instances, |key| !instances.contains(key)) {
+            self.put_instance(source, key, None, outcomes, &mut touched);
+        }
+        for key in held_by(source, &self.nodes, |key| !nodes.contains(key)) {
+            self.put_node(source, key, None, outcomes, &mut touched);
+        }
+        self.add(source, set, outcomes, &mut touched);
+        self.commit(touched, now)
+    }
+
+    /// Takes in all that a source knows of one service, in place of what it knew of that. Nodes are only added.
+    pub fn publish_service(
+        &mut self,
+        source: SourceId,
+        service: &ServiceKey,
+        set: Set,
+        outcomes: Outcomes,
+        now: Moment,
+    ) -> Changes {
+        let instances: HashSet<InstanceKey> = set.instances.iter().map(|instance| instance.key()).collect();
+        let members = self.members.get(service).into_iter().flatten();
+        let gone: Vec<_> = members.filter(|key| !instances.contains(*key)).cloned().collect();
+        let mut touched = Touched::default();
+        for key in gone {
+            self.put_instance(source, key, None, outcomes, &mut touched);
+        }
+        self.add(source, set, outcomes, &mut touched);
+        self.commit(touched, now)
+    }
+
+    /// Takes in the outcome of a check. One that is not known any more changes nothing.
+    pub fn set_check(
+        &mut self,
+        source: SourceId,
+        key: &CheckKey,
+        status: Status,
+        output: &str,
+        now: Moment,
+    ) -> Changes {
+        let mut touched = Touched::default();
+        let set = |checks: &mut Vec<Check>| {
+            if let Some(check) = checks.iter_mut().find(|check| check.id == key.check) {
+                check.status = status;
+                if *check.output != *output {
+                    check.output = output.into();
+                }
+            }
+        };
+        match &key.service_id {
+            None => {
+                if let Some(node) = own_version(&self.nodes, &key.node, source) {
+                    let mut node = Node::clone(node);
+                    set(&mut node.checks);
+                    let node = Some(node.into());
+                    self.put_node(source, key.node.clone(), node, Outcomes::Published, &mut touched);
+                }
+            }
+            Some(id) => {
+                let instance_key = InstanceKey { node: key.node.clone(), id: id.clone() };
+                if let Some(instance) = own_version(&self.instances, &instance_key, source) {
+                    let mut instance = Instance::clone(instance);
+                    set(&mut instance.checks);
+                    let instance = Some(instance.into());
+                    self.put_instance(source, instance_key, instance, Outcomes::Published, &mut touched);
+                }
+            }
+        }
+        self.commit(touched, now)
+    }
+
+    /// When [`Registry::tick`] is due.
+    pub fn wake(&self) -> Option<Moment> {
+        self.policies.values().filter_map(|ruled| ruled.wake).min()
+    }
+
+    /// Does what policies have put off until now.
+    pub fn tick(&mut self, now: Moment) -> Changes {
+        let due = self.policies.iter().filter(|(_, ruled)| ruled.wake.is_some_and(|wake| wake <= now));
+        let services = due.map(|(key, _)| key.clone()).collect();
+        self.commit(Touched { services, ..Touched::default() }, now)
+    }
+
+    /// Takes over other settings. All answers are void.
+    pub fn reconfigure(&mut self, settings: Settings, now: Moment) -> Changes {
+        let datacenter_changes = settings.datacenter != self.snapshot.settings.datacenter;
+        self.snapshot.settings = settings.into();
+        if datacenter_changes {
+            self.index_holders();
+        }
+        let services = self.members.keys().cloned().collect();
+        let slots = Slot::all().collect();
+        self.commit(Touched { slots, services, anything: true }, now)
+    }
+
+    fn add(&mut self, source: SourceId, set: Set, outcomes: Outcomes, touched: &mut Touched) {
+        for node in set.nodes {
+            self.put_node(source, node.key(), Some(node), outcomes, touched);
+        }
+        for instance in set.instances {
+            self.put_instance(source, instance.key(), Some(instance), outcomes, touched);
+        }
+    }
+
+    fn put_node(
+        &mut self,
+        source: SourceId,
+        key: NodeKey,
+        mut node: Option<Arc<Node>>,
+        outcomes: Outcomes,
+        touched: &mut Touched,
+    ) {
+        if let (Some(new), Some(old), Outcomes::Ours) = (&mut node, own_version(&self.nodes, &key, source), outcomes)
+            && let Some(checks) = carry_over(&new.checks, &old.checks)
+        {
+            *new = Node { checks, ..Node::clone(new) }.into();
+        }
+        let Some((before, after)) = put(&mut self.nodes, source, &key, node) else { return };
+        touched.anything = true;
+        self.move_holder(
+            before.as_ref().and_then(|node| self.node_holder(&key, node)),
+            after.as_ref().and_then(|node| self.node_holder(&key, node)),
+            touched,
+        );
+        if !is_alike(&before, &after, Node::answers_like) {
+            touched.slots.insert(Slot::of(&key));
+            for instance in self.on_node.get(&key).into_iter().flatten() {
+                let versions = self.instances.get(instance).and_then(|versions| versions.first());
+                touched.services(versions.into_iter().flat_map(|(_, instance)| instance.service_keys()));
+            }
+        }
+        match after {
+            Some(node) => self.snapshot.nodes.insert_mut(key, node),
+            None => drop(self.snapshot.nodes.remove_mut(&key)),
+        }
+    }
+
+    fn put_instance(
+        &mut self,
+        source: SourceId,
+        key: InstanceKey,
+        mut instance: Option<Arc<Instance>>,
+        outcomes: Outcomes,
+        touched: &mut Touched,
+    ) {
+        let old = own_version(&self.instances, &key, source);
+        if let (Some(new), Some(old), Outcomes::Ours) = (&mut instance, old, outcomes)
+            && let Some(checks) = carry_over(&new.checks, &old.checks)
+        {
+            *new = Instance { checks, registration: new.registration.clone() }.into();
+        }
+        let Some((before, after)) = put(&mut self.instances, source, &key, instance) else { return };
+        touched.anything = true;
+        self.move_holder(
+            before.as_ref().and_then(|instance| self.service_holder(instance)),
+            after.as_ref().and_then(|instance| self.service_holder(instance)),
+            touched,
+        );
+        let keys_before = before.as_ref().map(|instance| instance.service_keys()).unwrap_or_default();
+        let keys_after = after.as_ref().map(|instance| instance.service_keys()).unwrap_or_default();
+        if keys_before != keys_after {
+            for service in &keys_before {
+                if let Some(members) = self.members.get_mut(service) {
+                    members.remove(&key);
+                    if members.is_empty() {
+                        self.members.remove(service);
+                    }
+                }
+            }
+            for service in &keys_after {
+                self.members.entry(service.clone()).or_default().insert(key.clone());
+            }
+        }
+        match (&before, &after) {
+            (None, Some(_)) => drop(self.on_node.entry(key.node.clone()).or_default().insert(key)),
+            (Some(_), None) => {
+                if let Some(instances) = self.on_node.get_mut(&key.node) {
+                    instances.remove(&key);
+                    if instances.is_empty() {
+                        self.on_node.remove(&key.node);
+                    }
+                }
+            }
+            _ => {}
+        }
+        let keys = keys_before.into_iter().chain(keys_after);
+        if is_alike(&before, &after, Instance::answers_like) {
+            touched.services.extend(keys);
+        } else {
+            touched.services(keys);
+        }
+    }
+
+    /// Makes the next snapshot of what was touched.
+    fn commit(&mut self, mut touched: Touched, now: Moment) -> Changes {
+        for key in std::mem::take(&mut touched.services) {
+            let service = self.assemble(&key, now);
+            let before = self.snapshot.services.get(&key);
+            if before.map(|service| &**service) == service.as_ref() {
+                continue;
+            }
+            touched.anything = true;
+            if before.and_then(|service| service.chosen.as_ref()) != service.as_ref().and_then(|s| s.chosen.as_ref()) {
+                touched.slots.insert(Slot::of(&key));
+            }
+            match service {
+                Some(service) => self.snapshot.services.insert_mut(key, service.into()),
+                None => drop(self.snapshot.services.remove_mut(&key)),
+            }
+        }
+        if touched.anything {
+            self.snapshot.version += 1;
+        }
+        let mut slots: Vec<Slot> = touched.slots.into_iter().collect();
+        slots.sort_unstable();
+        Changes { version: self.snapshot.version, slots }
+    }
+
+    /// A service of its members, chosen among if it is under a policy or a guard.
+    fn assemble(&mut self, key: &ServiceKey, now: Moment) -> Option<Service> {
+        let Some(members) = self.members.get(key) else {
+            self.policies.remove(key);
+            return None;
+        };
+        let instance = |key: &InstanceKey| self.instances.get(key)?.first().map(|(_, instance)| instance.clone());
+        let instances: Vec<Arc<Instance>> = members.iter().filter_map(instance).collect();
+        let chosen = self.choose(key, &instances, now);
+        Some(Service { instances, chosen })
+    }
+
+    fn choose(&mut self, key: &ServiceKey, instances: &[Arc<Instance>], now: Moment) -> Option<Chosen> {
+        let rules = self.snapshot.settings.rules.get(key.name()).cloned();
+        let rules = rules.or_else(|| Rules::from_instances(instances));
+        let Some(rules) = rules.filter(|rules| key.kind() == Kind::Service && rules.rules_anything()) else {
+            self.policies.remove(key);
+            return None;
+        };
+        let candidates: Vec<_> = instances.iter().map(|instance| self.candidate(instance, &rules)).collect();
+        let ruled = self.policies.entry(key.clone()).or_insert_with(|| Ruled {
+            rules: rules.clone(),
+            state: State::default(),
+            wake: None,
+        });
+        ruled.rules = rules;
+        let choice = ruled.state.choose(&ruled.rules, &candidates, now);
+        ruled.wake = choice.wake;
+        Some(Chosen { places: choice.chosen, guarded: choice.guarded })
+    }
+
+    fn candidate(&self, instance: &Instance, rules: &Rules) -> Candidate {
+        let node = self.snapshot.nodes.get(&instance.registration.node);
+        let mut checks = node.into_iter().flat_map(|node| &node.checks).chain(&instance.checks);
+        let health = if checks.any(|check| check.is_maintenance() && check.status == Status::Critical) {
+            Health::Withdrawn
+        } else if self.snapshot.settings.is_healthy(self.snapshot.status(instance)) {
+            Health::Healthy
+        } else {
+            Health::Failed
+        };
+        Candidate { key: instance.key(), health, rank: rules.rank(&instance.registration) }
+    }
+
+    fn node_holder(&self, key: &NodeKey, node: &Node) -> Option<(IpAddr, Holder)> {
+        let is_ours = **key.datacenter() == *self.snapshot.settings.datacenter;
+        node.address.ip().filter(|_| is_ours).map(|ip| (ip, Holder::Node(key.clone())))
+    }
+
+    fn service_holder(&self, instance: &Instance) -> Option<(IpAddr, Holder)> {
+        let registration = &instance.registration;
+        let is_ours = **registration.node.datacenter() == *self.snapshot.settings.datacenter;
+        let ip = registration.address.as_ref().and_then(Host::ip).filter(|_| is_ours)?;
+        let lower = registration.service.to_lowercase().into();
+        Some((ip, Holder::Service(lower, registration.service.clone(), instance.key())))
+    }
+
+    fn move_holder(
+        &mut self,
+        before: Option<(IpAddr, Holder)>,
+        after: Option<(IpAddr, Holder)>,
+        touched: &mut Touched,
+    ) {
+        if before == after {
+            return;
+        }
+        if let Some(holding) = before {
+            self.snapshot.holders.remove_mut(&holding);
+            touched.slots.insert(Slot::of(&holding.0));
+        }
+        if let Some(holding) = after {
+            touched.slots.insert(Slot::of(&holding.0));
+            self.snapshot.holders.insert_mut(holding);
+        }
+    }
+
+    fn index_holders(&mut self) {
+        let nodes = self.snapshot.nodes.iter().filter_map(|(key, node)| self.node_holder(key, node));
+        let instances = self.instances.values().filter_map(|versions| versions.first());
+        let services = instances.filter_map(|(_, instance)| self.service_holder(instance));
+        self.snapshot.holders = nodes.chain(services).collect();
+    }
+}
+
+impl Touched {
+    /// These answer otherwise now.
+    fn services(&mut self, keys: impl IntoIterator<Item = ServiceKey>) {
+        for key in keys {
+            self.slots.insert(Slot::of(&key));
+            self.services.insert(key);
+        }
+    }
+}
+
+/// The keys of what a source holds, of those that `is_meant`.
+fn held_by<K: Clone, T>(source: SourceId, map: &HashMap<K, Versions<T>>, is_meant: impl Fn(&K) -> bool) -> Vec<K> {
+    let held = map.iter().filter(|(_, versions)| versions.iter().any(|(id, _)| *id == source));
+    held.filter(|(key, _)| is_meant(key)).map(|(key, _)| key.clone()).collect()
+}
+
+fn own_version<'a, K: Hash + Eq, T>(map: &'a HashMap<K, Versions<T>>, key: &K, source: SourceId) -> Option<&'a Arc<T>> {
+    map.get(key)?.iter().find(|(id, _)| *id == source).map(|(_, value)| value)
+}
+
+/// What counted before and what counts now.
+type Change<T> = (Option<Arc<T>>, Option<Arc<T>>);
+
+/// Puts what a source says in place of what it said. `None` if nothing changes that counts.
+fn put<K: Hash + Eq + Clone, T: PartialEq>(
+    map: &mut HashMap<K, Versions<T>>,
+    source: SourceId,
+    key: &K,
+    value: Option<Arc<T>>,
+) -> Option<Change<T>> {
+    if value.is_none() && !map.contains_key(key) {
+        return None;
+    }
+    let versions = map.entry(key.clone()).or_default();
+    let before = versions.first().map(|(_, value)| value.clone());
+    let place = versions.binary_search_by_key(&source, |(id, _)| *id);
+    match (place, value) {
+        (Ok(place), Some(value)) => versions[place].1 = value,
+        (Err(place), Some(value)) => versions.insert(place, (source, value)),
+        (Ok(place), None) => drop(versions.remove(place)),
+        (Err(_), None) => {}
+    }
+    let after = versions.first().map(|(_, value)| value.clone());
+    if versions.is_empty() {
+        map.remove(key);
+    }
+    (before != after).then_some((before, after))
+}
+
+fn is_alike<T>(before: &Option<Arc<T>>, after: &Option<Arc<T>>, alike: fn(&T, &T) -> bool) -> bool {
+    matches!((before, after), (Some(before), Some(after)) if alike(before, after))
+}
+
+/// New checks with the outcomes of the old ones of the same ids; `None` if there are none such.
+fn carry_over(new: &[Check], old: &[Check]) -> Option<Vec<Check>> {
+    let known = |check: &Check| old.iter().find(|old| old.id == check.id);
+    new.iter().any(|check| known(check).is_some()).then(|| {
+        let carry = |check: &Check| match known(check) {
+            Some(old) => Check { status: old.status, output: old.output.clone(), ..check.clone() },
+            None => check.clone(),
+        };
+        new.iter().map(carry).collect()
+    })
+}
+
+#[cfg(test)]
+#[path = "registry_tests.rs"]
+mod tests;

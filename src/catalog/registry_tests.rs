@@ -1,0 +1,275 @@
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Instant};
+
+use super::*;
+use crate::{
+    catalog::{Registration, Role, Weights},
+    wire::{Class, Question, Rcode, Rtype},
+};
+
+const FILES: SourceId = SourceId(0);
+const AGENT: SourceId = SourceId(1);
+
+fn check(id: &str, status: Status) -> Check {
+    Check { id: id.into(), name: id.into(), notes: "".into(), status, output: "".into() }
+}
+
+fn node(name: &str, address: [u8; 4]) -> Arc<Node> {
+    Arc::new(Node {
+        name: name.into(),
+        datacenter: "dc1".into(),
+        address: Host::Ip(address.into()),
+        tagged: BTreeMap::new(),
+        meta: BTreeMap::new(),
+        checks: vec![check("node", Status::Passing)],
+    })
+}
+
+fn instance(node: &str, service: &str, port: u16, status: Status) -> Arc<Instance> {
+    let registration = Registration {
+        node: NodeKey::new("dc1", node),
+        id: service.into(),
+        service: service.into(),
+        tags: Vec::new(),
+        address: None,
+        port,
+        tagged: BTreeMap::new(),
+        meta: BTreeMap::new(),
+        weights: Weights::default(),
+        role: Role::Plain,
+    };
+    Arc::new(Instance { registration: registration.into(), checks: vec![check(service, status)] })
+}
+
+/// Three nodes with an instance each of web and db.
+fn set() -> Set {
+    let nodes = (1..=3).map(|n| node(&format!("n{n}"), [192, 0, 2, n])).collect();
+    let instances =
+        (1..=3).flat_map(|n| ["web", "db"].map(|service| instance(&format!("n{n}"), service, 80, Status::Passing)));
+    Set { nodes, instances: instances.collect() }
+}
+
+fn registry(settings: &str) -> Registry {
+    let mut registry = Registry::new(Settings::example(settings));
+    registry.publish(FILES, set(), Outcomes::Ours, Moment::default());
+    registry
+}
+
+fn service_slot(name: &str) -> Slot {
+    Slot::of(&ServiceKey::new(Kind::Service, "dc1", name))
+}
+
+fn node_slot(name: &str) -> Slot {
+    Slot::of(&NodeKey::new("dc1", name))
+}
+
+fn address_slot(address: [u8; 4]) -> Slot {
+    Slot::of(&IpAddr::from(address))
+}
+
+/// The last octets of the addresses that a name has.
+fn ask(registry: &Registry, qname: &str) -> Vec<u8> {
+    let question = Question { qname: qname.parse().unwrap(), qtype: Rtype::A, qclass: Class::IN };
+    let answer = registry.snapshot().answer(&question, 0, 0).answer.unwrap();
+    assert_eq!(answer.rcode == Rcode::NXDOMAIN, answer.answer.is_empty());
+    answer.answer.iter().map(|record| record.rdata[3]).collect()
+}
+
+fn sorted(mut slots: Vec<Slot>) -> Vec<Slot> {
+    slots.sort();
+    slots.dedup();
+    slots
+}
+
+fn flip(registry: &mut Registry, node: &str, service: Option<&str>, status: Status) -> Changes {
+    let key = CheckKey {
+        node: NodeKey::new("dc1", node),
+        service_id: service.map(Into::into),
+        check: service.unwrap_or("node").into(),
+    };
+    registry.set_check(FILES, &key, status, "said", Moment::default())
+}
+
+#[test]
+fn a_change_names_what_it_voids_and_nothing_else() {
+    let mut registry = registry("");
+    let version = registry.snapshot().version();
+
+    let changes = flip(&mut registry, "n1", Some("web"), Status::Critical);
+    assert_eq!(changes, Changes { version: version + 1, slots: vec![service_slot("web")] });
+    assert_eq!(
+        (ask(&registry, "web.service.consul"), ask(&registry, "db.service.consul")),
+        (vec![2, 3], vec![1, 2, 3])
+    );
+
+    // Another output is another snapshot, but no other answer.
+    let changes = registry.set_check(
+        FILES,
+        &CheckKey { node: NodeKey::new("dc1", "n1"), service_id: Some("web".into()), check: "web".into() },
+        Status::Critical,
+        "more",
+        Moment::default(),
+    );
+    assert_eq!(changes, Changes { version: version + 2, slots: vec![] });
+    let snapshot = registry.snapshot();
+    let web = snapshot.service(&ServiceKey::new(Kind::Service, "dc1", "web")).unwrap();
+    assert_eq!(&*web.instances[0].checks[0].output, "more");
+
+    // Nothing new, or nothing known: nothing changes.
+    assert_eq!(flip(&mut registry, "n2", Some("db"), Status::Passing).slots, []);
+    assert_eq!(flip(&mut registry, "n9", Some("db"), Status::Passing), Changes { version: version + 3, slots: vec![] });
+
+    // A node's check counts for all that is on it.
+    let changes = flip(&mut registry, "n2", None, Status::Critical);
+    assert_eq!(changes.slots, sorted(vec![service_slot("web"), service_slot("db"), node_slot("n2")]));
+    assert_eq!((ask(&registry, "web.service.consul"), ask(&registry, "db.service.consul")), (vec![3], vec![1, 3]));
+}
+
+#[test]
+fn a_source_publishes_complete_sets() {
+    let mut registry = registry("");
+    let version = registry.snapshot().version();
+    let again = registry.publish(FILES, set(), Outcomes::Ours, Moment::default());
+    assert_eq!(again, Changes { version, slots: vec![] }, "the same is no change");
+
+    let mut smaller = set();
+    smaller.nodes.pop();
+    smaller.instances.retain(|instance| instance.registration.node.name() != "n3");
+    smaller.nodes[0] = node("n1", [192, 0, 2, 9]);
+    let changes = registry.publish(FILES, smaller, Outcomes::Ours, Moment::default());
+    let mut expected = vec![service_slot("web"), service_slot("db"), node_slot("n1"), node_slot("n3")];
+    expected.extend([1, 3, 9].map(|octet| address_slot([192, 0, 2, octet])));
+    assert_eq!(changes.slots, sorted(expected));
+    assert_eq!(ask(&registry, "web.service.consul"), [9, 2]);
+    assert!(ask(&registry, "n3.node.consul").is_empty());
+
+    registry.publish(FILES, Set::default(), Outcomes::Ours, Moment::default());
+    assert!(ask(&registry, "web.service.consul").is_empty());
+    let snapshot = registry.snapshot();
+    assert_eq!((snapshot.nodes().count(), snapshot.services().count()), (0, 0));
+    assert!(registry.members.is_empty() && registry.on_node.is_empty() && registry.snapshot.holders.is_empty());
+}
+
+#[test]
+fn outcomes_of_our_own_checks_outlive_a_new_set() {
+    let mut registry = registry("");
+    flip(&mut registry, "n1", Some("web"), Status::Critical);
+    flip(&mut registry, "n2", None, Status::Warning);
+    let changes = registry.publish(FILES, set(), Outcomes::Ours, Moment::default());
+    assert_eq!((changes.slots, ask(&registry, "web.service.consul")), (vec![], vec![2, 3]));
+    // Another registration with the same check keeps its outcome too.
+    let mut other = set();
+    other.instances[0] = instance("n1", "web", 81, Status::Passing);
+    registry.publish(FILES, other, Outcomes::Ours, Moment::default());
+    assert_eq!(ask(&registry, "web.service.consul"), [2, 3]);
+    registry.publish(FILES, set(), Outcomes::Published, Moment::default());
+    assert_eq!(ask(&registry, "web.service.consul"), [1, 2, 3]);
+}
+
+#[test]
+fn of_two_sources_the_first_is_believed() {
+    let mut registry = registry("");
+    let mut theirs = set();
+    theirs.nodes[0] = node("n1", [192, 0, 2, 99]);
+    theirs.instances[0] = instance("n1", "web", 1, Status::Critical);
+    theirs.instances.push(instance("n3", "only", 1, Status::Passing));
+    let changes = registry.publish(AGENT, theirs, Outcomes::Published, Moment::default());
+    assert_eq!(changes.slots, [service_slot("only")]);
+    assert_eq!((ask(&registry, "web.service.consul"), ask(&registry, "only.service.consul")), (vec![1, 2, 3], vec![3]));
+
+    registry.publish(FILES, Set::default(), Outcomes::Ours, Moment::default());
+    assert_eq!(ask(&registry, "web.service.consul"), [2, 3], "now the second has the word");
+    assert_eq!(ask(&registry, "n1.node.consul"), [99]);
+}
+
+#[test]
+fn one_service_can_be_published_alone() {
+    let mut registry = registry("");
+    let key = ServiceKey::new(Kind::Service, "dc1", "web");
+    let alone =
+        Set { nodes: vec![node("n4", [192, 0, 2, 4])], instances: vec![instance("n4", "web", 1, Status::Passing)] };
+    let changes = registry.publish_service(FILES, &key, alone, Outcomes::Published, Moment::default());
+    assert_eq!(changes.slots, sorted(vec![service_slot("web"), node_slot("n4"), address_slot([192, 0, 2, 4])]));
+    assert_eq!((ask(&registry, "web.service.consul"), ask(&registry, "db.service.consul")), (vec![4], vec![1, 2, 3]));
+}
+
+#[test]
+fn an_address_keeps_its_name_while_any_has_it() {
+    let mut registry = Registry::new(Settings::example(""));
+    let with_address = |node: &str| {
+        let plain = instance(node, "web", 1, Status::Passing);
+        let address = Some(Host::Ip([192, 0, 2, 50].into()));
+        let registration = Registration { address, ..Registration::clone(&plain.registration) };
+        Arc::new(Instance { registration: registration.into(), checks: Vec::new() })
+    };
+    let publish = |registry: &mut Registry, instances: Vec<Arc<Instance>>| {
+        registry.publish(FILES, Set { nodes: vec![], instances }, Outcomes::Ours, Moment::default());
+        registry.snapshot().holder([192, 0, 2, 50].into()).is_some()
+    };
+    assert!(publish(&mut registry, vec![with_address("a"), with_address("b")]));
+    assert!(publish(&mut registry, vec![with_address("b")]));
+    assert!(!publish(&mut registry, vec![]));
+}
+
+#[test]
+fn a_policy_is_kept_from_change_to_change_and_woken_when_due() {
+    let at = |second: u64| Moment::from_millis(1_000_000 + second * 1000);
+    let settings = "service.web = { policy = \"one\", order = [\"n1\"], hold_down = \"30s\" }";
+    let mut registry = Registry::new(Settings::example(settings));
+    registry.publish(FILES, set(), Outcomes::Ours, at(0));
+    assert_eq!((ask(&registry, "web.service.consul"), ask(&registry, "db.service.consul")), (vec![1], vec![1, 2, 3]));
+    let flip = |registry: &mut Registry, node: &str, status, now| {
+        let key = CheckKey { node: NodeKey::new("dc1", node), service_id: None, check: "node".into() };
+        registry.set_check(FILES, &key, status, "", now)
+    };
+    flip(&mut registry, "n1", Status::Critical, at(1));
+    assert_eq!(ask(&registry, "web.service.consul"), [2]);
+    flip(&mut registry, "n1", Status::Passing, at(10));
+    registry.publish(FILES, set(), Outcomes::Ours, at(11)); // a reload moves nothing
+    registry.reconfigure(Settings::example(settings), at(12));
+    assert_eq!((ask(&registry, "web.service.consul"), registry.wake()), (vec![2], Some(at(40))));
+    assert_eq!(registry.tick(at(39)).slots, []);
+    assert_eq!(registry.tick(at(40)).slots, [service_slot("web")]);
+    assert_eq!((ask(&registry, "web.service.consul"), registry.wake()), (vec![1], None));
+
+    // An operator takes the node out.
+    let mut maintained = set();
+    let mut out = Node::clone(&maintained.nodes[0]);
+    out.checks.push(check("_node_maintenance", Status::Critical));
+    maintained.nodes[0] = out.into();
+    registry.publish(FILES, maintained, Outcomes::Ours, at(50));
+    assert_eq!(ask(&registry, "web.service.consul"), [2]);
+    // The policy goes, and all are back.
+    let changes = registry.reconfigure(Settings::example(""), at(60));
+    assert_eq!((ask(&registry, "web.service.consul"), changes.slots.len()), (vec![2, 3], super::super::SLOTS));
+}
+
+#[test]
+fn another_datacenter_has_other_names_for_its_addresses() {
+    let mut registry = registry("datacenter = \"dc2\"");
+    assert!(registry.snapshot().holder(Ipv4Addr::new(192, 0, 2, 1).into()).is_none());
+    registry.reconfigure(Settings::example(""), Moment::default());
+    assert!(registry.snapshot().holder(Ipv4Addr::new(192, 0, 2, 1).into()).is_some());
+}
+
+/// DESIGN: 10,000 services of 10 instances are there in a second, and a change costs what it changes.
+#[test]
+fn a_change_costs_what_it_touches() {
+    let nodes = (0..100).map(|n| node(&format!("n{n}"), [10, 0, 0, n])).collect();
+    let instances = (0..10_000).flat_map(|service| {
+        (0..10).map(move |n| instance(&format!("n{}", (service + n) % 100), &format!("s{service}"), 1, Status::Passing))
+    });
+    let set = Set { nodes, instances: instances.collect() };
+    let mut registry = Registry::new(Settings::example(""));
+    let begin = Instant::now();
+    registry.publish(FILES, set, Outcomes::Ours, Moment::default());
+    let built = begin.elapsed();
+    let held = registry.snapshot();
+    let begin = Instant::now();
+    for round in 0..1000 {
+        let status = if round % 2 == 0 { Status::Critical } else { Status::Passing };
+        flip(&mut registry, &format!("n{}", round % 100), Some(&format!("s{}", round % 100)), status);
+    }
+    let flipped = begin.elapsed() / 1000;
+    assert_eq!(held.service(&ServiceKey::new(Kind::Service, "dc1", "s0")).unwrap().instances.len(), 10);
+    assert!(flipped * 1000 < built, "a change costs like building all");
+}

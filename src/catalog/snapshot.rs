@@ -1,0 +1,195 @@
+//! The catalog at one moment: immutable, shared by all who answer from it.
+//!
+//! What did not change from one snapshot to the next is shared between the two, so that a change costs what it touches
+//! and not what there is.
+
+use std::{
+    hash::{BuildHasher, Hash},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use foldhash::fast::{FixedState, RandomState};
+use rpds::{HashTrieMapSync, RedBlackTreeSetSync};
+
+use super::{
+    Settings,
+    health::Status,
+    model::{Instance, InstanceKey, Kind, Node, NodeKey, ServiceKey},
+};
+
+/// The catalog at one moment.
+#[derive(Clone)]
+pub struct Snapshot {
+    pub(super) version: u32,
+    pub(super) settings: Arc<Settings>,
+    pub(super) nodes: HashTrieMapSync<NodeKey, Arc<Node>, RandomState>,
+    pub(super) services: HashTrieMapSync<ServiceKey, Arc<Service>, RandomState>,
+    pub(super) holders: RedBlackTreeSetSync<(IpAddr, Holder)>,
+}
+
+/// The instances that one name finds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// All of them, healthy or not, by node and id; at least one.
+    pub instances: Vec<Arc<Instance>>,
+    /// Under a policy or a guard, the places of those that are given.
+    pub(super) chosen: Option<Chosen>,
+}
+
+/// What a policy or a guard has decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Chosen {
+    pub places: Vec<usize>,
+    pub guarded: bool,
+}
+
+/// An instance that is given, with what its records are made of.
+#[derive(Clone, Copy)]
+pub(super) struct Given<'a> {
+    pub instance: &'a Instance,
+    pub node: Option<&'a Node>,
+    pub status: Status,
+}
+
+/// Who has an address. Nodes come before services.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Holder {
+    Node(NodeKey),
+    /// The service in lower case, so that they are in its order; as registered; the instance.
+    Service(Arc<str>, Arc<str>, InstanceKey),
+}
+
+/// One of [`SLOTS`] places into which all that answers are made of is hashed.
+///
+/// An answer names its slots, and so does a change. Whoever keeps answers notes for each slot the version of the last
+/// change to it, and with each answer the version that it was made of: the answer holds as long as no slot of its own has
+/// a later one. An answer made of a snapshot that is replaced meanwhile is void by that rule, however late it is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(u16);
+
+/// How many slots there are.
+pub const SLOTS: usize = 4096;
+
+impl Slot {
+    pub(super) fn of(what: &impl Hash) -> Self {
+        // Seeds that are the same for all, so that whoever asks and whoever changes agree.
+        Self((FixedState::default().hash_one(what) % SLOTS as u64) as u16)
+    }
+
+    /// All of them.
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        (0..SLOTS as u16).map(Self)
+    }
+
+    /// Its place, below [`SLOTS`].
+    pub fn index(self) -> usize {
+        self.0.into()
+    }
+}
+
+impl Snapshot {
+    /// An empty catalog.
+    pub(super) fn new(settings: Arc<Settings>) -> Self {
+        Self {
+            version: 0,
+            settings,
+            nodes: HashTrieMapSync::new_with_hasher_and_ptr_kind(RandomState::default()),
+            services: HashTrieMapSync::new_with_hasher_and_ptr_kind(RandomState::default()),
+            holders: RedBlackTreeSetSync::new_sync(),
+        }
+    }
+
+    /// Its number: later snapshots have greater ones.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// What its answers depend on besides the catalog.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// A node.
+    pub fn node(&self, key: &NodeKey) -> Option<&Arc<Node>> {
+        self.nodes.get(key)
+    }
+
+    /// All nodes, in no order.
+    pub fn nodes(&self) -> impl Iterator<Item = (&NodeKey, &Arc<Node>)> {
+        self.nodes.iter()
+    }
+
+    /// The instances of a service.
+    pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
+        self.services.get(key)
+    }
+
+    /// All services, in no order.
+    pub fn services(&self) -> impl Iterator<Item = (&ServiceKey, &Arc<Service>)> {
+        self.services.iter().filter(|(key, _)| key.kind() == Kind::Service)
+    }
+
+    /// The status of an instance with that of its node.
+    pub fn status(&self, instance: &Instance) -> Status {
+        let node = self.nodes.get(&instance.registration.node);
+        node.map_or(Status::Passing, |node| node.status()).max(instance.status())
+    }
+
+    /// The instances that are given to whoever asks, all or those with a tag.
+    pub(super) fn given<'a>(&'a self, service: &'a Service, tag: Option<&str>) -> Vec<Given<'a>> {
+        let all = 0..service.instances.len();
+        let given = |place: usize| {
+            let instance = service.instances.get(place)?;
+            let node = self.nodes.get(&instance.registration.node).map(|node| &**node);
+            Some(Given { instance, node, status: self.status(instance) })
+        };
+        let has_tag = |given: &Given| match tag {
+            None => true,
+            Some(tag) => given.instance.registration.tags.iter().any(|own| own.to_lowercase() == tag),
+        };
+        match &service.chosen {
+            Some(chosen) => chosen.places.iter().copied().filter_map(given).filter(has_tag).collect(),
+            None => {
+                all.filter_map(given).filter(|given| self.settings.is_healthy(given.status)).filter(has_tag).collect()
+            }
+        }
+    }
+
+    /// Who has an address, the first that there is.
+    pub(super) fn holder(&self, address: IpAddr) -> Option<&Holder> {
+        let (_, holder) = self.holders.range((address, Holder::first())..).next().filter(|(ip, _)| *ip == address)?;
+        Some(holder)
+    }
+}
+
+impl Service {
+    /// The name, as the first of its instances was registered.
+    pub fn name(&self) -> &str {
+        self.instances.first().map_or("", |instance| &instance.registration.service)
+    }
+
+    /// Whether instances are given that are not healthy, for there are too few others.
+    pub fn is_guarded(&self) -> bool {
+        self.chosen.as_ref().is_some_and(|chosen| chosen.guarded)
+    }
+
+    /// Whether a policy or a guard decides which instances are given: then nobody else may answer for it.
+    pub fn is_ruled(&self) -> bool {
+        self.chosen.is_some()
+    }
+}
+
+impl Settings {
+    /// Whether what has this status is given.
+    pub(super) fn is_healthy(&self, status: Status) -> bool {
+        status <= if self.only_passing { Status::Passing } else { Status::Warning }
+    }
+}
+
+impl Holder {
+    /// None is before this.
+    fn first() -> Self {
+        Self::Node(NodeKey::new("", ""))
+    }
+}
