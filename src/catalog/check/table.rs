@@ -1,0 +1,337 @@
+//! All checks with their states: what is to run now, and what is news.
+//!
+//! This is the runner without clock, sockets and tasks.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+};
+
+use rand::Rng;
+use slab::Slab;
+use tokio::sync::oneshot;
+
+use super::{
+    Check, Error, Event, Id,
+    definition::{Alias, Kind, Probe},
+    guard::Sighting,
+    schedule::{Schedule, next_start},
+    state::{Outcome, State, head},
+};
+use crate::{catalog::health::Status, clock::Moment};
+
+/// All checks.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    slots: Slab<Slot>,
+    keys: HashMap<Id, usize>,
+    schedule: Schedule,
+    /// Slots with `is_news`, in the order in which they have become so; a slot may have been removed since.
+    news: VecDeque<usize>,
+    aliases: HashSet<usize>,
+    /// Whether something has changed that aliases may follow.
+    aliases_lag: bool,
+    /// Numbers the uses of slots, for the same key may mean another check when a probe ends.
+    uses: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    check: Check,
+    state: State,
+    usage: u64,
+    /// When the probe is to start, or the TTL ends. None while the probe runs.
+    due: Option<Moment>,
+    running: Option<Running>,
+    is_news: bool,
+    /// Whether it was said that the service should go.
+    is_given_up: bool,
+}
+
+#[derive(Debug)]
+struct Running {
+    started: Moment,
+    /// Dropped with the slot, it ends the probe.
+    _canceler: oneshot::Sender<()>,
+}
+
+/// A probe to be run.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub check: Check,
+    pub ticket: Ticket,
+    /// Ends, when the result is not wanted any more.
+    pub canceled: oneshot::Receiver<()>,
+}
+
+/// Whose result it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ticket {
+    key: usize,
+    usage: u64,
+}
+
+impl Table {
+    /// Starts a check. One with the same id is replaced and leaves its state behind.
+    pub fn start(&mut self, check: Check, now: Moment, rng: &mut impl Rng) {
+        self.uses += 1;
+        let key = match self.keys.get(&check.id) {
+            Some(&key) => {
+                let slot = &mut self.slots[key];
+                if slot.check == check {
+                    return;
+                }
+                slot.check = check;
+                slot.state.start_over();
+                (slot.running, slot.usage) = (None, self.uses);
+                key
+            }
+            None => {
+                let state = State::new(check.definition.initial, now);
+                let (id, usage) = (check.id.clone(), self.uses);
+                let slot = Slot { check, state, usage, due: None, running: None, is_news: false, is_given_up: false };
+                let key = self.slots.insert(slot);
+                self.keys.insert(id, key);
+                key
+            }
+        };
+        self.aliases.remove(&key);
+        self.aliases_lag = true;
+        let slot = &mut self.slots[key];
+        slot.due = match slot.check.definition.kind {
+            Kind::Probe { interval, .. } => Some(now + slot.step(interval, rng)),
+            Kind::Ttl(ttl) => Some(now + ttl),
+            Kind::Alias(_) => {
+                self.aliases.insert(key);
+                None
+            }
+        };
+        self.arm(key);
+    }
+
+    /// Ends a check.
+    pub fn stop(&mut self, id: &Id) {
+        if let Some(key) = self.keys.remove(id) {
+            self.slots.remove(key);
+            self.schedule.set(key, None);
+            self.aliases.remove(&key);
+            self.aliases_lag = true;
+        }
+    }
+
+    /// Ends all checks but these, and starts those of them that do not run as they should.
+    pub fn replace(&mut self, checks: Vec<Check>, now: Moment, rng: &mut impl Rng) {
+        let wanted: HashSet<&Id> = checks.iter().map(|check| &check.id).collect();
+        let gone: Vec<Id> = self.keys.keys().filter(|id| !wanted.contains(id)).cloned().collect();
+        for id in gone {
+            self.stop(&id);
+        }
+        for check in checks {
+            self.start(check, now, rng);
+        }
+    }
+
+    /// Tells a TTL check its state.
+    pub fn tell(&mut self, id: &Id, status: Status, output: &str, now: Moment) -> Result<(), Error> {
+        let &key = self.keys.get(id).ok_or(Error::Unknown)?;
+        let slot = &mut self.slots[key];
+        let Kind::Ttl(ttl) = slot.check.definition.kind else { return Err(Error::NotTtl) };
+        let output = head(output, slot.check.definition.output_bytes);
+        slot.due = Some(now + ttl);
+        let is_news = slot.state.tell(status, output.into(), now);
+        self.follow_up(key, is_news);
+        Ok(())
+    }
+
+    /// Does what is due, up to the next probe that is to start.
+    pub fn next_job(&mut self, now: Moment) -> Option<Job> {
+        while let Some(key) = self.schedule.take_due(now) {
+            let slot = &mut self.slots[key];
+            if slot.is_overdue(now) {
+                slot.is_given_up = true;
+                self.mark_news(key);
+            }
+            let slot = &mut self.slots[key];
+            if slot.due.is_none_or(|due| due > now) {
+                self.arm(key);
+                continue;
+            }
+            slot.due = None;
+            if let Kind::Probe { .. } = slot.check.definition.kind {
+                let (canceler, canceled) = oneshot::channel();
+                slot.running = Some(Running { started: now, _canceler: canceler });
+                let job = Job { check: slot.check.clone(), ticket: Ticket { key, usage: slot.usage }, canceled };
+                self.arm(key);
+                return Some(job);
+            }
+            let is_news = slot.state.expire(now);
+            self.follow_up(key, is_news);
+        }
+        None
+    }
+
+    /// Takes the result of a probe.
+    pub fn finish(&mut self, ticket: Ticket, outcome: Outcome, now: Moment, rng: &mut impl Rng) {
+        let Some(slot) = self.slots.get_mut(ticket.key).filter(|slot| slot.usage == ticket.usage) else { return };
+        let (Some(running), &Kind::Probe { interval, .. }) = (slot.running.take(), &slot.check.definition.kind) else {
+            return;
+        };
+        let is_news = slot.state.settle(outcome, slot.check.definition.thresholds, now);
+        let wait = slot.step(interval, rng);
+        slot.due = Some(next_start(running.started, wait, now));
+        self.follow_up(ticket.key, is_news);
+    }
+
+    /// The next moment at which something is due.
+    pub fn next_due(&self) -> Option<Moment> {
+        self.schedule.next()
+    }
+
+    pub fn has_news(&self) -> bool {
+        !self.news.is_empty()
+    }
+
+    /// The state of a check that has news. What has changed since the news came up is in it.
+    pub fn next_news(&mut self, now: Moment) -> Option<Event> {
+        loop {
+            let key = self.news.pop_front()?;
+            if let Some(slot) = self.slots.get_mut(key).filter(|slot| slot.is_news) {
+                slot.is_news = false;
+                return Some(slot.event(now));
+            }
+        }
+    }
+
+    /// Lets the aliases follow, if there is anything new to follow.
+    pub fn follow(&mut self, now: Moment) {
+        if !std::mem::take(&mut self.aliases_lag) || self.aliases.is_empty() {
+            return;
+        }
+        let index = self.index();
+        let verdicts: Vec<_> = self.aliases.iter().map(|&key| (key, self.verdict(key, &index))).collect();
+        for (key, (status, output)) in verdicts {
+            let slot = &mut self.slots[key];
+            let output = head(&output, slot.check.definition.output_bytes);
+            let is_news = slot.state.tell(status, output.into(), now);
+            self.arm(key);
+            if is_news {
+                self.mark_news(key);
+            }
+        }
+    }
+
+    /// The state of a check.
+    pub fn event(&self, id: &Id, now: Moment) -> Option<Event> {
+        self.keys.get(id).map(|&key| self.slots[key].event(now))
+    }
+
+    /// What the probes of some checks have seen.
+    pub fn sightings(&self, mut is_wanted: impl FnMut(&Check) -> bool) -> Vec<Sighting> {
+        let slots = self.slots.iter().map(|(_, slot)| slot).filter(|slot| is_wanted(&slot.check));
+        slots.filter_map(Slot::sighting).collect()
+    }
+
+    fn follow_up(&mut self, key: usize, is_news: bool) {
+        self.arm(key);
+        if is_news {
+            self.mark_news(key);
+            self.aliases_lag = true;
+        }
+    }
+
+    fn mark_news(&mut self, key: usize) {
+        if !std::mem::replace(&mut self.slots[key].is_news, true) {
+            self.news.push_back(key);
+        }
+    }
+
+    fn arm(&mut self, key: usize) {
+        let slot = &mut self.slots[key];
+        if slot.state.status() != Status::Critical {
+            slot.is_given_up = false;
+        }
+        let wake = [slot.due, slot.gives_up_at().filter(|_| !slot.is_given_up)].into_iter().flatten().min();
+        self.schedule.set(key, wake);
+    }
+
+    /// The checks of each service, and of each node itself.
+    fn index(&self) -> HashMap<(String, Option<&str>), Vec<usize>> {
+        let mut index: HashMap<_, Vec<usize>> = HashMap::new();
+        for (key, slot) in &self.slots {
+            let place = (slot.check.id.node.to_ascii_lowercase(), slot.check.service.as_deref());
+            index.entry(place).or_default().push(key);
+        }
+        index
+    }
+
+    /// What an alias says. It stands for the checks at the end of all aliases that it leads to, so that a circle of
+    /// them cannot keep itself critical.
+    fn verdict(&self, alias: usize, index: &HashMap<(String, Option<&str>), Vec<usize>>) -> (Status, String) {
+        let (mut seen, mut to_follow) = (HashSet::from([alias]), vec![alias]);
+        let mut worst: Option<&Slot> = None;
+        while let Some(key) = to_follow.pop() {
+            let slot = &self.slots[key];
+            let Kind::Alias(Alias { node, service }) = &slot.check.definition.kind else {
+                if worst.is_none_or(|worst| worst.state.status() < slot.state.status()) {
+                    worst = Some(slot);
+                }
+                continue;
+            };
+            let node = node.as_deref().unwrap_or(&slot.check.id.node).to_ascii_lowercase();
+            let places = [Some((node.clone(), None)), service.as_deref().map(|service| (node, Some(service)))];
+            let followed = places.iter().flatten().filter_map(|place| index.get(place)).flatten();
+            to_follow.extend(followed.filter(|&&key| seen.insert(key)));
+        }
+        match worst {
+            None => (Status::Passing, "No checks found.".to_owned()),
+            Some(slot) if slot.state.status() == Status::Passing => (Status::Passing, "All checks passing.".to_owned()),
+            Some(slot) => {
+                let name = slot.check.definition.name.as_deref().unwrap_or(&slot.check.id.check);
+                (slot.state.status(), format!("Aliased check {name:?} failing: {}", slot.state.output()))
+            }
+        }
+    }
+}
+
+impl Slot {
+    fn step(&mut self, interval: std::time::Duration, rng: &mut impl Rng) -> std::time::Duration {
+        let (wait, pace) = self.state.pace.step(interval, rng);
+        self.state.pace = pace;
+        wait
+    }
+
+    fn gives_up_at(&self) -> Option<Moment> {
+        let after = self.check.definition.deregister_after?;
+        (self.state.status() == Status::Critical).then(|| self.state.since() + after)
+    }
+
+    fn is_overdue(&self, now: Moment) -> bool {
+        self.gives_up_at().is_some_and(|at| at <= now)
+    }
+
+    fn sighting(&self) -> Option<Sighting> {
+        let Kind::Probe { interval, timeout, .. } = self.check.definition.kind else { return None };
+        let (reach, since) = self.state.reach();
+        Some(Sighting { reach, since, delay: interval + timeout })
+    }
+
+    fn event(&self, now: Moment) -> Event {
+        Event {
+            id: self.check.id.clone(),
+            status: self.state.status(),
+            output: Arc::clone(self.state.output()),
+            at: self.state.since(),
+            is_overdue: self.is_overdue(now),
+        }
+    }
+}
+
+impl Job {
+    pub fn is_script(&self) -> bool {
+        matches!(self.check.definition.kind, Kind::Probe { probe: Probe::Script(_), .. })
+    }
+}
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;

@@ -1,0 +1,200 @@
+use std::time::Duration;
+
+use rand::{SeedableRng, rngs::SmallRng};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::*;
+use crate::catalog::check::{Declaration, Reach, Scripts};
+use Status::{Critical, Passing, Warning};
+
+fn at(second: u64) -> Moment {
+    Moment::from_millis(second * 1000)
+}
+
+fn rng() -> SmallRng {
+    SmallRng::seed_from_u64(7)
+}
+
+fn id(name: &str) -> Id {
+    Id { node: Arc::from("n1"), check: Arc::from(name) }
+}
+
+/// A check `name` of the service `name`, or of the node if its name begins so.
+fn check(name: &str, keys: serde_json::Value) -> Check {
+    let definition = Declaration::deserialize(keys).unwrap().define(Scripts::Allowed).unwrap();
+    let service = (!name.starts_with("node")).then(|| Arc::from(name));
+    Check { id: id(name), service, definition: Arc::new(definition) }
+}
+
+fn outcome(status: Status, output: &str) -> Outcome {
+    Outcome { status, output: output.to_owned(), reach: Reach::Answered }
+}
+
+/// The events that are due, as `check status`.
+fn news(table: &mut Table, now: Moment) -> Vec<String> {
+    std::iter::from_fn(|| table.next_news(now)).map(|event| format!("{} {}", event.id.check, event.status)).collect()
+}
+
+#[test]
+fn a_probe_runs_at_its_interval_and_never_twice_at_once() {
+    let (mut table, rng) = (Table::default(), &mut rng());
+    table.start(check("web", json!({"tcp": "a:1", "interval": "10s"})), at(0), rng);
+    let first = table.next_due().unwrap();
+    assert!(first <= at(3));
+    let job = table.next_job(first).unwrap();
+    assert!(table.next_job(at(100)).is_none(), "it runs already");
+    assert_eq!(table.next_due(), None);
+
+    table.finish(job.ticket, outcome(Passing, "ok"), first + Duration::from_millis(5), rng);
+    assert_eq!(news(&mut table, first), ["web passing"]);
+    let second = table.next_due().unwrap();
+    assert!(first + Duration::from_secs(1) <= second && second <= first + Duration::from_secs(10));
+
+    let job = table.next_job(second).unwrap();
+    table.finish(job.ticket, outcome(Passing, "ok"), second, rng);
+    assert_eq!(news(&mut table, second), [""; 0], "the same again is no news");
+    let third = table.next_due().unwrap().since(second).as_millis();
+    assert!((9500..=10_500).contains(&third), "{third}");
+}
+
+#[test]
+fn news_wait_in_line_once_and_are_of_the_present() {
+    let (mut table, rng) = (Table::default(), &mut rng());
+    table.start(check("a", json!({"ttl": "30s"})), at(0), rng);
+    table.start(check("b", json!({"ttl": "30s"})), at(0), rng);
+    for (name, status) in [("a", Passing), ("b", Passing), ("a", Warning), ("a", Critical)] {
+        table.tell(&id(name), status, "told", at(1)).unwrap();
+    }
+    assert_eq!(news(&mut table, at(1)), ["a critical", "b passing"]);
+    table.tell(&id("a"), Passing, "told", at(1)).unwrap();
+    table.stop(&id("a"));
+    assert_eq!(news(&mut table, at(1)), [""; 0], "what is gone has no news");
+}
+
+#[test]
+fn a_ttl_check_lives_as_long_as_it_is_told() {
+    let (mut table, rng) = (Table::default(), &mut rng());
+    table.start(check("web", json!({"ttl": "30s", "status": "passing"})), at(0), rng);
+    table.tell(&id("web"), Passing, &"x".repeat(5000), at(20)).unwrap();
+    assert_eq!(
+        table.event(&id("web"), at(20)).unwrap().output.len(),
+        4096 + " ... (captured 4096 of 5000 bytes)".len()
+    );
+    assert_eq!(table.next_due(), Some(at(50)));
+    assert!(table.next_job(at(50)).is_none());
+    assert_eq!(news(&mut table, at(50)), ["web critical"]);
+    table.tell(&id("web"), Warning, "", at(60)).unwrap();
+    assert_eq!(news(&mut table, at(60)), ["web warning"]);
+
+    table.start(check("db", json!({"tcp": "a:1", "interval": "10s"})), at(0), rng);
+    assert_eq!(table.tell(&id("db"), Passing, "", at(1)), Err(Error::NotTtl));
+    assert_eq!(table.tell(&id("none"), Passing, "", at(1)), Err(Error::Unknown));
+}
+
+#[test]
+fn an_alias_follows_the_checks_of_service_and_node() {
+    for (told, expected, text) in [
+        (vec![("db", Passing), ("node", Passing)], Passing, "All checks passing."),
+        (vec![("db", Warning), ("node", Passing)], Warning, "Aliased check \"db\" failing: told"),
+        (vec![("db", Warning), ("node", Critical)], Critical, "Aliased check \"node\" failing: told"),
+        (vec![("db", Passing), ("node", Passing), ("other", Critical)], Passing, "All checks passing."),
+    ] {
+        let (mut table, rng) = (Table::default(), &mut rng());
+        for name in ["db", "node", "other"] {
+            table.start(check(name, json!({"ttl": "30s"})), at(0), rng);
+        }
+        table.start(check("web", json!({"alias_service": "db", "alias_node": "N1"})), at(0), rng);
+        for &(name, status) in &told {
+            table.tell(&id(name), status, "told", at(1)).unwrap();
+        }
+        table.follow(at(1));
+        let event = table.event(&id("web"), at(1)).unwrap();
+        assert_eq!((event.status, &*event.output), (expected, text), "{told:?}");
+    }
+}
+
+#[test]
+fn aliases_in_a_circle_recover() {
+    let (mut table, rng) = (Table::default(), &mut rng());
+    table.start(check("a", json!({"alias_service": "b"})), at(0), rng);
+    table.start(check("b", json!({"alias_service": "a"})), at(0), rng);
+    table.start(check("node", json!({"ttl": "30s"})), at(0), rng);
+    for (status, second) in [(Critical, 1), (Passing, 2)] {
+        table.tell(&id("node"), status, "", at(second)).unwrap();
+        table.follow(at(second));
+        for name in ["a", "b"] {
+            assert_eq!(table.event(&id(name), at(second)).unwrap().status, status, "{name}");
+        }
+    }
+    table.stop(&id("node"));
+    table.follow(at(3));
+    assert_eq!(&*table.event(&id("a"), at(3)).unwrap().output, "No checks found.");
+}
+
+#[test]
+fn a_check_that_stays_critical_gives_its_service_up_once() {
+    let (mut table, rng) = (Table::default(), &mut rng());
+    table.start(check("web", json!({"ttl": "30s", "deregister_critical_service_after": "2m"})), at(0), rng);
+    assert!(table.next_job(at(119)).is_none());
+    table.next_news(at(119)).unwrap();
+    assert_eq!(table.next_due(), Some(at(120)));
+    assert!(table.next_job(at(120)).is_none());
+    assert!(table.next_news(at(120)).unwrap().is_overdue);
+    assert_eq!(table.next_due(), None, "said once");
+
+    table.tell(&id("web"), Passing, "", at(200)).unwrap();
+    assert!(!table.next_news(at(200)).unwrap().is_overdue);
+    table.tell(&id("web"), Critical, "", at(210)).unwrap();
+    assert!(!table.next_news(at(210)).unwrap().is_overdue, "the time starts anew");
+    table.next_job(at(330));
+    assert!(table.next_news(at(330)).unwrap().is_overdue);
+}
+
+#[test]
+fn a_check_defined_anew_keeps_its_state_until_it_has_a_result() {
+    let (mut table, rng) = (Table::default(), &mut rng());
+    let tcp = |port: u16, more: &str| {
+        check(
+            "web",
+            json!({"tcp": format!("a:{port}"), "interval": "10s", "failures_before_critical": 3, "notes": more}),
+        )
+    };
+    table.start(tcp(1, ""), at(0), rng);
+    let job = table.next_job(at(3)).unwrap();
+    table.finish(job.ticket, outcome(Passing, "ok"), at(3), rng);
+    let due = table.next_due();
+    table.replace(vec![tcp(1, "")], at(4), rng);
+    assert_eq!(table.next_due(), due, "nothing has changed");
+
+    let mut old = table.next_job(at(20)).unwrap();
+    table.replace(vec![tcp(2, "")], at(20), rng);
+    assert!(matches!(old.canceled.try_recv(), Err(oneshot::error::TryRecvError::Closed)), "the old probe ends");
+    assert_eq!(table.event(&id("web"), at(20)).unwrap().status, Passing);
+    table.finish(old.ticket, outcome(Critical, "old"), at(21), rng);
+    assert_eq!(table.event(&id("web"), at(21)).unwrap().status, Passing, "its result does not count");
+
+    let new = table.next_job(at(23)).unwrap();
+    table.finish(new.ticket, outcome(Critical, "new"), at(23), rng);
+    assert_eq!(table.event(&id("web"), at(23)).unwrap().status, Critical, "the first result counts at once");
+
+    table.replace(vec![check("db", json!({"ttl": "1s"}))], at(24), rng);
+    assert_eq!(table.event(&id("web"), at(24)), None);
+}
+
+#[test]
+fn thousands_of_checks_are_spread_over_their_interval() {
+    let (mut table, rng) = (Table::default(), &mut rng());
+    let checks = (0..2000).map(|n| check(&format!("s{n}"), json!({"tcp": "a:1", "interval": "10s"}))).collect();
+    table.replace(checks, at(0), rng);
+    let mut starts = vec![0; 120];
+    while let Some(now) = table.next_due().filter(|&now| now < at(120)) {
+        let job = table.next_job(now).unwrap();
+        starts[now.as_secs() as usize] += 1;
+        table.finish(job.ticket, outcome(Passing, ""), now, rng);
+    }
+    // 200 in every second on average, once all have got out of step.
+    let late = &starts[60..];
+    assert!(late.iter().all(|starts| (120..=280).contains(starts)), "{starts:?}");
+    assert!((11_700..=12_300).contains(&late.iter().sum::<i32>()), "{starts:?}");
+}
