@@ -1,0 +1,238 @@
+//! Health checks, as Consul defines them, run by us.
+//!
+//! A [`Declaration`] is read from a file or the API and becomes a [`Definition`] if nothing is wrong with it. The
+//! [`Runner`] probes what is due, bounded in how much it does at once, and publishes what is news. One task holds the
+//! time of all checks; a check is a task of its own only while its probe runs.
+
+mod connect;
+mod declaration;
+mod definition;
+mod duration;
+mod guard;
+mod http;
+mod http2;
+mod probe;
+mod schedule;
+mod script;
+mod state;
+mod table;
+
+use std::{collections::VecDeque, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+pub use connect::{Dialer, Resolve, Resolving};
+pub use declaration::Declaration;
+pub use definition::{
+    Alias, Definition, Http, Kind, Probe, Problem, Redirects, Scripts, Target, Thresholds, Tls, Trust,
+};
+pub use duration::GoDuration;
+pub use guard::{Link, Reach, Sighting, cut_off_since};
+
+use crate::{catalog::health::Status, clock::Moment};
+use table::{Job, Table, Ticket};
+
+/// Which check: its id is unique on its node.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Id {
+    /// The name of the node.
+    pub node: Arc<str>,
+    /// The id of the check on that node.
+    pub check: Arc<str>,
+}
+
+/// A check with its place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Check {
+    /// Which one it is.
+    pub id: Id,
+    /// The id of the service whose check it is; none, if it is the node's.
+    pub service: Option<Arc<str>>,
+    /// What it does.
+    pub definition: Arc<Definition>,
+}
+
+/// The state of a check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Which check.
+    pub id: Id,
+    /// How it is.
+    pub status: Status,
+    /// What it has said last.
+    pub output: Arc<str>,
+    /// Since when its status is what it is.
+    pub at: Moment,
+    /// Whether it has been critical for so long that its service is to be deregistered.
+    pub is_overdue: bool,
+}
+
+/// Why a check cannot be told its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// There is no such check.
+    #[error("the check is unknown")]
+    Unknown,
+    /// It finds out by itself.
+    #[error("the check is not a TTL check")]
+    NotTtl,
+}
+
+/// How much is done at once; what is due beyond that waits its turn.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Probes of the network, each a socket. Enough for thousands of silent hosts.
+    pub connections: usize,
+    /// Commands, each a process or several.
+    pub scripts: usize,
+}
+
+/// Runs checks.
+///
+/// News is published through a bounded channel. If nobody reads it, the checks go on, and the news of each is its
+/// latest state: a check waits in line once, however often it changes.
+pub struct Runner {
+    table: Mutex<Table>,
+    /// Something is to be done that was not when the task went to sleep.
+    changed: Notify,
+    events: mpsc::Sender<Event>,
+    dialer: Arc<Dialer>,
+    limits: Limits,
+}
+
+impl Runner {
+    /// A runner without checks, and where its news comes out.
+    pub fn new(dialer: Dialer, limits: Limits) -> (Self, mpsc::Receiver<Event>) {
+        let (events, news) = mpsc::channel(NEWS_ROOM);
+        let runner = Self { table: Mutex::default(), changed: Notify::new(), events, dialer: Arc::new(dialer), limits };
+        (runner, news)
+    }
+
+    /// Makes these all the checks there are. Those that stay the same are left alone; of those that are defined anew
+    /// the state remains until their first result. A new one is in its initial state, which is no news.
+    pub fn replace(&self, checks: Vec<Check>) {
+        self.table.lock().replace(checks, Moment::now(), &mut rand::rng());
+        self.changed.notify_one();
+    }
+
+    /// Starts or changes one check.
+    pub fn start(&self, check: Check) {
+        self.table.lock().start(check, Moment::now(), &mut rand::rng());
+        self.changed.notify_one();
+    }
+
+    /// Ends one check; a probe that runs is broken off.
+    pub fn stop(&self, id: &Id) {
+        self.table.lock().stop(id);
+        self.changed.notify_one();
+    }
+
+    /// Tells a TTL check its state, and starts its time anew.
+    pub fn tell(&self, id: &Id, status: Status, output: &str) -> Result<(), Error> {
+        let told = self.table.lock().tell(id, status, output, Moment::now());
+        self.changed.notify_one();
+        told
+    }
+
+    /// The state of a check.
+    pub fn state(&self, id: &Id) -> Option<Event> {
+        self.table.lock().event(id, Moment::now())
+    }
+
+    /// What the probes of some checks have seen of the hosts, for [`cut_off_since`].
+    pub fn sightings(&self, is_wanted: impl FnMut(&Check) -> bool) -> Vec<Sighting> {
+        self.table.lock().sightings(is_wanted)
+    }
+
+    /// Runs the checks until the token fires or nobody holds the receiver of the news.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        let mut network = Lane::new(self.limits.connections);
+        let mut scripts = Lane::new(self.limits.scripts);
+        let mut probes = JoinSet::new();
+        loop {
+            let (next, has_news) = {
+                let mut table = self.table.lock();
+                let now = Moment::now();
+                while let Some(job) = table.next_job(now) {
+                    if job.is_script() { &mut scripts } else { &mut network }.waiting.push_back(job);
+                }
+                table.follow(now);
+                (table.next_due(), table.has_news())
+            };
+            for lane in [&mut network, &mut scripts] {
+                while let Some((job, permit)) = lane.next() {
+                    probes.spawn(run_job(job, Arc::clone(&self.dialer), permit));
+                }
+            }
+            let wake = next.map_or(LONG, |next| next.since(Moment::now()));
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.changed.notified() => {}
+                () = sleep_until(Instant::now() + wake) => {}
+                Some(ended) = probes.join_next() => {
+                    if let Ok(Some((ticket, outcome))) = ended {
+                        self.table.lock().finish(ticket, outcome, Moment::now(), &mut rand::rng());
+                    }
+                }
+                room = self.events.reserve(), if has_news => match room {
+                    Ok(room) => {
+                        if let Some(event) = self.table.lock().next_news(Moment::now()) {
+                            room.send(event);
+                        }
+                    }
+                    Err(_) => return,
+                }
+            }
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: 2048, scripts: 32 }
+    }
+}
+
+/// Probes of one sort, some of which run, while the others wait.
+struct Lane {
+    permits: Arc<Semaphore>,
+    waiting: VecDeque<Job>,
+}
+
+impl Lane {
+    fn new(permits: usize) -> Self {
+        Self { permits: Arc::new(Semaphore::new(permits)), waiting: VecDeque::new() }
+    }
+
+    fn next(&mut self) -> Option<(Job, OwnedSemaphorePermit)> {
+        if self.waiting.is_empty() {
+            return None;
+        }
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
+        self.waiting.pop_front().map(|job| (job, permit))
+    }
+}
+
+async fn run_job(job: Job, dialer: Arc<Dialer>, _permit: OwnedSemaphorePermit) -> Option<(Ticket, state::Outcome)> {
+    let Job { check, ticket, canceled } = job;
+    let Kind::Probe { probe, timeout, .. } = &check.definition.kind else { return None };
+    tokio::select! {
+        biased; // What was canceled while it waited must not begin.
+        _ = canceled => None,
+        outcome = probe::run(probe, *timeout, check.definition.output_bytes, &dialer) => Some((ticket, outcome)),
+    }
+}
+
+/// A reader that is only slow finds this much; then news waits in the table.
+const NEWS_ROOM: usize = 64;
+/// Nothing is due.
+const LONG: std::time::Duration = std::time::Duration::from_secs(3600);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,88 @@
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use super::*;
+
+fn check(name: &str, keys: Value) -> Check {
+    let definition = Declaration::deserialize(keys).unwrap().define(Scripts::Allowed).unwrap();
+    Check {
+        id: Id { node: Arc::from("n1"), check: Arc::from(name) },
+        service: Some(Arc::from(name)),
+        definition: Arc::new(definition),
+    }
+}
+
+/// A runner that runs until the token fires.
+fn start(checks: Vec<Check>, limits: Limits) -> (Arc<Runner>, mpsc::Receiver<Event>, CancellationToken) {
+    let (runner, news) = Runner::new(Dialer::new(), limits);
+    let (runner, shutdown) = (Arc::new(runner), CancellationToken::new());
+    runner.replace(checks);
+    tokio::spawn({
+        let (runner, shutdown) = (Arc::clone(&runner), shutdown.clone());
+        async move { runner.run(shutdown).await }
+    });
+    (runner, news, shutdown)
+}
+
+#[tokio::test]
+async fn a_server_that_comes_and_goes_is_news() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tcp = check("web", json!({"tcp": listener.local_addr().unwrap().to_string(), "interval": "1s"}));
+    let alias = check("proxy", json!({"alias_service": "web"}));
+    let (runner, mut news, shutdown) = start(vec![tcp.clone(), alias.clone()], Limits::default());
+    let mut listener = Some(listener);
+    for expected in [Status::Passing, Status::Critical] {
+        for id in [&tcp.id, &alias.id] {
+            let event = loop {
+                let event = news.recv().await.unwrap();
+                if event.status == expected {
+                    break event;
+                }
+            };
+            assert_eq!(&event.id, id);
+            assert_eq!(runner.state(id).unwrap().status, expected);
+        }
+        drop(listener.take());
+    }
+    shutdown.cancel();
+}
+
+#[tokio::test]
+async fn a_ttl_check_is_told_by_anybody() {
+    let ttl = check("web", json!({"ttl": "60s"}));
+    let (runner, mut news, _) = start(vec![ttl.clone()], Limits::default());
+    runner.tell(&ttl.id, Status::Warning, "so so").unwrap();
+    let event = news.recv().await.unwrap();
+    assert_eq!((event.id, event.status, &*event.output), (ttl.id.clone(), Status::Warning, "so so"));
+    runner.stop(&ttl.id);
+    assert_eq!(runner.tell(&ttl.id, Status::Passing, ""), Err(Error::Unknown));
+}
+
+#[tokio::test]
+async fn a_runner_ends_when_its_news_is_not_wanted() {
+    let (runner, news) = Runner::new(Dialer::new(), Limits::default());
+    let ttl = check("web", json!({"ttl": "60s"}));
+    runner.start(ttl.clone());
+    runner.tell(&ttl.id, Status::Passing, "").unwrap();
+    drop(news);
+    runner.run(CancellationToken::new()).await;
+}
+
+#[test]
+fn a_lane_runs_as_many_probes_as_it_may() {
+    let mut table = Table::default();
+    let checks = ["a", "b", "c"].map(|name| check(name, json!({"args": ["true"], "interval": "1s"})));
+    table.replace(checks.into(), Moment::from_millis(0), &mut rand::rng());
+    let mut lane = Lane::new(2);
+    while let Some(job) = table.next_job(Moment::from_millis(9000)) {
+        assert!(job.is_script());
+        lane.waiting.push_back(job);
+    }
+    let (first, second) = (lane.next().unwrap(), lane.next().unwrap());
+    assert!(lane.next().is_none());
+    drop(second);
+    assert!(lane.next().is_some());
+    drop(first);
+    assert!(lane.next().is_none(), "none is left");
+}
