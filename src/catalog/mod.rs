@@ -14,6 +14,7 @@ pub mod policy;
 mod records;
 mod registry;
 mod snapshot;
+pub mod source;
 mod subject;
 
 pub use config::{Config, FilesConfig, Problem, Settings, SoaConfig, Span};

@@ -1,0 +1,355 @@
+//! What one definition file says: services, checks and agent keys, in Consul's words.
+//!
+//! Consul compares keys without regard to case, and has written some of them with underscores and without in its time; so
+//! do we. Keys within a service that even Consul does not know are faults, for they are typing errors; what it knows and
+//! we have no use for is noted.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use super::{
+    file::{Error, Problem},
+    value::{Fault, Kind, Value},
+};
+use crate::{
+    catalog::{
+        config::is_label,
+        health::Status,
+        identity::Agent,
+        model::{Host, Role, Tagged, Weights},
+        policy::Rules,
+    },
+    location::Location,
+};
+
+/// What one file says. `D` is what a check is for those who run it.
+#[derive(Debug)]
+pub(super) struct Contents<D> {
+    pub agent: Agent,
+    pub services: Vec<Service<D>>,
+    /// Checks of the node, and of services by their id.
+    pub checks: Vec<Check<D>>,
+}
+
+/// A service with its checks.
+#[derive(Debug)]
+pub(super) struct Service<D> {
+    pub location: Location,
+    pub id: Arc<str>,
+    pub name: Arc<str>,
+    pub tags: Vec<String>,
+    pub address: Option<Host>,
+    pub port: u16,
+    pub tagged: BTreeMap<String, Tagged>,
+    pub meta: BTreeMap<String, String>,
+    pub weights: Weights,
+    pub role: Role,
+    pub checks: Vec<Check<D>>,
+}
+
+/// A check.
+#[derive(Debug)]
+pub(super) struct Check<D> {
+    pub location: Location,
+    pub id: Arc<str>,
+    pub name: Arc<str>,
+    pub notes: Arc<str>,
+    pub service_id: Option<Arc<str>>,
+    pub initial: Status,
+    pub definition: Arc<D>,
+}
+
+/// How a check becomes what those want who run it; what is wrong with it otherwise, all of it.
+pub type Define<'a, D> = &'a dyn Fn(&Value) -> Result<D, Vec<Fault>>;
+
+/// A file being read.
+pub(super) struct Reader<'a, D> {
+    pub location: Location,
+    pub define: Define<'a, D>,
+    pub errors: Vec<Error>,
+    /// Keys that mean nothing here.
+    pub unused: Vec<String>,
+}
+
+impl<D> Reader<'_, D> {
+    /// Reads a whole file.
+    pub fn contents(&mut self, root: &Value) -> Contents<D> {
+        let mut contents = Contents { agent: Agent::default(), services: Vec::new(), checks: Vec::new() };
+        let Some(fields) = root.table() else {
+            self.blame(root, Problem::Shape { key: "the file".into(), expected: "a table of definitions" });
+            return contents;
+        };
+        let (mut bind, mut advertise) = (None, None);
+        for (key, value) in fields {
+            let agent = &mut contents.agent;
+            match &*plain(key) {
+                "service" | "services" => {
+                    contents.services.extend(value.items().iter().filter_map(|item| self.service(item)));
+                }
+                "check" | "checks" => {
+                    contents.checks.extend(value.items().iter().filter_map(|item| self.check(item, None)));
+                }
+                "datacenter" => agent.datacenter = self.text(key, value),
+                "nodename" => agent.node_name = self.text(key, value),
+                "domain" => agent.domain = self.text(key, value),
+                "altdomain" => agent.alt_domain = self.text(key, value),
+                "nodemeta" => agent.node_meta = self.texts_by_key(key, value),
+                "taggedaddresses" => agent.tagged = self.tagged(key, value),
+                "advertiseaddr" => advertise = self.own_address(key, value),
+                "bindaddr" => bind = self.own_address(key, value),
+                _ => self.unused.push(key.clone()),
+            }
+        }
+        contents.agent.address = advertise.or(bind);
+        contents
+    }
+
+    fn service(&mut self, value: &Value) -> Option<Service<D>> {
+        let errors_before = self.errors.len();
+        let fields = self.fields("service", value)?;
+        let mut id = None;
+        let mut checks = Vec::new();
+        let mut service = Service {
+            location: self.at(value),
+            id: "".into(),
+            name: "".into(),
+            tags: Vec::new(),
+            address: None,
+            port: 0,
+            tagged: BTreeMap::new(),
+            meta: BTreeMap::new(),
+            weights: Weights::default(),
+            role: Role::Plain,
+            checks: Vec::new(),
+        };
+        let (mut is_proxy, mut is_native, mut destination) = (false, false, None);
+        for (key, value) in fields {
+            match &*plain(key) {
+                "id" => id = self.text(key, value),
+                "name" => service.name = self.text(key, value).unwrap_or_default().into(),
+                "tags" => service.tags = self.texts(key, value),
+                "address" => service.address = self.host(key, value),
+                "port" => service.port = self.number(key, value),
+                "taggedaddresses" => service.tagged = self.tagged(key, value),
+                "meta" => service.meta = self.texts_by_key(key, value),
+                "weights" => service.weights = self.weights(value),
+                "check" | "checks" => checks.extend(value.items()),
+                "kind" => is_proxy = self.text(key, value).as_deref() == Some("connect-proxy"),
+                "connect" => {
+                    for (inner, value) in self.fields(key, value).unwrap_or_default() {
+                        match &*plain(inner) {
+                            "native" => is_native = value.kind == Kind::Flag(true),
+                            _ => self.note(key, inner),
+                        }
+                    }
+                }
+                "proxy" => {
+                    for (inner, value) in self.fields(key, value).unwrap_or_default() {
+                        match &*plain(inner) {
+                            "destinationservicename" | "destinationservice" => destination = self.text(inner, value),
+                            _ => self.note(key, inner),
+                        }
+                    }
+                }
+                known if UNUSED_IN_SERVICES.contains(&known) => self.note("service", key),
+                _ => self.blame(value, Problem::UnknownKey { what: "a service", key: key.clone() }),
+            }
+        }
+        service.role = match destination {
+            Some(destination) if is_proxy => Role::Proxy { destination },
+            _ if is_native => Role::Native,
+            _ => Role::Plain,
+        };
+        if service.name.is_empty() {
+            self.blame(value, Problem::NoName);
+        }
+        service.id = id.map_or_else(|| service.name.clone(), Into::into);
+        let mut rules = Rules::default();
+        for (key, text) in &service.meta {
+            if let Err(expected) = rules.read(key, text) {
+                self.blame(value, Problem::Policy { key: key.clone(), value: text.clone(), expected });
+            }
+        }
+        let count = checks.len();
+        for (index, value) in checks.into_iter().enumerate() {
+            let number = if count > 1 { format!(":{}", index + 1) } else { String::new() };
+            let default = (format!("service:{}{number}", service.id), format!("Service '{}' check", service.name));
+            service.checks.extend(self.check(value, Some(default)));
+        }
+        // One with faults is none: it would be something that nobody has meant.
+        (self.errors.len() == errors_before).then_some(service)
+    }
+
+    /// A check; one of a service has an id and a name by default.
+    fn check(&mut self, value: &Value, default: Option<(String, String)>) -> Option<Check<D>> {
+        let errors_before = self.errors.len();
+        let fields = self.fields("check", value)?;
+        let (mut id, mut name, mut notes, mut service_id) = (None, None, None, None);
+        let mut initial = Status::Critical;
+        for (key, value) in fields {
+            match &*plain(key) {
+                "id" | "checkid" => id = self.text(key, value),
+                "name" => name = self.text(key, value),
+                "notes" => notes = self.text(key, value),
+                "serviceid" => service_id = self.text(key, value),
+                "status" => {
+                    match self.text(key, value).map_or(Some(Status::Critical), |word| Status::from_word(&word)) {
+                        Some(status) => initial = status,
+                        None => self.blame(
+                            value,
+                            Problem::Shape { key: key.clone(), expected: "passing, warning or critical" },
+                        ),
+                    }
+                }
+                _ => {}
+            }
+        }
+        let (default_id, default_name) = default.unzip();
+        let Some(id) = id.or(default_id).or_else(|| name.clone()) else {
+            self.blame(value, Problem::NamelessCheck);
+            return None;
+        };
+        let definition = match (self.define)(value) {
+            Ok(definition) => definition.into(),
+            Err(faults) => {
+                for Fault { line, message } in faults {
+                    let location = Location { line: line.or(Some(value.line)), ..self.location.clone() };
+                    self.errors.push(Error { location, problem: Problem::Check(message) });
+                }
+                return None;
+            }
+        };
+        let check = Check {
+            location: self.at(value),
+            name: name.or(default_name).unwrap_or_else(|| id.clone()).into(),
+            id: id.into(),
+            notes: notes.unwrap_or_default().into(),
+            service_id: service_id.map(Into::into),
+            initial,
+            definition,
+        };
+        (self.errors.len() == errors_before).then_some(check)
+    }
+
+    fn weights(&mut self, value: &Value) -> Weights {
+        let mut weights = Weights::default();
+        for (key, value) in self.fields("weights", value).unwrap_or_default() {
+            match &*plain(key) {
+                "passing" => weights.passing = self.number(key, value),
+                "warning" => weights.warning = self.number(key, value),
+                _ => self.blame(value, Problem::UnknownKey { what: "weights", key: key.clone() }),
+            }
+        }
+        weights
+    }
+
+    /// Addresses by tag: of nodes plain ones, of services with a port.
+    fn tagged(&mut self, key: &str, value: &Value) -> BTreeMap<String, Tagged> {
+        let mut tagged = BTreeMap::new();
+        for (tag, value) in self.fields(key, value).unwrap_or_default() {
+            let mut port = 0;
+            let mut address = None;
+            if let Kind::Text(_) = value.kind {
+                address = self.host(tag, value);
+            } else {
+                for (inner, value) in self.fields(tag, value).unwrap_or_default() {
+                    match &*plain(inner) {
+                        "address" => address = self.host(inner, value),
+                        "port" => port = self.number(inner, value),
+                        _ => self.blame(value, Problem::UnknownKey { what: "a tagged address", key: inner.clone() }),
+                    }
+                }
+            }
+            tagged.extend(address.map(|address| (tag.clone(), Tagged { address, port })));
+        }
+        tagged
+    }
+
+    /// The address of our own node; what stands for several, or is a template, says nothing.
+    fn own_address(&mut self, key: &str, value: &Value) -> Option<IpAddr> {
+        let address = self.text(key, value)?.parse::<IpAddr>().ok().filter(|address| !address.is_unspecified());
+        if address.is_none() {
+            self.unused.push(key.to_owned());
+        }
+        address
+    }
+
+    fn host(&mut self, key: &str, value: &Value) -> Option<Host> {
+        let text = self.text(key, value)?;
+        let host = text.parse().ok().filter(|host| matches!(host, Host::Ip(_)) || text.split('.').all(is_host_label));
+        if host.is_none() {
+            self.blame(value, Problem::BadHost { key: key.to_owned(), text });
+        }
+        host
+    }
+
+    fn number(&mut self, key: &str, value: &Value) -> u16 {
+        let number = match &value.kind {
+            Kind::Number(number) => number.as_u64().and_then(|number| number.try_into().ok()),
+            Kind::Null => Some(0),
+            _ => None,
+        };
+        if number.is_none() {
+            self.blame(value, Problem::Shape { key: key.to_owned(), expected: "a number from 0 to 65535" });
+        }
+        number.unwrap_or(0)
+    }
+
+    /// Text; Consul takes an empty one for none.
+    fn text(&mut self, key: &str, value: &Value) -> Option<String> {
+        self.any_text(key, value).filter(|text| !text.is_empty())
+    }
+
+    fn any_text(&mut self, key: &str, value: &Value) -> Option<String> {
+        match &value.kind {
+            Kind::Text(text) => Some(text.clone()),
+            Kind::Null => None,
+            _ => {
+                self.blame(value, Problem::Shape { key: key.to_owned(), expected: "text in quotes" });
+                None
+            }
+        }
+    }
+
+    fn texts(&mut self, key: &str, value: &Value) -> Vec<String> {
+        value.items().iter().filter_map(|item| self.text(key, item)).collect()
+    }
+
+    fn texts_by_key(&mut self, key: &str, value: &Value) -> BTreeMap<String, String> {
+        let fields = self.fields(key, value).unwrap_or_default();
+        fields.iter().filter_map(|(key, value)| Some((key.clone(), self.any_text(key, value)?))).collect()
+    }
+
+    fn fields<'v>(&mut self, key: &str, value: &'v Value) -> Option<&'v [(String, Value)]> {
+        let fields = value.table();
+        if fields.is_none() && value.kind != Kind::Null {
+            self.blame(value, Problem::Shape { key: key.to_owned(), expected: "a table of keys and values" });
+        }
+        fields
+    }
+
+    fn note(&mut self, within: &str, key: &str) {
+        self.unused.push(format!("{within}.{key}"));
+    }
+
+    fn at(&self, value: &Value) -> Location {
+        Location { line: Some(value.line), ..self.location.clone() }
+    }
+
+    fn blame(&mut self, value: &Value, problem: Problem) {
+        self.errors.push(Error { location: self.at(value), problem });
+    }
+}
+
+/// A key as it is compared.
+fn plain(key: &str) -> String {
+    key.replace('_', "").to_ascii_lowercase()
+}
+
+/// What stands before a colon or slash is no name: such an address has a port or a scheme.
+fn is_host_label(label: &str) -> bool {
+    label.is_empty() || is_label(label) && !label.contains([':', '/'])
+}
+
+/// Keys of a service that Consul knows and that say nothing about its names, as they are compared.
+const UNUSED_IN_SERVICES: [&str; 8] =
+    ["enabletagoverride", "token", "socketpath", "namespace", "partition", "locality", "ports", "createindex"];

@@ -1,0 +1,240 @@
+use std::time::Duration;
+
+use super::*;
+use crate::{
+    catalog::{
+        Config, Host, Kind, Node, Registry, Role, ServiceKey, SourceId, System, Weights, health::Status,
+        registry::Outcomes, source::value::Value,
+    },
+    clock::Moment,
+};
+
+/// Stands for those who run checks: the kind of the check, and no more checked than that it has an interval.
+fn define(value: &Value) -> Result<String, Vec<Fault>> {
+    let fields = value.table().unwrap();
+    let has = |wanted: &str| fields.iter().any(|(key, _)| key == wanted);
+    let kind = ["tcp", "http", "script", "args", "ttl"].into_iter().find(|kind| has(kind)).unwrap_or("none");
+    if kind != "ttl" && !has("interval") {
+        return Err(vec![Fault { line: None, message: "no interval".to_owned() }]);
+    }
+    Ok(kind.to_owned())
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/catalog")
+}
+
+/// A folder with some of the fixtures.
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new(names: &[&str]) -> Self {
+        let folder = Self(tempfile::tempdir().unwrap());
+        for name in names {
+            folder.write(name, &fs::read_to_string(fixtures().join(name)).unwrap());
+        }
+        folder
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.0.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        // Another inode, as editors do it: the clock of the file system may be coarse.
+        fs::write(self.0.path().join("new"), text).unwrap();
+        fs::rename(self.0.path().join("new"), path).unwrap();
+    }
+
+    fn load(&self, previous: Option<&Files<String>>) -> Outcome<String> {
+        Files::load(self.0.path(), previous, &define)
+    }
+
+    /// The faults as the operator reads them, but for the folder.
+    fn faults(&self, outcome: &Outcome<String>) -> Vec<String> {
+        let folder = format!("{}/", self.0.path().display());
+        outcome.faults.iter().map(|fault| fault.to_string().replace(&folder, "")).collect()
+    }
+}
+
+fn identity(files: &Files<String>) -> Identity {
+    let system = System { hostname: "own".into(), addresses: vec![[10, 0, 0, 1].into()] };
+    Identity::new(&Config::default(), &files.agent(), &system).unwrap()
+}
+
+fn names(files: &Files<String>) -> Vec<String> {
+    files.services().map(|service| format!("{}:{}", service.id, service.port)).collect()
+}
+
+/// A fixture holds the messages that it must provoke, as `refused: LINE: MESSAGE`. One without is read in silence.
+#[test]
+fn fixtures_provoke_exactly_the_messages_that_they_begin_with() {
+    let mut failures = Vec::new();
+    let mut count = 0;
+    for entry in fs::read_dir(fixtures()).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let folder = Folder::new(&[&name]);
+        let found = folder.faults(&folder.load(None));
+        let text = fs::read_to_string(fixtures().join(&name)).unwrap();
+        let expected = text.lines().filter_map(|line| Some(line.split_once("refused: ")?.1));
+        let trim = |line: &str| match name.ends_with(".json") {
+            true => line.rsplit_once('"').unwrap().0.replace("\\\"", "\""),
+            false => line.to_owned(),
+        };
+        let expected: Vec<String> = expected.map(|line| format!("{name}:{}", trim(line))).collect();
+        let is_met = found.len() == expected.len() && found.iter().zip(&expected).all(|(f, e)| f.starts_with(e));
+        if !is_met {
+            failures.push((expected, found));
+        }
+        count += 1;
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+    assert!(count > 10, "{count} fixtures");
+}
+
+#[test]
+fn the_definitions_of_the_first_users_work_as_they_stand() {
+    let folder = Folder::new(&["as_in_the_manual.json", "with_the_old_script_key.json"]);
+    let outcome = folder.load(None);
+    assert_eq!(outcome.faults, []);
+    let identity = identity(&outcome.files);
+    let checks: Vec<_> = outcome.files.definitions(&identity).collect();
+    let checks: Vec<_> = checks
+        .iter()
+        .map(|(key, kind)| (key.node.name(), key.service_id.as_deref().unwrap(), &*key.check, kind.as_str()))
+        .collect();
+    assert_eq!(
+        checks,
+        [("own", "galeradb", "mysql", "tcp"), ("own", "elasticsearch", "service:elasticsearch", "script")]
+    );
+    let set = outcome.files.set(&identity);
+    let galera = set.instances.iter().find(|instance| &*instance.registration.service == "galeradb").unwrap();
+    assert_eq!((galera.registration.port, &*galera.registration.tags[0]), (3306, "icinga-galera"));
+    assert_eq!((&*galera.checks[0].name, galera.checks[0].status), ("Check mysql port listening", Status::Critical));
+    assert_eq!(galera.registration.address, None, "it is on our own node");
+}
+
+#[test]
+fn one_file_may_list_instances_on_several_hosts() {
+    let folder = Folder::new(&["instances_on_other_hosts.hcl"]);
+    let outcome = folder.load(None);
+    assert_eq!((folder.faults(&outcome), outcome.unused.len()), (vec![], 0));
+    let identity = identity(&outcome.files);
+    let set = outcome.files.set(&identity);
+    let [db1, db2, db3] = &set.instances[..] else { panic!("{set:?}") };
+    assert_eq!(db1.registration.address, "192.0.2.11".parse().ok());
+    assert_eq!(db2.registration.meta["watershed-policy"], "one");
+    assert_eq!(db3.registration.address, Some(Host::Name("db3.example.org".parse().unwrap())));
+    assert_eq!(db3.registration.weights, Weights { passing: 10, warning: 1 });
+    assert_eq!(db3.registration.tagged["lan_ipv6"].address, "2001:db8::13".parse().unwrap());
+    let ids = |checks: &[Check]| checks.iter().map(|check| (check.id.to_string(), check.status)).collect::<Vec<_>>();
+    let expected = [("service:db-2:1".to_owned(), Status::Critical), ("service:db-2:2".to_owned(), Status::Passing)];
+    assert_eq!(ids(&db2.checks), expected);
+    assert_eq!(ids(&db3.checks), [("db-3-alive".to_owned(), Status::Critical)]);
+    assert_eq!(ids(&set.nodes[0].checks), [("memory".to_owned(), Status::Critical)]);
+    assert_eq!(outcome.files.definitions(&identity).count(), 5);
+}
+
+#[test]
+fn agent_keys_count_where_they_mean_something_and_are_named_otherwise() {
+    let folder = Folder::new(&["agent_keys.hcl"]);
+    let outcome = folder.load(None);
+    let identity = identity(&outcome.files);
+    assert_eq!(
+        (&*identity.datacenter, &*identity.node_name, identity.address),
+        ("lab", "host-1", [192, 0, 2, 1].into())
+    );
+    assert_eq!(identity.domain, "lab.example".parse().unwrap());
+    let unused: Vec<_> = outcome.unused.iter().map(String::as_str).collect();
+    assert_eq!(
+        unused,
+        [
+            "bind_addr",
+            "connect.sidecar_service",
+            "encrypt",
+            "proxy.config",
+            "retry_join",
+            "service.enable_tag_override"
+        ]
+    );
+    let set = outcome.files.set(&identity);
+    let Node { meta, tagged, .. } = &*set.nodes[0];
+    assert_eq!((&*meta["rack"], &*meta["consul-network-segment"], tagged.len()), ("7", "", 1));
+    let roles: Vec<_> = set.instances.iter().map(|instance| instance.registration.role.clone()).collect();
+    assert_eq!(roles, [Role::Plain, Role::Proxy { destination: "web".into() }, Role::Native]);
+
+    let mut registry = Registry::new(Config::default().settings(&identity));
+    registry.publish(SourceId(0), set, Outcomes::Ours, Moment::default());
+    let snapshot = registry.snapshot();
+    assert!(snapshot.service(&ServiceKey::new(Kind::Connect, "lab", "web")).is_some());
+    assert_eq!(folder.load(Some(&outcome.files)).unused.len(), 0, "said once");
+}
+
+#[test]
+fn what_changes_is_read_again_and_faults_leave_what_was() {
+    let folder = Folder::new(&[]);
+    folder.write("a.json", r#"{"service": {"name": "a", "port": 1}}"#);
+    folder.write("deep/er/b.hcl", "service { name = \"b\" }");
+    folder.write("empty.json", " \n");
+    folder.write("other.txt", "{");
+    folder.write(".hidden.json", "{");
+    let first = folder.load(None);
+    assert_eq!((names(&first.files), folder.faults(&first)), (vec!["a:1".into(), "b:0".into()], vec![]));
+    assert_eq!(first.files.folders().len(), 3);
+
+    folder.write("a.json", r#"{"service": {"name": "a", "port": 2}}"#);
+    let second = folder.load(Some(&first.files));
+    assert_eq!(names(&second.files), ["a:2", "b:0"]);
+    let same =
+        |files: &Files<String>, other: &Files<String>| Arc::ptr_eq(&files.files[1].contents, &other.files[1].contents);
+    assert!(same(&first.files, &second.files), "the other is not read again");
+
+    folder.write("a.json", "{");
+    folder.write("c.json", "{\n\"service\": 1}");
+    let third = folder.load(Some(&second.files));
+    assert_eq!(names(&third.files), ["a:2", "b:0"]);
+    assert_eq!(
+        folder.faults(&third),
+        [
+            "a.json:1: this is not JSON: EOF while parsing an object",
+            "c.json:2: service has the wrong type; write a table of keys and values"
+        ]
+    );
+    assert_eq!(folder.load(Some(&third.files)).faults.len(), 2, "said until it is mended");
+
+    fs::remove_file(folder.0.path().join("c.json")).unwrap();
+    folder.write("a.json", "{}");
+    let last = folder.load(Some(&third.files));
+    assert_eq!((names(&last.files), last.faults.len()), (vec!["b:0".into()], 0));
+}
+
+#[test]
+fn a_folder_that_is_gone_leaves_what_was() {
+    let folder = Folder::new(&["as_in_the_manual.json"]);
+    let first = folder.load(None);
+    let moved = folder.0.path().with_extension("moved");
+    fs::rename(folder.0.path(), &moved).unwrap();
+    let lost = folder.load(Some(&first.files));
+    fs::rename(&moved, folder.0.path()).unwrap();
+    assert_eq!((names(&lost.files), lost.faults.len()), (vec!["galeradb:3306".into()], 2), "{:?}", lost.faults);
+}
+
+#[test]
+fn values_read_themselves_into_types_of_others() {
+    #[derive(Debug, PartialEq, serde::Deserialize)]
+    struct Other {
+        #[serde(default)]
+        names: Vec<String>,
+        #[serde(default)]
+        number: Option<i64>,
+        #[serde(default, with = "humantime_serde")]
+        span: Option<Duration>,
+    }
+    let read = |text| <Other as serde::Deserialize>::deserialize(&super::hcl::read(text).unwrap());
+    let other = read("names = [\"a\", \"b\"]\nnumber = -1\nspan = \"10s\"").unwrap();
+    let expected = Other { names: vec!["a".into(), "b".into()], number: Some(-1), span: Some(Duration::from_secs(10)) };
+    assert_eq!(other, expected);
+    assert_eq!(read("names = \"one\"").unwrap().names, ["one"]);
+    for (text, line) in [("\nnumber = \"x\"", 2), ("names = [\n\"a\",\n1]", 3), ("\n\nspan = \"x\"", 3)] {
+        let fault: Fault = read(text).unwrap_err();
+        assert_eq!(fault.line, Some(line), "{text:?}: {fault}");
+    }
+}

@@ -1,0 +1,7 @@
+//! Where a catalog comes from. A source reads or follows what others know, and gives it as a `catalog::Set`: all it knows.
+
+mod definition;
+pub mod file;
+mod hcl;
+mod json;
+pub mod value;
