@@ -15,6 +15,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("sys", 0),
     ("wire", 0),
     ("cache", 1),
+    ("catalog", 1),
     ("forward", 1),
     ("router", 1),
     ("zone", 1),

@@ -5,6 +5,7 @@
 //! Consul's DNS does. How an answer is cut and in which order its instances come is decided reply by reply; an answer
 //! says what there is to choose from.
 
+pub mod check;
 mod config;
 pub mod health;
 mod identity;
