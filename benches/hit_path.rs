@@ -32,6 +32,7 @@ fn resolver(now: Moment) -> Arc<Resolver> {
         zones: Vec::new(),
         forwards: Vec::new(),
         refused: Vec::new(),
+        catalog: None,
         prefetch: false,
     };
     let cache = Cache::new(64 << 20);

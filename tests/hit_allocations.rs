@@ -34,6 +34,7 @@ fn a_hit_allocates_nothing() {
         zones: Vec::new(),
         forwards: Vec::new(),
         refused: Vec::new(),
+        catalog: None,
         prefetch: true,
     };
     let resolver = Resolver::new(cache, Tables::new(rules, Epoch(1)), 100);

@@ -571,6 +571,7 @@ fn rules(loaded: &Loaded, files: &zone::Files, groups: &[Arc<forward::Group>]) -
         zones: files.zones().cloned().collect(),
         forwards: forwards.collect(),
         refused: loaded.refused.clone(),
+        catalog: None,
         prefetch: config.cache.prefetch,
     }
 }

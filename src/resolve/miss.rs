@@ -2,13 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rand::Rng;
+use rand::{Rng, RngExt};
 
 use super::{
     Client, Resolver,
     chase::{Arrival, Said, Walk},
     hit::{FromCache, STALE_ANSWER},
     inflight::{Join, Landing, Party, Verdict, Waiter},
+    shape::Serving,
     tables::{Decision, Route, Sharing, Tables},
 };
 use crate::{
@@ -133,7 +134,8 @@ impl Resolver {
             Begun::Reply(response.rcode(), reason)
         };
         let mut walk = Walk::new(key.question());
-        let route = match self.look(&tables, &mut walk, key.variant(), *client, now) {
+        let serving = Serving::to(asker, *client, rng.random());
+        let route = match self.look(&tables, &mut walk, key.variant(), *client, serving, now) {
             Look::Ask(route) => route,
             Look::End(arrival, rule) => {
                 let keep = keep(&arrival, rule, tables.epoch());
@@ -182,7 +184,8 @@ impl Resolver {
             return None;
         }
         let mut walk = Walk::new(key.question());
-        let Look::Ask(route) = self.look(&tables, &mut walk, key.variant(), client, now) else { return None };
+        let look = self.look(&tables, &mut walk, key.variant(), client, Serving::default(), now);
+        let Look::Ask(route) = look else { return None };
         let party = Party { key: key.clone(), is_loopback: client.is_loopback, epoch: tables.epoch() };
         match self.inflight.join(&party, now, None::<fn() -> Waiter>, || None::<()>) {
             Join::First => {
@@ -216,7 +219,10 @@ impl Resolver {
                 && tables.sharing(&target, job.client) == Sharing::All
         };
         let look = match job.walk.take_in(Said::Forwarded(response, job.route.lifetimes), stays) {
-            Ok(None) => self.look(&tables, &mut job.walk, job.party.key.variant(), job.client, now),
+            Ok(None) => {
+                let serving = Serving::to_all(rng.random());
+                self.look(&tables, &mut job.walk, job.party.key.variant(), job.client, serving, now)
+            }
             Ok(Some(arrival)) => Look::End(arrival, job.route.id),
             Err(broken) => Look::End(job.walk.broken(broken), job.route.id),
         };
@@ -237,13 +243,28 @@ impl Resolver {
     }
 
     /// Follows local data, and what the cache has of names further on, as far as they lead.
-    fn look(&self, tables: &Tables, walk: &mut Walk, variant: Variant, client: Client, now: Moment) -> Look {
+    fn look(
+        &self,
+        tables: &Tables,
+        walk: &mut Walk,
+        variant: Variant,
+        client: Client,
+        serving: Serving,
+        now: Moment,
+    ) -> Look {
         let mut first = None;
+        let mut is_cut = false;
         loop {
             let asked = walk.asked();
             let sharing = tables.sharing(asked, client);
-            let (said, id) = match tables.decide(asked, client) {
+            let (said, id) = match tables.decide(asked, client, serving) {
                 Decision::Local { answer, rule } => (Said::Local(first_of_any(asked, answer)), rule),
+                Decision::Catalog(served) => {
+                    is_cut |= served.is_cut;
+                    // Each reply has its own order of the instances.
+                    walk.share(Sharing::Nobody);
+                    (Said::Local(served.answer), NO_RULE)
+                }
                 Decision::Forward(route) if asked.qtype == Rtype::ANY && !route.relays_any => {
                     (Said::Local(minimal_any(asked)), route.id)
                 }
@@ -273,7 +294,12 @@ impl Resolver {
             let rule = *first.get_or_insert(id);
             match walk.take_in(said, |_| true) {
                 Ok(None) => {}
-                Ok(Some(end)) => return Look::End(end, rule),
+                Ok(Some(mut end)) => {
+                    if is_cut {
+                        end.response.set_flag(flag::TC, true);
+                    }
+                    return Look::End(end, rule);
+                }
                 Err(broken) => return Look::End(walk.broken(broken), rule),
             }
         }

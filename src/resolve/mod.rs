@@ -9,6 +9,7 @@ mod chase;
 mod hit;
 mod inflight;
 mod miss;
+mod shape;
 mod tables;
 
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use arc_swap::ArcSwap;
 pub use hit::{AtOnce, From};
 pub use inflight::{Waiter, Way};
 pub use miss::{Begun, Job, Miss, Next, Reason, Settled};
-pub use tables::{Route, Rules, Tables};
+pub use tables::{Catalog, Route, Rules, Tables};
 
 use crate::{
     cache::{Cache, Epoch},

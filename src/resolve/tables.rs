@@ -5,9 +5,15 @@ use std::{
     sync::Arc,
 };
 
-use super::Client;
+use arc_swap::ArcSwap;
+
+use super::{
+    Client,
+    shape::{Served, Serving},
+};
 use crate::{
     cache::{Epoch, Origin, Policy, RuleId},
+    catalog::Snapshot,
     forward::{self, Group},
     router::Router,
     wire::{Answer, Name, Question, ReplySize},
@@ -20,10 +26,14 @@ pub struct Tables {
     overlays: Overlays,
     router: Router<Authority>,
     routes: Vec<Arc<Route>>,
+    catalog: Option<Catalog>,
     prefetch: bool,
 }
 
-/// What tables are made of. At the same suffix a zone precedes a forward rule, and that a refusal.
+/// The discovery catalog as it is now: it changes without new tables, unless its domains do.
+pub type Catalog = Arc<ArcSwap<Snapshot>>;
+
+/// What tables are made of. At the same suffix a zone precedes the catalog, that a forward rule, and that a refusal.
 pub struct Rules {
     /// Overlays and hosts files, in their order.
     pub overlays: Overlays,
@@ -33,6 +43,8 @@ pub struct Rules {
     pub forwards: Vec<(Vec<Name>, Route)>,
     /// Suffixes that are refused.
     pub refused: Vec<Name>,
+    /// The catalog, if there is one.
+    pub catalog: Option<Catalog>,
     /// Whether cached answers that end soon and are asked for often are renewed.
     pub prefetch: bool,
 }
@@ -52,6 +64,7 @@ pub struct Route {
 /// Who speaks for a suffix.
 enum Authority {
     Zone(Arc<Zone>),
+    Catalog(Catalog),
     Forward(Arc<Route>),
     Refuse,
 }
@@ -62,6 +75,8 @@ pub(super) enum Decision<'t> {
         answer: Answer,
         rule: RuleId,
     },
+    /// What the catalog says, made for this reply.
+    Catalog(Served),
     Forward(&'t Arc<Route>),
     Refuse,
     /// No rule claims the name.
@@ -98,6 +113,11 @@ impl Tables {
             }
             routes.push(route);
         }
+        if let Some(catalog) = &rules.catalog {
+            for domain in catalog.load().settings().domains() {
+                router.insert(domain.clone(), Authority::Catalog(catalog.clone()));
+            }
+        }
         for zone in rules.zones {
             router.insert(zone.apex().clone(), Authority::Zone(zone));
         }
@@ -111,7 +131,7 @@ impl Tables {
                 router.insert(zone.apex().clone(), Authority::Zone(zone));
             }
         }
-        Self { epoch, overlays: rules.overlays, router, routes, prefetch: rules.prefetch }
+        Self { epoch, overlays: rules.overlays, router, routes, catalog: rules.catalog, prefetch: rules.prefetch }
     }
 
     /// Tells these tables from others.
@@ -124,12 +144,17 @@ impl Tables {
         &self.routes
     }
 
+    /// The catalog, if there is one.
+    pub fn catalog(&self) -> Option<&Catalog> {
+        self.catalog.as_ref()
+    }
+
     /// Whether cached answers that end soon and are asked for often are renewed.
     pub(super) fn prefetches(&self) -> bool {
         self.prefetch
     }
 
-    pub(super) fn decide(&self, question: &Question, client: Client) -> Decision<'_> {
+    pub(super) fn decide(&self, question: &Question, client: Client, serving: Serving) -> Decision<'_> {
         let asker = if client.is_loopback { zone::Client::Loopback } else { zone::Client::Remote };
         match self.overlays.answer(question, asker) {
             Some(Ruling::Answer { answer, generation }) => {
@@ -139,7 +164,15 @@ impl Tables {
             Some(Ruling::TcpOnly) if client.size != ReplySize::Stream => return Decision::UseTcp,
             Some(Ruling::TcpOnly | Ruling::PassThrough) | None => {}
         }
+        // Of an address that it does not know, the catalog says nothing, and others have their say.
+        let reverse = self.catalog.as_ref().filter(|_| is_reverse(&question.qname));
+        if let Some(served) = reverse.and_then(|catalog| serving.serve(&catalog.load(), question)) {
+            return Decision::Catalog(served);
+        }
         match self.authority(question) {
+            Some(Authority::Catalog(catalog)) => {
+                serving.serve(&catalog.load(), question).map_or(Decision::Nothing, Decision::Catalog)
+            }
             Some(Authority::Zone(zone)) => {
                 Decision::Local { answer: zone.answer(question), rule: RuleId(zone.generation()) }
             }
@@ -170,7 +203,7 @@ impl Tables {
 
     /// The rule that answers, if it is one whose answers are cached.
     pub(super) fn rule_of(&self, question: &Question, client: Client) -> Option<RuleId> {
-        match self.decide(question, client) {
+        match self.decide(question, client, Serving::default()) {
             Decision::Local { rule, .. } => Some(rule),
             Decision::Forward(route) => Some(route.id),
             _ => None,
@@ -196,6 +229,11 @@ impl Route {
         let relays_any = rule.upstreams.iter().all(|upstream| upstream.is_loopback());
         Self { id, group, lifetimes, relays_any }
     }
+}
+
+/// Whether a name is one that stands for an address.
+fn is_reverse(qname: &Name) -> bool {
+    qname.labels().last().is_some_and(|label| label.eq_ignore_ascii_case(b"arpa"))
 }
 
 /// For whom every rule is in force: loopback addresses of hosts files, and `rpz-tcp-only.`.

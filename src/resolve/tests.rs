@@ -169,6 +169,7 @@ fn rules() -> Rules {
         zones: vec![site("1")],
         forwards: vec![rule("'.'", "192.0.2.53", 3600), rule("'corp.test'", "192.0.2.54", 0)],
         refused: vec![name("refused.test")],
+        catalog: None,
         prefetch: true,
     }
 }

@@ -48,6 +48,7 @@ impl House {
             zones: Vec::new(),
             forwards: vec![(vec![Name::root()], route)],
             refused: Vec::new(),
+            catalog: None,
             prefetch: false,
         };
         let resolver = Resolver::new(Cache::new(1 << 20), Tables::new(rules, Epoch(1)), 16);
