@@ -52,6 +52,9 @@ struct Run {
     /// Read override zones from here instead of from zones.directory
     #[arg(long, value_name = "DIR")]
     zones: Option<PathBuf>,
+    /// Read definitions of services, as in /etc/consul.d, from here instead of from catalog.files.directory
+    #[arg(long, value_name = "DIR")]
+    services: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -90,6 +93,7 @@ impl Run {
             listen: self.listen.into_iter().map(|address| address.0).collect(),
             upstreams: self.upstream,
             zones: self.zones,
+            services: self.services,
         };
         Source { file: self.config, overrides, ..Source::default() }
     }
@@ -137,6 +141,9 @@ fn summary(loaded: &Loaded) -> String {
     for path in config.zones.directory.iter().chain(hosts) {
         line("zones", &path.display().to_string());
     }
+    if let Some(files) = &config.catalog.files {
+        line("catalog", &files.directory.display().to_string());
+    }
     for rule in &loaded.rules {
         let suffixes = join(rule.suffixes.iter().map(toml::Spanned::get_ref));
         let policy = if rule.upstreams.len() > 1 { format!(" ({})", lower(rule.policy)) } else { String::new() };
@@ -183,13 +190,14 @@ mod tests {
 
     #[test]
     fn arguments_are_read_into_final_types() {
-        let line =
-            "watershed run --config a.toml --listen 127.0.0.1 --listen [::1]:5300 --upstream tls://192.0.2.1 --zones z";
+        let line = "watershed run --config a.toml --listen 127.0.0.1 --listen [::1]:5300 --upstream tls://192.0.2.1 --zones z \
+             --services s";
         let Command::Run(run) = Cli::parse_from(line.split(' ')).command else { panic!("run") };
         let source = run.source();
         assert_eq!(join(&source.overrides.listen), "127.0.0.1:53, [::1]:5300");
         assert_eq!(join(&source.overrides.upstreams), "tls://192.0.2.1:853#192.0.2.1");
         assert_eq!((source.file, source.overrides.zones), (Some("a.toml".into()), Some("z".into())));
+        assert_eq!(source.overrides.services, Some("s".into()));
     }
 
     #[test]

@@ -63,6 +63,11 @@ impl Metrics {
 
             declare.gauges("zone_files", "Zone, overlay and hosts files: in service, or refused for a fault.", &["state"], |b, put| b.levels.zone_files.put(["loaded", "faulty"], put)),
 
+            declare.gauges("catalog_instances", "Instances of services, by the worst of their checks and their node's.", &["status"], |b, put| b.levels.catalog_instances.put(STATUSES, put)),
+            declare.gauges("catalog_checks", "Checks of nodes and instances.", &["status"], |b, put| b.levels.catalog_checks.put(STATUSES, put)),
+            declare.counters("catalog_check_changes_total", "Changes of the status of checks that run here.", &[], |b, put| put(&[], b.levels.catalog_check_changes.read())),
+            declare.gauges("catalog_faults", "Faults of definition files, whose last good versions stay in service.", &[], |b, put| put(&[], b.levels.catalog_faults.read())),
+
             declare.counters("daemon_reloads_total", "Reloads since the start.", &["result"], |b, put| b.levels.reloads.put(["ok", "failed"], put)),
             declare.gauges("daemon_last_reload_successful", "1 if the last reload, or the start, took effect.", &[], |b, put| put(&[], b.levels.last_reload_successful.read())),
             declare.gauges("daemon_last_reload_success_timestamp_seconds", "When the running configuration was loaded, since 1970.", &[], |b, put| put(&[], b.levels.last_reload_success.read())),
@@ -399,8 +404,14 @@ pub struct Levels {
     pub queue_depth: Level,
     /// Open TCP connections of clients.
     pub tcp_connections: Level,
-    zone_files: Pair,
-    reloads: Pair,
+    /// Changes of the status of checks since the start.
+    pub catalog_check_changes: Level,
+    /// Faults of definition files.
+    pub catalog_faults: Level,
+    catalog_instances: Split<3>,
+    catalog_checks: Split<3>,
+    zone_files: Split<2>,
+    reloads: Split<2>,
     last_reload_successful: Level,
     last_reload_success: Level,
 }
@@ -410,6 +421,12 @@ impl Levels {
     pub fn set_zone_files(&self, loaded: usize, faulty: usize) {
         self.zone_files.0[0].set(loaded as u64);
         self.zone_files.0[1].set(faulty as u64);
+    }
+
+    /// How many instances, and how many checks, are passing, warning and critical.
+    pub fn set_catalog(&self, instances: [u64; 3], checks: [u64; 3]) {
+        let levels = self.catalog_instances.0.iter().chain(&self.catalog_checks.0);
+        levels.zip(instances.into_iter().chain(checks)).for_each(|(level, count)| level.set(count));
     }
 }
 
@@ -438,12 +455,18 @@ impl Level {
     }
 }
 
-/// Two levels of one metric: the good and the bad.
-#[derive(Debug, Default)]
-struct Pair([Level; 2]);
+/// The levels of one metric, from good to bad.
+#[derive(Debug)]
+struct Split<const N: usize>([Level; N]);
 
-impl Pair {
-    fn put(&self, labels: [&str; 2], put: &mut Put<'_>) {
+impl<const N: usize> Default for Split<N> {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Level::default()))
+    }
+}
+
+impl<const N: usize> Split<N> {
+    fn put(&self, labels: [&str; N], put: &mut Put<'_>) {
         for (label, level) in labels.into_iter().zip(&self.0) {
             put(&[label], level.read());
         }
@@ -682,6 +705,7 @@ fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+const STATUSES: [&str; 3] = ["passing", "warning", "critical"];
 const UPSTREAM: [&str; 1] = ["upstream"];
 /// In the order of `qtype_index`.
 const QTYPES: [&str; 15] =
@@ -707,7 +731,7 @@ mod tests {
         let _upstream = metrics.upstream("192.0.2.53:53");
         let text = metrics.render();
         let types: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
-        assert_eq!(types.len(), 30, "each row of the table is rendered");
+        assert_eq!(types.len(), 34, "each row of the table is rendered");
         for (name, kind) in types {
             assert!(name.starts_with("watershed_") || name == "process_start_time_seconds", "{name}");
             assert_eq!(name.ends_with("_total"), kind == "counter", "{name}");

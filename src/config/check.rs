@@ -5,10 +5,10 @@ use std::{collections::HashMap, net::SocketAddr};
 use toml::Spanned;
 
 use super::{
-    Config, Fault, Problem, Source,
+    CONSUL, Config, Fault, Problem, Source,
     document::{Document, UNWRITTEN},
 };
-use crate::{cache, forward, location::Location, server, wire::Name, zone};
+use crate::{cache, catalog, forward, location::Location, server, wire::Name, zone};
 
 /// A document under examination and all that has been found wrong with it.
 pub struct Check<'a> {
@@ -28,6 +28,9 @@ impl Check<'_> {
                 cache::Problem::Crossed => "min_ttl",
             };
             self.report(self.document.locate_key("cache", 0, key), Problem::Cache(problem));
+        }
+        for problem in config.catalog.problems() {
+            self.report(self.document.locate_key("catalog", 0, problem.key()), Problem::Catalog(problem));
         }
         for (index, rule) in config.forward.iter().enumerate() {
             for forward::Fault { span, problem } in rule.rule().err().unwrap_or_default() {
@@ -68,6 +71,21 @@ impl Check<'_> {
             zone::Mode::Overlay => (&zone.apex, Claim::Shared),
         });
         self.claims(apexes, "apex");
+    }
+
+    /// What the catalog claims nobody else does: he would never be asked.
+    pub fn domains(&mut self, config: &Config) {
+        let zones = config.zone.iter().filter(|zone| zone.mode == zone::Mode::Zone).map(|zone| &zone.apex);
+        for (key, domain) in catalog_domains(&config.catalog) {
+            let suffixes = config.forward.iter().flat_map(|rule| &rule.suffixes);
+            let suffixes = suffixes.chain(config.refuse.iter().flat_map(|rule| &rule.suffixes));
+            let claims = suffixes.map(|text| ("suffix", text)).chain(zones.clone().map(|text| ("apex", text)));
+            for (what, text) in claims.filter(|(_, text)| text.get_ref().parse().is_ok_and(|name: Name| name == domain))
+            {
+                let location = self.document.locate(&text.span());
+                self.report(location, Problem::Catalogued { what, name: domain.clone(), key });
+            }
+        }
     }
 
     fn claims<'b>(&mut self, claims: impl Iterator<Item = (&'b Spanned<String>, Claim)>, what: &'static str) {
@@ -141,6 +159,15 @@ impl Check<'_> {
 enum Claim {
     Alone,
     Shared,
+}
+
+/// The names that the catalog claims, if there is one, each with the key that says so. Definition files may say otherwise
+/// where the configuration says nothing; what they say is not known here.
+fn catalog_domains(catalog: &catalog::Config) -> Vec<(&'static str, Name)> {
+    let domain = catalog.domain.as_deref().unwrap_or(CONSUL);
+    let domains = [("domain", Some(domain)), ("alt_domain", catalog.alt_domain.as_deref())];
+    let domains = domains.into_iter().filter(|_| catalog.files.is_some());
+    domains.filter_map(|(key, text)| Some((key, text?.parse().ok()?))).collect()
 }
 
 /// Port 0 is whatever is free.

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use crate::{
-    cache, control, forward,
+    cache, catalog, control, forward,
     location::Location,
     server,
     wire::{Name, NameError},
@@ -43,6 +43,8 @@ pub struct Config {
     pub zones: zone::Config,
     /// Override zones one by one.
     pub zone: Vec<zone::FileConfig>,
+    /// Services, as Consul means them.
+    pub catalog: catalog::Config,
     /// The response cache.
     pub cache: cache::Config,
     /// What faces operators.
@@ -77,6 +79,8 @@ pub struct Overrides {
     pub upstreams: Vec<forward::UpstreamUrl>,
     /// Instead of `zones.directory`.
     pub zones: Option<PathBuf>,
+    /// Instead of `catalog.files.directory`.
+    pub services: Option<PathBuf>,
 }
 
 /// A configuration without a fault.
@@ -142,6 +146,7 @@ impl Source {
 
         config.anchor(path);
         self.overrides.apply(&mut config);
+        check.domains(&config);
         let upstreams = self.fill_in(&mut config);
         check.addresses(&config, self);
         let rules = config.forward.iter().filter_map(|rule| rule.rule().ok()).collect();
@@ -178,7 +183,8 @@ impl Source {
             };
         }
         let consul = read_name(&unwritten(CONSUL)).expect("a constant that is a name");
-        if !config.claims(&consul) {
+        // With definition files, we are the ones who know.
+        if config.catalog.files.is_none() && !config.claims(&consul) {
             let agent = SocketAddr::from((Ipv4Addr::LOCALHOST, CONSUL_PORT));
             config.forward.push(rule(CONSUL, &[agent]));
         }
@@ -208,7 +214,8 @@ impl Config {
         };
         let paths = self.zones.hosts.iter_mut().chain(self.zone.iter_mut().map(|zone| &mut zone.file));
         let paths = paths.chain(self.forward.iter_mut().filter_map(|rule| rule.ca_file.as_mut()));
-        for path in paths.chain(&mut self.zones.directory).chain(self.server.paths_mut()) {
+        let definitions = self.catalog.files.iter_mut().map(|files| &mut files.directory);
+        for path in paths.chain(&mut self.zones.directory).chain(definitions).chain(self.server.paths_mut()) {
             *path = folder.join(&*path);
         }
     }
@@ -219,8 +226,13 @@ impl Overrides {
         if !self.listen.is_empty() {
             config.server.listen = self.listen.clone();
         }
+        let absolute = |folder: &PathBuf| std::path::absolute(folder).unwrap_or_else(|_| folder.clone());
         if let Some(directory) = &self.zones {
-            config.zones.directory = Some(std::path::absolute(directory).unwrap_or_else(|_| directory.clone()));
+            config.zones.directory = Some(absolute(directory));
+        }
+        if let Some(directory) = self.services.as_ref().map(absolute) {
+            let enable_script_checks = config.catalog.files.as_ref().is_some_and(|files| files.enable_script_checks);
+            config.catalog.files = Some(catalog::FilesConfig { directory, enable_script_checks });
         }
         if !self.upstreams.is_empty() {
             let is_other = |suffix: &Spanned<String>| read_name(suffix).is_none_or(|name| !name.is_root());
@@ -283,6 +295,9 @@ pub enum Problem {
     Cache(cache::Problem),
     /// A section of one room.
     #[error(transparent)]
+    Catalog(catalog::Problem),
+    /// A section of one room.
+    #[error(transparent)]
     Forward(forward::Problem),
     /// A file of local data.
     #[error(transparent)]
@@ -306,6 +321,16 @@ pub enum Problem {
         name: Name,
         /// Where it stands first.
         first: Location,
+    },
+    /// A suffix or an apex that is the catalog's.
+    #[error("{what} {name} is the catalog's {key}, so nobody would be asked for it; remove it, or set catalog.{key}")]
+    Catalogued {
+        /// Suffix or apex.
+        what: &'static str,
+        /// The name.
+        name: Name,
+        /// The key of `[catalog]` that claims it.
+        key: &'static str,
     },
     /// An upstream that is ourselves.
     #[error("upstream {upstream} is ourselves, who listen on {listen}; name the server behind us, or listen elsewhere")]

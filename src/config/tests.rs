@@ -50,6 +50,9 @@ fn reference_is_the_default_and_mentions_every_key() {
     let loaded = load(&shown.join("\n"), Overrides::default()).unwrap();
     assert!(!loaded.config.forward.is_empty() && !loaded.config.refuse.is_empty() && !loaded.config.zone.is_empty());
 
+    let headings = shown.clone();
+    let is_section =
+        |name: &str| headings.iter().any(|line| line.strip_prefix('[').is_some_and(|rest| rest.starts_with(name)));
     let mut sections = HashMap::new();
     let mut section = "";
     for line in shown {
@@ -64,14 +67,20 @@ fn reference_is_the_default_and_mentions_every_key() {
         ("refuse", keys::<Refuse>()),
         ("zones", keys::<zone::Config>()),
         ("zone", keys::<zone::FileConfig>()),
+        ("catalog", keys::<catalog::Config>()),
+        ("catalog.soa", keys::<catalog::SoaConfig>()),
+        ("catalog.files", keys::<catalog::FilesConfig>()),
+        ("catalog.service.galeradb", keys::<catalog::policy::Rules>()),
         ("cache", keys::<cache::Config>()),
         ("control", keys::<control::Config>()),
     ] {
+        // What is a section of its own has its own line above.
+        let keys: Vec<_> = keys.into_iter().filter(|key| !is_section(&format!("{section}.{key}"))).collect();
         assert_eq!(sections.remove(section).unwrap_or_default(), keys, "[{section}] in the order of the code");
     }
     sections.retain(|_, keys| !keys.is_empty());
     assert!(sections.is_empty(), "{sections:?}");
-    assert_eq!(keys::<Config>().len(), 7, "a new section belongs into the list above");
+    assert_eq!(keys::<Config>().len(), 8, "a new section belongs into the list above");
 }
 
 /// The keys of a section: serde names them to whoever uses another.
@@ -118,6 +127,7 @@ fn a_default_rule_gives_way_to_whoever_claims_its_suffix() {
         ("[[zone]]\napex = 'consul'\nfile = 'x'", &[]),
         ("[[zone]]\napex = 'consul'\nfile = 'x'\nmode = 'overlay'", default), // lets through what it does not hold
         ("[[refuse]]\nsuffixes = ['dc1.consul']", default),
+        ("[catalog.files]\ndirectory = 'x'", &[]), // we are the ones who know
     ] {
         assert_eq!(routes(&load(text, Overrides::default()).unwrap()), expected, "{text}");
     }
@@ -131,6 +141,7 @@ fn the_command_line_outranks_the_file() {
         listen: vec!["127.0.0.1:5300".parse().unwrap()],
         upstreams: vec!["192.0.2.4".parse().unwrap(), "tcp://192.0.2.5".parse().unwrap()],
         zones: Some("zones".into()),
+        services: None,
     };
     let loaded = load(text, overrides.clone()).unwrap();
     assert_eq!(loaded.config.server.listen, overrides.listen);
@@ -148,7 +159,7 @@ fn the_command_line_is_checked_as_the_file_is() {
     let upstream = forward::UpstreamUrl::udp(address);
     for (overrides, expected) in [
         (
-            Overrides { listen: vec![address], upstreams: vec![upstream.clone()], zones: None },
+            Overrides { listen: vec![address], upstreams: vec![upstream.clone()], ..Overrides::default() },
             "command line: upstream 127.0.0.1:5300 is ourselves",
         ),
         (

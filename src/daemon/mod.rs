@@ -4,6 +4,7 @@
 //! or nothing; changed files of local data are taken in by themselves, a faulty one's last good version staying in
 //! service. SIGTERM and SIGINT stop: what is asked already is still replied to.
 
+mod catalog;
 mod listen;
 mod watch;
 
@@ -39,6 +40,7 @@ use crate::{
     server::{self, Connections, Face, Identity, Service},
     sys, zone,
 };
+use catalog::Catalog;
 use listen::Listener;
 use watch::Watch;
 
@@ -66,6 +68,7 @@ pub fn check(loaded: &Loaded) -> Vec<String> {
     let mut faults: Vec<String> = load_zones(loaded, None).faults.iter().map(ToString::to_string).collect();
     faults.extend(server::load_certificate(&loaded.config.server).err().map(|error| error.to_string()));
     let groups = forward::Group::build_all(&loaded.rules, &[], &Metrics::new());
+    faults.extend(catalog::load(&loaded.config.catalog, None).map(|found| found.faults).unwrap_or_default());
     faults.extend(groups.err().into_iter().flatten().map(|error| error.to_string()));
     faults
 }
@@ -73,6 +76,7 @@ pub fn check(loaded: &Loaded) -> Vec<String> {
 struct Daemon {
     loaded: Loaded,
     files: zone::Files,
+    catalog: Option<Catalog>,
     groups: Vec<Arc<forward::Group>>,
     epoch: Epoch,
     face: Arc<Face>,
@@ -88,7 +92,7 @@ struct Daemon {
     stopping: CancellationToken,
     worker_ended: CancellationToken,
     /// The faults of files that were logged last.
-    faults: Vec<zone::Error>,
+    faults: Vec<String>,
     watch: Watch,
     changed: mpsc::Receiver<()>,
     signals: Signals,
@@ -134,19 +138,23 @@ impl Daemon {
         if !outcome.faults.is_empty() {
             return Err(Refused::new(outcome.faults).into());
         }
+        let plan = plan_catalog(&loaded)?;
         warn(&outcome.warnings);
 
         let metrics = Arc::new(Metrics::new());
         let epoch = Epoch(1);
         let groups = forward::Group::build_all(&loaded.rules, &[], &metrics).map_err(Refused::new)?;
         let certificate = server::load_certificate(&config.server).map_err(|error| Refused::new([error]))?;
-        let tables = Tables::new(rules(&loaded, &outcome.files, &groups), epoch);
+        let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
+        let catalog = plan.map(|plan| Catalog::start(plan, metrics.clone(), &tasks, &stopping));
+        let tables = Tables::new(rules(&loaded, &outcome.files, &groups, catalog.as_ref()), epoch);
         let cache = Cache::new(config.cache.size.as_u64() as usize);
         let resolver = Arc::new(Resolver::new(cache, tables, config.server.max_in_flight));
         let face = Arc::new(Face::new(resolver, config.server.clone(), &metrics, runtime));
         let (change, changed) = mpsc::channel(1);
         let mut daemon = Self {
             files: outcome.files,
+            catalog,
             groups,
             epoch,
             face,
@@ -158,8 +166,8 @@ impl Daemon {
             connections: Arc::default(),
             identity: Arc::default(),
             control: None,
-            tasks: TaskTracker::new(),
-            stopping: CancellationToken::new(),
+            tasks,
+            stopping,
             worker_ended: CancellationToken::new(),
             faults: Vec::new(),
             watch: Watch::new(change).context("cannot watch files")?,
@@ -181,7 +189,7 @@ impl Daemon {
         daemon.serve_control(control)?;
         daemon.probe_upstreams();
         daemon.metrics.reloaded(Reload::Started);
-        daemon.note_state(&[]);
+        daemon.note_state(0);
         daemon.watch_files();
         match &daemon.loaded.upstreams {
             Upstreams::Configured => {}
@@ -258,6 +266,7 @@ impl Daemon {
         if !outcome.faults.is_empty() {
             return Err(Refused::new(outcome.faults).into());
         }
+        let plan = plan_catalog(&loaded)?;
         // Everything that can fail comes before anything that is seen.
         let mut opened = Vec::new();
         for (service, address) in loaded.config.server.listeners() {
@@ -275,9 +284,10 @@ impl Daemon {
 
         self.loaded = loaded;
         self.files = outcome.files;
-        let config = &self.loaded.config;
         self.groups = groups;
         self.identity.set(certificate);
+        self.adopt_catalog(plan);
+        let config = &self.loaded.config;
         self.face.resolver().cache().resize(config.cache.size.as_u64() as usize);
         self.face.resolver().set_most_waiting(config.server.max_in_flight);
         self.face.set_config(config.server.clone());
@@ -287,7 +297,8 @@ impl Daemon {
         }
         self.close_others();
         self.serve_control(control)?;
-        self.note_state(&[]);
+        self.faults.clear();
+        self.note_state(0);
         self.watch_files();
         Ok(retired)
     }
@@ -298,24 +309,42 @@ impl Daemon {
         tokio::time::sleep(SETTLING).await;
         while self.changed.try_recv().is_ok() {}
         let outcome = load_zones(&self.loaded, Some(&self.files));
-        for fault in outcome.faults.iter().filter(|fault| !self.faults.contains(fault)) {
-            tracing::error!(error = %fault, "file refused; its last good version stays in service");
+        let definitions = catalog::load(&self.loaded.config.catalog, self.catalog.as_ref());
+        let (plan, definition_faults) = definitions.map(take_plan).unwrap_or_default();
+        let zone_faults = outcome.faults.len();
+        let faults: Vec<_> = outcome.faults.iter().map(ToString::to_string).chain(definition_faults).collect();
+        for fault in faults.iter().filter(|fault| !self.faults.contains(fault)) {
+            tracing::error!(error = fault, "file refused; its last good version stays in service");
         }
         warn(&outcome.warnings);
         let is_changed = outcome.files.generations().ne(self.files.generations());
         self.files = outcome.files;
-        if is_changed {
+        if self.adopt_catalog(plan) || is_changed {
             let retired = self.swap_tables();
-            tracing::info!(retired, faults = outcome.faults.len(), "files taken in");
+            tracing::info!(retired, faults = faults.len(), "files taken in");
         }
-        self.note_state(&outcome.faults);
-        self.faults = outcome.faults;
+        self.faults = faults;
+        self.note_state(zone_faults);
         self.watch_files();
+    }
+
+    /// Puts a catalog into service, or this plan in the place of the one it has. Without a plan it stays as it is, or
+    /// goes if it is not configured any more. Whether tables have to be made anew.
+    fn adopt_catalog(&mut self, plan: Option<catalog::Plan>) -> bool {
+        match (&self.catalog, plan) {
+            (Some(catalog), Some(plan)) => return catalog.adopt(plan),
+            (None, Some(plan)) => {
+                self.catalog = Some(Catalog::start(plan, self.metrics.clone(), &self.tasks, &self.stopping));
+            }
+            (Some(_), None) if self.loaded.config.catalog.files.is_none() => self.catalog = None,
+            (_, None) => return false,
+        }
+        true
     }
 
     fn swap_tables(&mut self) -> usize {
         self.epoch = Epoch(self.epoch.0.wrapping_add(1));
-        let rules = rules(&self.loaded, &self.files, &self.groups);
+        let rules = rules(&self.loaded, &self.files, &self.groups, self.catalog.as_ref());
         self.face.resolver().swap_tables(Tables::new(rules, self.epoch));
         self.face.resolver().retire()
     }
@@ -427,26 +456,33 @@ impl Daemon {
             levels.in_flight.set(flights as u64);
             levels.queue_depth.set(face.exchanges() as u64);
             levels.tcp_connections.set(connections.count() as u64);
+            let tables = face.resolver().tables();
+            let (instances, checks) = tables.catalog().map(|now| catalog::count(&now.load())).unwrap_or_default();
+            levels.set_catalog(instances, checks);
         });
     }
 
     /// Notes what scrapes and `/ready` tell of the configuration and the files.
-    fn note_state(&self, faults: &[zone::Error]) {
+    fn note_state(&self, zone_faults: usize) {
         let levels = self.metrics.levels();
         levels.cache_limit_bytes.set(self.loaded.config.cache.size.as_u64());
-        levels.set_zone_files(self.files.generations().count(), faults.len());
+        levels.set_zone_files(self.files.generations().count(), zone_faults);
+        levels.catalog_faults.set((self.faults.len() - zone_faults) as u64);
         let root = crate::wire::Name::root();
         let is_default = |rule: &forward::Rule| rule.suffixes.iter().any(|suffix| *suffix.get_ref() == root);
         let default = self.loaded.rules.iter().position(is_default);
         let mut status = self.status.lock();
         status.upstreams_unknown = self.loaded.upstreams == Upstreams::Unknown;
         status.default_group = default.and_then(|index| self.groups.get(index).cloned());
-        status.faulty_files = faults.iter().map(ToString::to_string).collect();
+        status.faulty_files.clone_from(&self.faults);
     }
 
     fn watch_files(&mut self) {
         let read = self.files.paths().iter().map(PathBuf::as_path);
-        self.watch.follow(read.chain([self.loaded.config.zones.directory()]));
+        let definitions = self.catalog.as_ref().map(Catalog::files);
+        let folders = definitions.iter().flat_map(|files| files.folders()).map(PathBuf::as_path);
+        let configured = self.loaded.config.catalog.files.iter().map(|files| &*files.directory);
+        self.watch.follow(read.chain([self.loaded.config.zones.directory()]).chain(folders).chain(configured));
     }
 
     /// Takes in what the last process has saved, beside serving.
@@ -556,7 +592,21 @@ fn load_zones(loaded: &Loaded, previous: Option<&zone::Files>) -> zone::Outcome 
     zone::Files::load(&loaded.config.zones, &loaded.zones, previous)
 }
 
-fn rules(loaded: &Loaded, files: &zone::Files, groups: &[Arc<forward::Group>]) -> Rules {
+/// What the configuration says of a catalog, all of it good.
+fn plan_catalog(loaded: &Loaded) -> Result<Option<catalog::Plan>> {
+    let (plan, faults) = catalog::load(&loaded.config.catalog, None).map(take_plan).unwrap_or_default();
+    if faults.is_empty() { Ok(plan) } else { Err(Refused::new(faults).into()) }
+}
+
+fn take_plan(found: catalog::Loaded) -> (Option<catalog::Plan>, Vec<String>) {
+    if !found.unused.is_empty() {
+        let keys = found.unused.into_iter().collect::<Vec<_>>().join(", ");
+        tracing::info!(keys, "keys of definition files that mean nothing here");
+    }
+    (found.plan, found.faults)
+}
+
+fn rules(loaded: &Loaded, files: &zone::Files, groups: &[Arc<forward::Group>], catalog: Option<&Catalog>) -> Rules {
     let config = &loaded.config;
     let forwards = loaded.rules.iter().zip(&config.forward).zip(groups).map(|((rule, written), group)| {
         let mut lifetimes = config.cache.policy(written.serve_stale.unwrap_or(forward::DEFAULT_SERVE_STALE));
@@ -571,7 +621,7 @@ fn rules(loaded: &Loaded, files: &zone::Files, groups: &[Arc<forward::Group>]) -
         zones: files.zones().cloned().collect(),
         forwards: forwards.collect(),
         refused: loaded.refused.clone(),
-        catalog: None,
+        catalog: catalog.map(Catalog::snapshot),
         prefetch: config.cache.prefetch,
     }
 }

@@ -3,6 +3,7 @@
 mod harness;
 
 mod cache;
+mod catalog_health;
 mod clients;
 mod consul;
 mod control_api;

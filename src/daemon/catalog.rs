@@ -1,0 +1,277 @@
+//! The catalog while the daemon runs: its definition files, its checks, and what becomes of them.
+//!
+//! The checks' news, and what policies have put off, are taken in by a task; files and settings by whoever reloads. Both
+//! change the registry under one lock, and what it has become is published as a snapshot before they let go of it.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    future::pending,
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use serde::Deserialize;
+use tokio::{
+    sync::{Notify, mpsc},
+    time::{Instant, sleep_until},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    catalog::{
+        CheckKey, Config, Identity, Instance, Outcomes, Registry, Settings, Snapshot, SourceId, System,
+        check::{self, Declaration, Definition, Dialer, Event, Limits, Runner, Scripts},
+        health::Status,
+        source::{
+            file,
+            value::{Fault, Value},
+        },
+    },
+    clock::Moment,
+    metrics::Metrics,
+    resolve,
+};
+
+/// What the definition files say, checks included.
+type Files = file::Files<Definition>;
+
+/// A catalog in service; it ends when this is dropped.
+pub(super) struct Catalog {
+    shared: Arc<Shared>,
+    closing: CancellationToken,
+}
+
+/// What configuration and definition files come to.
+pub(super) struct Plan {
+    files: Arc<Files>,
+    identity: Identity,
+    settings: Settings,
+}
+
+/// What loading came to.
+pub(super) struct Loaded {
+    /// `None` if nobody knows who we are, and nobody did before.
+    pub plan: Option<Plan>,
+    /// Every fault. At start and at a reload each is fatal; when files change, the last good versions stay in service.
+    pub faults: Vec<String>,
+    /// Keys of the files that mean something to Consul and nothing here.
+    pub unused: BTreeSet<String>,
+}
+
+struct Shared {
+    snapshot: resolve::Catalog,
+    runner: Runner,
+    state: Mutex<State>,
+    /// The registry may want to be woken earlier.
+    changed: Notify,
+    metrics: Arc<Metrics>,
+}
+
+struct State {
+    plan: Plan,
+    registry: Registry,
+    /// The checks that run, by their ids.
+    checks: HashMap<Arc<str>, Known>,
+    /// Services whose checks were critical for too long, by their ids.
+    deregistered: HashSet<Arc<str>>,
+}
+
+struct Known {
+    key: CheckKey,
+    status: Status,
+}
+
+/// Loads the definition files of a configuration, if it has any. What has not changed is taken from `running`, and so is
+/// what was good before.
+pub(super) fn load(config: &Config, running: Option<&Catalog>) -> Option<Loaded> {
+    let source = config.files.as_ref()?;
+    let scripts = if source.enable_script_checks { Scripts::Allowed } else { Scripts::Refused };
+    let previous = running.map(|catalog| {
+        let state = catalog.shared.state.lock();
+        (state.plan.files.clone(), state.plan.identity.clone())
+    });
+    let (files, identity) = previous.unzip();
+    let outcome = Files::load(&source.directory, files.as_deref(), &|value| define(value, scripts));
+    let mut faults: Vec<String> = outcome.faults.iter().map(ToString::to_string).collect();
+    let identity = match Identity::new(config, &outcome.files.agent(), &System::read()) {
+        Ok(identity) => Some(identity),
+        Err(unknown) => {
+            faults.push(unknown.to_string());
+            identity
+        }
+    };
+    let plan =
+        identity.map(|identity| Plan { settings: config.settings(&identity), files: outcome.files.into(), identity });
+    Some(Loaded { plan, faults, unused: outcome.unused })
+}
+
+/// A check of a definition file.
+fn define(value: &Value, scripts: Scripts) -> Result<Definition, Vec<Fault>> {
+    let declaration = Declaration::deserialize(value).map_err(|fault| vec![fault])?;
+    let fault = |problem: check::Problem| Fault { line: None, message: problem.to_string() };
+    declaration.define(scripts).map_err(|problems| problems.into_iter().map(fault).collect())
+}
+
+impl Catalog {
+    /// Takes a catalog into service. Its tasks are among `tasks`, and end with `stopping`.
+    pub fn start(plan: Plan, metrics: Arc<Metrics>, tasks: &TaskTracker, stopping: &CancellationToken) -> Self {
+        let (runner, news) = Runner::new(Dialer::new(), Limits::default());
+        let registry = Registry::new(plan.settings.clone());
+        let shared = Arc::new(Shared {
+            snapshot: Arc::new(ArcSwap::from_pointee(registry.snapshot())),
+            runner,
+            state: Mutex::new(State { plan, registry, checks: HashMap::new(), deregistered: HashSet::new() }),
+            changed: Notify::new(),
+            metrics,
+        });
+        let closing = stopping.child_token();
+        shared.publish(|state| state.register(&shared.runner));
+        tasks.spawn({
+            let (shared, closing) = (shared.clone(), closing.clone());
+            async move { tokio::join!(shared.runner.run(closing.clone()), shared.follow(news, closing)) }
+        });
+        Self { shared, closing }
+    }
+
+    /// Where its answers come from, from now on.
+    pub fn snapshot(&self) -> resolve::Catalog {
+        self.shared.snapshot.clone()
+    }
+
+    /// The folders whose files may change.
+    pub fn files(&self) -> Arc<Files> {
+        self.shared.state.lock().plan.files.clone()
+    }
+
+    /// Takes over another plan. Checks that stay the same go on, and states outlive their definitions. Whether its domains
+    /// are others now.
+    pub fn adopt(&self, plan: Plan) -> bool {
+        let domains = self.shared.snapshot.load().settings().domains().to_vec();
+        self.shared.publish(|state| {
+            if plan.settings != state.plan.settings {
+                state.registry.reconfigure(plan.settings.clone(), Moment::now());
+            }
+            state.plan = plan;
+            state.deregistered.clear();
+            state.register(&self.shared.runner);
+        });
+        domains != self.shared.snapshot.load().settings().domains()
+    }
+}
+
+impl Drop for Catalog {
+    fn drop(&mut self) {
+        self.closing.cancel();
+    }
+}
+
+impl Shared {
+    /// Changes the registry, and lets everybody see it.
+    fn publish(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state.lock();
+        change(&mut state);
+        self.snapshot.store(Arc::new(state.registry.snapshot()));
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Takes in what the checks find, and does in time what policies have put off.
+    async fn follow(&self, mut news: mpsc::Receiver<Event>, closing: CancellationToken) {
+        loop {
+            let wake = self.state.lock().registry.wake();
+            let sleep = async {
+                match wake {
+                    Some(wake) => sleep_until(Instant::now() + wake.since(Moment::now())).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                () = closing.cancelled() => return,
+                () = self.changed.notified() => {}
+                Some(event) = news.recv() => self.publish(|state| {
+                    state.take_in(event, self);
+                    // What came in at the same time needs no snapshot of its own.
+                    while let Ok(event) = news.try_recv() {
+                        state.take_in(event, self);
+                    }
+                }),
+                () = sleep => self.publish(|state| drop(state.registry.tick(Moment::now()))),
+            }
+        }
+    }
+}
+
+impl State {
+    /// Makes what the files say, without what is deregistered, all there is, and runs its checks.
+    fn register(&mut self, runner: &Runner) {
+        let now = Moment::now();
+        let Plan { files, identity, .. } = &self.plan;
+        let is_in = |id: Option<&Arc<str>>| id.is_none_or(|id| !self.deregistered.contains(id));
+        let mut set = files.set(identity);
+        set.instances.retain(|instance: &Arc<Instance>| is_in(Some(&instance.registration.id)));
+        self.registry.publish(FILES, set, Outcomes::Ours, now);
+
+        let definitions = || files.definitions(identity).filter(|(key, _)| is_in(key.service_id.as_ref()));
+        let checks = definitions().map(|(key, definition)| check::Check {
+            id: id_of(&key),
+            service: key.service_id,
+            definition: definition.clone(),
+        });
+        runner.replace(checks.collect());
+        let mut known = HashMap::new();
+        for (key, _) in definitions() {
+            let Some(event) = runner.state(&id_of(&key)) else { continue };
+            // The registry keeps the state of a check that stays where it is, the runner that of all.
+            if self.checks.get(&key.check).is_some_and(|before| before.key != key) {
+                self.registry.set_check(FILES, &key, event.status, &event.output, now);
+            }
+            known.insert(key.check.clone(), Known { key, status: event.status });
+        }
+        self.checks = known;
+    }
+
+    fn take_in(&mut self, event: Event, shared: &Shared) {
+        let Some(known) = self.checks.get_mut(&event.id.check) else { return };
+        let (node, service) = (known.key.node.name(), known.key.service_id.clone());
+        let (check, status) = (&*event.id.check, event.status);
+        if known.status != status {
+            known.status = status;
+            shared.metrics.levels().catalog_check_changes.add(1);
+            tracing::info!(service = service.as_deref(), node, check, %status, "check changed state");
+        }
+        if event.is_overdue
+            && let Some(service) = service
+        {
+            tracing::warn!(
+                service = &*service,
+                node,
+                check,
+                "service deregistered; its check was critical for too long"
+            );
+            self.deregistered.insert(service);
+            return self.register(&shared.runner);
+        }
+        self.registry.set_check(FILES, &known.key, status, &event.output, Moment::now());
+    }
+}
+
+/// How many instances, and how many checks, are passing, warning and critical.
+pub(super) fn count(catalog: &Snapshot) -> ([u64; 3], [u64; 3]) {
+    let (mut instances, mut checks) = ([0; 3], [0; 3]);
+    for (_, node) in catalog.nodes() {
+        node.checks.iter().for_each(|check| checks[check.status as usize] += 1);
+    }
+    for instance in catalog.services().flat_map(|(_, service)| &service.instances) {
+        instances[catalog.status(instance) as usize] += 1;
+        instance.checks.iter().for_each(|check| checks[check.status as usize] += 1);
+    }
+    (instances, checks)
+}
+
+fn id_of(key: &CheckKey) -> check::Id {
+    check::Id { node: key.node.name().into(), check: key.check.clone() }
+}
+
+/// The only source as yet.
+const FILES: SourceId = SourceId(0);
