@@ -7,7 +7,7 @@ use std::{collections::HashMap, fmt};
 
 use foldhash::fast::RandomState;
 
-use crate::wire::Name;
+use crate::wire::{MAX_NAME_BYTES, Name};
 
 /// Rules by the suffix at which they stand, found without regard to case.
 ///
@@ -90,9 +90,6 @@ fn with_lower<R>(name: &Name, look_up: impl FnOnce(&[u8]) -> R) -> R {
     lower.make_ascii_lowercase();
     look_up(lower)
 }
-
-/// Longest name in wire form (RFC 1035 §2.3.4).
-const MAX_NAME_BYTES: usize = 255;
 
 #[cfg(test)]
 mod tests {

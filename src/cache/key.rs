@@ -5,7 +5,7 @@ use std::{
     hash::{Hash, Hasher},
 };
 
-use crate::wire::{Class, Name, Question, Rtype};
+use crate::wire::{Class, MAX_NAME_BYTES, Name, Question, Rtype};
 
 /// The question and its variant: what one cached response, or one query in flight, stands for.
 ///
@@ -135,8 +135,6 @@ impl fmt::Debug for Key {
 
 /// What stands before the qname.
 pub(super) const HEAD_BYTES: usize = 6;
-/// Longest name in wire form (RFC 1035 §2.3.4).
-const MAX_NAME_BYTES: usize = 255;
 const DNSSEC_OK: u8 = 1;
 const CHECKING_DISABLED: u8 = 2;
 

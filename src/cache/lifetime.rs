@@ -164,7 +164,7 @@ fn level_rrsets(response: &Response, ttls: &mut [u32]) {
 }
 
 /// The TTL that a stale answer is given with (RFC 8767 §4).
-pub(super) const STALE_TTL_SECS: u32 = 30;
+pub const STALE_TTL_SECS: u32 = 30;
 /// A failure within this time after the end of the last one follows it.
 pub(super) const FAILURE_MEMORY: Duration = Duration::from_secs(30);
 /// The largest TTL (RFC 2181 §8).

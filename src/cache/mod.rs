@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 pub use key::{Key, Variant};
-pub use lifetime::{Life, Policy, clamp, is_nodata, lifetime};
+pub use lifetime::{Life, Policy, STALE_TTL_SECS, clamp, is_nodata, lifetime};
 pub use snapshot::SnapshotError;
 
 use crate::{

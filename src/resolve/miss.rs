@@ -13,7 +13,7 @@ use super::{
     tables::{Decision, Route, Sharing, Tables},
 };
 use crate::{
-    cache::{Epoch, Key, Life, Origin, RuleId, State, Variant, clamp, is_nodata},
+    cache::{Epoch, Key, Life, Origin, RuleId, STALE_TTL_SECS, State, Variant, clamp, is_nodata},
     clock::Moment,
     forward::{Exchange, Options, Outcome},
     wire::{self, Answer, Asker, Name, Query, Question, Rcode, Record, Response, Rtype, Ttls, View, flag},
@@ -480,6 +480,6 @@ const DEADLINE: Duration = Duration::from_millis(3500);
 /// How long a client waits before it is given a stale answer (RFC 8767 §5).
 const PATIENCE: Duration = Duration::from_millis(1800);
 /// The TTL of a stale answer (RFC 8767 §4).
-const STALE_TTLS: Ttls = Ttls::Fixed(30);
+const STALE_TTLS: Ttls = Ttls::Fixed(STALE_TTL_SECS);
 /// Long, for it will not change.
 const MINIMAL_ANY_TTL: u32 = 3600;

@@ -100,7 +100,7 @@ impl Tables {
         let mut router = Router::new();
         // What is inserted later takes the place of what was there, so the weakest comes first.
         for zone in zone::builtin::always() {
-            router.insert(zone.apex().clone(), Authority::Zone(zone));
+            router.insert(zone.apex().clone(), Authority::Zone(zone.clone()));
         }
         for suffix in rules.refused {
             router.insert(suffix, Authority::Refuse);
@@ -128,7 +128,7 @@ impl Tables {
                 None => true,
             };
             if is_kept && router.exact(zone.apex()).is_none() {
-                router.insert(zone.apex().clone(), Authority::Zone(zone));
+                router.insert(zone.apex().clone(), Authority::Zone(zone.clone()));
             }
         }
         Self { epoch, overlays: rules.overlays, router, routes, catalog: rules.catalog, prefetch: rules.prefetch }

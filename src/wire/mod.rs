@@ -11,7 +11,7 @@ mod response;
 mod types;
 
 pub use answer::{Answer, Record, Soa};
-pub use name::{Name, NameError};
+pub use name::{MAX_NAME_BYTES, Name, NameError};
 pub use query::{ClientEdns, Query, Question, Reject, UpstreamEdns, UpstreamQuery};
 pub use reply::{Asker, ReplySize, Ttls, write_error, write_reply};
 pub use response::{ExtendedError, Malformed, Match, Received, RecordView, Response, Section, View};

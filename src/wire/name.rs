@@ -300,7 +300,7 @@ impl PartialOrd for Name {
 }
 
 /// Longest name in wire form (RFC 1035 §2.3.4).
-pub(crate) const MAX_NAME_BYTES: usize = 255;
+pub const MAX_NAME_BYTES: usize = 255;
 
 #[cfg(test)]
 mod tests {

@@ -3,21 +3,33 @@
 //! What is [`always`] answered stands in `zones/`, one apex per file, named for it. [`private`] zones are empty: such names
 //! mean something at home at best, and a public recursor can only learn from the question.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, LazyLock},
+};
 
 use super::Zone;
 use crate::wire::Name;
 
 /// Zones that are answered here whatever the upstreams may know.
-pub fn always() -> Vec<Arc<Zone>> {
-    ALWAYS.iter().map(|(apex, text)| build(apex, text)).collect()
+///
+/// They are built once: a reload leaves their generations, and with them their cached answers, as they are.
+pub fn always() -> &'static [Arc<Zone>] {
+    static BUILT: LazyLock<Vec<Arc<Zone>>> =
+        LazyLock::new(|| ALWAYS.iter().map(|(apex, text)| build(apex, text)).collect());
+    &BUILT
 }
 
 /// Zones that are kept from public recursors.
 ///
 /// The reverse zones of the addresses that any site may use (RFC 6303 §4, RFC 7793), and names that are for use at home:
 /// `local` (RFC 6762), `home.arpa` (RFC 8375), `test` (RFC 6761) and `internal` (reserved by ICANN in 2024).
-pub fn private() -> Vec<Arc<Zone>> {
+pub fn private() -> &'static [Arc<Zone>] {
+    static BUILT: LazyLock<Vec<Arc<Zone>>> = LazyLock::new(build_private);
+    &BUILT
+}
+
+fn build_private() -> Vec<Arc<Zone>> {
     let second_octets = |first: u8, range: std::ops::RangeInclusive<u8>| {
         range.map(move |second| format!("{second}.{first}.in-addr.arpa."))
     };
@@ -83,7 +95,7 @@ mod tests {
 
     #[test]
     fn special_names_are_answered_as_their_rfcs_demand() {
-        let zones: Vec<_> = always().into_iter().chain(private()).collect();
+        let zones: Vec<_> = always().iter().chain(private()).collect();
         let loopback6 = "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.ip6.arpa";
         for (qname, qtype, rcode, count) in [
             ("localhost", Rtype::A, Rcode::NOERROR, 1),
@@ -114,7 +126,7 @@ mod tests {
 
     #[test]
     fn every_built_in_zone_is_without_warning_and_alone() {
-        let zones: Vec<_> = always().into_iter().chain(private()).collect();
+        let zones: Vec<_> = always().iter().chain(private()).collect();
         assert!(zones.iter().all(|zone| zone.warnings().is_empty()));
         for zone in &zones {
             assert_eq!(zones.iter().filter(|other| other.apex() == zone.apex()).count(), 1, "{}", zone.apex());
