@@ -9,6 +9,7 @@ pub mod check;
 mod config;
 pub mod health;
 mod identity;
+mod live;
 mod model;
 mod names;
 pub mod policy;
@@ -20,9 +21,10 @@ mod subject;
 
 pub use config::{Config, FilesConfig, Problem, Settings, SoaConfig, Span};
 pub use identity::{Agent, Identity, System, Unknown};
+pub use live::{Live, Wish};
 pub use model::{
     Check, Host, Instance, InstanceKey, Kind, Node, NodeKey, Registration, Role, ServiceKey, Tagged, Weights,
 };
-pub use names::{Said, Shape};
+pub use names::{Said, Shape, Verdict};
 pub use registry::{Changes, CheckKey, Outcomes, Registry, Set, SourceId};
 pub use snapshot::{SLOTS, Service, Slot, Snapshot};

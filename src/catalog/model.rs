@@ -181,6 +181,8 @@ pub enum Kind {
     Connect,
     /// They lead to it from outside the mesh.
     Ingress,
+    /// A prepared query of this name finds them.
+    Query,
 }
 
 impl NodeKey {

@@ -17,18 +17,47 @@ use super::{
     snapshot::{Given, Holder, Slot, Snapshot},
     subject::Subject,
 };
-use crate::wire::{Answer, Name, Question, Rcode, Record, Rtype, Soa};
+use crate::{
+    clock::Moment,
+    wire::{Answer, Name, Question, Rcode, Record, Rtype, Soa},
+};
 
 /// What the catalog says to a question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Said {
-    /// The answer; `None` if the name is not below a domain of the catalog nor that of an address it knows, so that others
-    /// have their say. A CNAME record whose target is outside the domains ends the answer: others follow it.
-    pub answer: Option<Answer>,
+    /// What is said.
+    pub verdict: Verdict,
     /// What it was made of, each once. Also of a name that does not exist, which may come into being.
     pub slots: Vec<Slot>,
     /// How replies may differ from the answer.
     pub shape: Shape,
+    /// Until when it holds, even if none of the slots changes; nothing if it does.
+    pub until: Option<Moment>,
+}
+
+/// What the catalog says, or who else is to say it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// This. A CNAME record at its end whose target is outside the domains is for others to follow.
+    Answer(Answer),
+    /// The name is not below a domain of the catalog, nor that of an address it knows: others have their say.
+    Pass,
+    /// A source has to be asked for this first; then the question is to be put again.
+    Wait(ServiceKey),
+    /// The source is lost: whoever else answers names of the domain is to be asked.
+    Forward,
+    /// The source is lost, and nobody else may answer for the name; this is why.
+    Fail(&'static str),
+}
+
+impl Said {
+    /// The answer, if the catalog itself gives one.
+    pub fn answer(self) -> Option<Answer> {
+        match self.verdict {
+            Verdict::Answer(answer) => Some(answer),
+            _ => None,
+        }
+    }
 }
 
 /// How replies may differ from an answer that all of them are made of.
@@ -54,7 +83,7 @@ impl Snapshot {
     ///
     /// `serial` is the serial of SOA records, which with Consul is the time. `random` chooses where one of several must
     /// be chosen here.
-    pub fn answer(&self, question: &Question, serial: u32, random: u32) -> Said {
+    pub fn answer(&self, question: &Question, serial: u32, random: u32, _now: Moment) -> Said {
         let mut lookup = Lookup {
             snapshot: self,
             question,
@@ -65,11 +94,11 @@ impl Snapshot {
             slots: Vec::new(),
             shape: Shape { admits_cuts: self.settings.admits_cuts, ..Shape::default() },
         };
-        let answer = lookup.answer();
+        let verdict = lookup.answer().map_or(Verdict::Pass, Verdict::Answer);
         let Lookup { mut slots, shape, .. } = lookup;
         slots.sort_unstable();
         slots.dedup();
-        Said { answer, slots, shape }
+        Said { verdict, slots, shape, until: None }
     }
 }
 

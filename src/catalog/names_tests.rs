@@ -88,12 +88,12 @@ fn say(snapshot: &Snapshot, question: &str) -> Said {
     let (qname, qtype) = question.split_once(' ').unwrap();
     let question =
         Question { qname: qname.parse::<Name>().unwrap().to_lower(), qtype: qtype.parse().unwrap(), qclass: Class::IN };
-    snapshot.answer(&question, 7, 0)
+    snapshot.answer(&question, 7, 0, Moment::default())
 }
 
 /// `RCODE: answer; authority; additional`, where `-` is nothing at all; owners that are the qname are left out.
 fn ask(snapshot: &Snapshot, question: &str) -> String {
-    let Some(answer) = say(snapshot, question).answer else { return "pass".to_owned() };
+    let Some(answer) = say(snapshot, question).answer() else { return "pass".to_owned() };
     assert!(answer.authoritative);
     let qname: Name = question.split(' ').next().unwrap().parse().unwrap();
     let sections = [&answer.answer, &answer.authority, &answer.additional].map(|records| {
@@ -438,7 +438,7 @@ fn names_of_hosts_become_aliases() {
     assert_eq!(say(&snapshot, "deep.service.consul A").slots.len(), 3, "a chain is made of all its parts");
     let qname: Name = "web.service.consul".parse().unwrap();
     let question = Question { qname, qtype: Rtype::A, qclass: Class::IN };
-    let other = snapshot.answer(&question, 7, 1).answer.unwrap();
+    let other = snapshot.answer(&question, 7, 1, Moment::default()).answer().unwrap();
     assert_eq!(other.answer[0].target(), "www.example.net".parse().ok());
 }
 
@@ -463,7 +463,7 @@ fn the_zone_has_its_soa_and_name_servers() {
             ("none.service.consul SOA", "NXDOMAIN: -; soa"),
         ],
     );
-    let soa = say(&snapshot, "consul SOA").answer.unwrap().answer.remove(0);
+    let soa = say(&snapshot, "consul SOA").answer().unwrap().answer.remove(0);
     let numbers: Vec<u32> = soa.rdata[soa.rdata.len() - 20..]
         .chunks(4)
         .map(|octets| u32::from_be_bytes(octets.try_into().unwrap()))
@@ -488,7 +488,7 @@ fn the_zone_has_its_soa_and_name_servers() {
          consul 1 s6",
         "",
     );
-    let answer = say(&servers, "consul NS").answer.unwrap();
+    let answer = say(&servers, "consul NS").answer().unwrap();
     let names: Vec<String> = answer.answer.iter().map(|record| record.target().unwrap().to_string()).collect();
     // At most three, healthy, lower-cased, and of letters that a host may have.
     assert_eq!(names, ["s1.node.dc1.consul.", "s2.node.dc1.consul.", "s5.node.dc1.consul."]);
@@ -535,7 +535,7 @@ fn health_decides_who_is_given() {
         s 5 well address=192.0.2.5 check=critical
         down 1 ill";
     let srv = |snapshot: &Snapshot| {
-        let answer = say(snapshot, "s.service.consul SRV").answer.unwrap();
+        let answer = say(snapshot, "s.service.consul SRV").answer().unwrap();
         answer.answer.iter().map(|srv| u16::from_be_bytes([srv.rdata[2], srv.rdata[3]])).collect::<Vec<_>>()
     };
     let snapshot = catalog(text, "");
@@ -594,7 +594,7 @@ fn a_long_meta_value_is_split_where_consul_gives_no_answer_at_all() {
     let value = "v".repeat(600);
     let snapshot = catalog(&format!("node n 192.0.2.1 m-k={value}\n s 1 n"), "");
     for question in ["n.node.consul A", "n.node.consul TXT", "s.service.consul SRV"] {
-        let said = say(&snapshot, question).answer.unwrap();
+        let said = say(&snapshot, question).answer().unwrap();
         let txt = said.answer.iter().chain(&said.additional).find(|record| record.rtype == Rtype::TXT).unwrap();
         assert_eq!(txt.rdata.len(), 602 + 3, "{question}");
     }

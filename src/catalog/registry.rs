@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, hash::Hash, net::IpAddr, sync::Arc};
 use foldhash::{HashMap, HashMapExt, HashSet};
 
 use super::{
-    Settings,
+    Live, Settings,
     health::Status,
     model::{Check, Host, Instance, InstanceKey, Kind, Node, NodeKey, ServiceKey},
     policy::{Candidate, Health, Rules, State},
@@ -25,6 +25,8 @@ pub struct Registry {
     members: HashMap<ServiceKey, BTreeSet<InstanceKey>>,
     policies: HashMap<ServiceKey, Ruled>,
     snapshot: Snapshot,
+    /// What has become void since the snapshot was last published.
+    void: HashSet<Slot>,
 }
 
 /// What each source says of one thing, in the order of the sources: the first counts.
@@ -97,7 +99,13 @@ impl Registry {
             members: HashMap::new(),
             policies: HashMap::new(),
             snapshot: Snapshot::new(settings.into()),
+            void: HashSet::default(),
         }
+    }
+
+    /// Lets all who answer from it see the catalog as it is now.
+    pub fn publish_to(&mut self, live: &Live) {
+        live.store(self.snapshot.clone(), self.void.drain());
     }
 
     /// The catalog as it is now; a cheap copy.
@@ -322,6 +330,7 @@ impl Registry {
         if touched.anything {
             self.snapshot.version += 1;
         }
+        self.void.extend(&touched.slots);
         let mut slots: Vec<Slot> = touched.slots.into_iter().collect();
         slots.sort_unstable();
         Changes { version: self.snapshot.version, slots }

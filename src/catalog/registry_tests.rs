@@ -69,7 +69,7 @@ fn address_slot(address: [u8; 4]) -> Slot {
 /// The last octets of the addresses that a name has.
 fn ask(registry: &Registry, qname: &str) -> Vec<u8> {
     let question = Question { qname: qname.parse().unwrap(), qtype: Rtype::A, qclass: Class::IN };
-    let answer = registry.snapshot().answer(&question, 0, 0).answer.unwrap();
+    let answer = registry.snapshot().answer(&question, 0, 0, Moment::default()).answer().unwrap();
     assert_eq!(answer.rcode == Rcode::NXDOMAIN, answer.answer.is_empty());
     answer.answer.iter().map(|record| record.rdata[3]).collect()
 }

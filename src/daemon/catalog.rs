@@ -9,7 +9,6 @@ use std::{
     sync::Arc,
 };
 
-use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::{
@@ -20,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     catalog::{
-        CheckKey, Config, Identity, Instance, Outcomes, Registry, Settings, Snapshot, SourceId, System,
+        CheckKey, Config, Identity, Instance, Live, Outcomes, Registry, Settings, Snapshot, SourceId, System,
         check::{self, Declaration, Definition, Dialer, Event, Limits, Runner, Scripts},
         health::Status,
         source::{
@@ -30,7 +29,6 @@ use crate::{
     },
     clock::Moment,
     metrics::Metrics,
-    resolve,
 };
 
 /// What the definition files say, checks included.
@@ -60,7 +58,7 @@ pub(super) struct Loaded {
 }
 
 struct Shared {
-    snapshot: resolve::Catalog,
+    live: Arc<Live>,
     runner: Runner,
     state: Mutex<State>,
     /// The registry may want to be woken earlier.
@@ -118,8 +116,10 @@ impl Catalog {
     pub fn start(plan: Plan, metrics: Arc<Metrics>, tasks: &TaskTracker, stopping: &CancellationToken) -> Self {
         let (runner, news) = Runner::new(Dialer::new(), Limits::default());
         let registry = Registry::new(plan.settings.clone());
+        // Files are all there from the start: nobody has to ask for what is in them.
+        let (live, _) = Live::new(registry.snapshot());
         let shared = Arc::new(Shared {
-            snapshot: Arc::new(ArcSwap::from_pointee(registry.snapshot())),
+            live: live.into(),
             runner,
             state: Mutex::new(State { plan, registry, checks: HashMap::new(), deregistered: HashSet::new() }),
             changed: Notify::new(),
@@ -135,8 +135,8 @@ impl Catalog {
     }
 
     /// Where its answers come from, from now on.
-    pub fn snapshot(&self) -> resolve::Catalog {
-        self.shared.snapshot.clone()
+    pub fn live(&self) -> Arc<Live> {
+        self.shared.live.clone()
     }
 
     /// The folders whose files may change.
@@ -147,7 +147,7 @@ impl Catalog {
     /// Takes over another plan. Checks that stay the same go on, and states outlive their definitions. Whether its domains
     /// are others now.
     pub fn adopt(&self, plan: Plan) -> bool {
-        let domains = self.shared.snapshot.load().settings().domains().to_vec();
+        let domains = self.shared.live.load().settings().domains().to_vec();
         self.shared.publish(|state| {
             if plan.settings != state.plan.settings {
                 state.registry.reconfigure(plan.settings.clone(), Moment::now());
@@ -156,7 +156,7 @@ impl Catalog {
             state.deregistered.clear();
             state.register(&self.shared.runner);
         });
-        domains != self.shared.snapshot.load().settings().domains()
+        domains != self.shared.live.load().settings().domains()
     }
 }
 
@@ -171,7 +171,7 @@ impl Shared {
     fn publish(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.state.lock();
         change(&mut state);
-        self.snapshot.store(Arc::new(state.registry.snapshot()));
+        state.registry.publish_to(&self.live);
         drop(state);
         self.changed.notify_one();
     }

@@ -621,7 +621,7 @@ fn rules(loaded: &Loaded, files: &zone::Files, groups: &[Arc<forward::Group>], c
         zones: files.zones().cloned().collect(),
         forwards: forwards.collect(),
         refused: loaded.refused.clone(),
-        catalog: catalog.map(Catalog::snapshot),
+        catalog: catalog.map(Catalog::live),
         prefetch: config.cache.prefetch,
     }
 }

@@ -5,7 +5,7 @@
 
 use crate::{
     catalog::{Shape, Snapshot},
-    clock::unix_seconds,
+    clock::{Moment, unix_seconds},
     wire::{Answer, Asker, HEADER_BYTES, MAX_MESSAGE_BYTES, Question, ReplySize},
 };
 
@@ -48,8 +48,9 @@ impl Serving {
 
     /// What the catalog says; `None` if that is for others to say.
     pub fn serve(&self, catalog: &Snapshot, question: &Question) -> Option<Served> {
-        let said = catalog.answer(question, self.serial, self.random as u32);
-        said.answer.map(|answer| self.cast(answer, &said.shape, question))
+        let said = catalog.answer(question, self.serial, self.random as u32, Moment::now());
+        let shape = said.shape.clone();
+        said.answer().map(|answer| self.cast(answer, &shape, question))
     }
 
     fn cast(&self, answer: Answer, shape: &Shape, question: &Question) -> Served {

@@ -5,15 +5,13 @@ use std::{
     sync::Arc,
 };
 
-use arc_swap::ArcSwap;
-
 use super::{
     Client,
     shape::{Served, Serving},
 };
 use crate::{
     cache::{Epoch, Origin, Policy, RuleId},
-    catalog::Snapshot,
+    catalog::Live,
     forward::{self, Group},
     router::Router,
     wire::{Answer, Name, Question, ReplySize},
@@ -31,7 +29,7 @@ pub struct Tables {
 }
 
 /// The discovery catalog as it is now: it changes without new tables, unless its domains do.
-pub type Catalog = Arc<ArcSwap<Snapshot>>;
+pub type Catalog = Arc<Live>;
 
 /// What tables are made of. At the same suffix a zone precedes the catalog, that a forward rule, and that a refusal.
 pub struct Rules {

@@ -1,0 +1,88 @@
+//! A catalog in service, as those see it who answer from it.
+//!
+//! The snapshot is swapped whole. Whoever keeps answers asks whether all that one was made of is as it was: for each slot
+//! the version of its last change is noted here. And whoever needs what the snapshot does not hold wishes for it; the
+//! sources hear that.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, AtomicU64, Ordering},
+};
+
+use arc_swap::{ArcSwap, Guard};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    model::ServiceKey,
+    snapshot::{SLOTS, Slot, Snapshot},
+};
+
+/// A catalog in service.
+pub struct Live {
+    id: u64,
+    snapshot: ArcSwap<Snapshot>,
+    /// For each slot the version of its last change.
+    changed: Box<[AtomicU32]>,
+    wishes: mpsc::Sender<Wish>,
+}
+
+/// Somebody asks for this service, or prepared query, now.
+#[derive(Debug)]
+pub struct Wish {
+    /// What is asked for.
+    pub what: ServiceKey,
+    /// To be told when the snapshot holds the present state of it, or it is known that it cannot be had; dropping it
+    /// tells the same. Nothing if nobody waits, and it is only to be known that it is still asked for.
+    pub done: Option<oneshot::Sender<()>>,
+}
+
+impl Live {
+    /// A catalog that begins with this snapshot, and where wishes come out.
+    pub fn new(snapshot: Snapshot) -> (Self, mpsc::Receiver<Wish>) {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let (wishes, heard) = mpsc::channel(WISHES);
+        let changed = (0..SLOTS).map(|_| AtomicU32::new(0)).collect();
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        (Self { id, snapshot: ArcSwap::from_pointee(snapshot), changed, wishes }, heard)
+    }
+
+    /// Tells this catalog from every other of the process.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The catalog as it is now.
+    pub fn load(&self) -> Guard<Arc<Snapshot>> {
+        self.snapshot.load()
+    }
+
+    /// Puts a snapshot in the place of the last one, from which it differs in these slots.
+    ///
+    /// The slots come first: from the moment that anybody can see the new snapshot, no kept answer is good that it
+    /// voids.
+    pub(super) fn store(&self, snapshot: Snapshot, slots: impl IntoIterator<Item = Slot>) {
+        for slot in slots {
+            self.changed[slot.index()].store(snapshot.version(), Ordering::Release);
+        }
+        self.snapshot.store(Arc::new(snapshot));
+    }
+
+    /// The version of the last change to a slot, by its index.
+    pub fn last_change(&self, index: usize) -> u32 {
+        self.changed.get(index).map_or(u32::MAX, |version| version.load(Ordering::Acquire))
+    }
+
+    /// Asks the sources for the present state of this. Nothing if so many ask already that nobody will hear it.
+    pub fn wish(&self, what: ServiceKey) -> Option<oneshot::Receiver<()>> {
+        let (done, told) = oneshot::channel();
+        self.wishes.try_send(Wish { what, done: Some(done) }).ok().map(|()| told)
+    }
+
+    /// Lets the sources know that this is still asked for; it is no harm if that is lost.
+    pub fn mention(&self, what: ServiceKey) {
+        let _ = self.wishes.try_send(Wish { what, done: None });
+    }
+}
+
+/// So many wishes may wait to be heard.
+const WISHES: usize = 1024;
