@@ -3,11 +3,12 @@
 use std::{hint::black_box, sync::Arc, time::Duration};
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use rand::{SeedableRng, rngs::StdRng};
 use watershed::{
     cache::{Cache, Epoch, Key, Life, Origin, RuleId, Variant},
     clock::Moment,
     resolve::{AtOnce, Client, Resolver, Rules, Tables},
-    wire::{Answer, Class, Name, Query, Question, Record, ReplySize, Rtype, UpstreamQuery},
+    wire::{Answer, Class, Name, Query, Question, Record, ReplySize, Rtype, Shape, UpstreamQuery},
     zone::Overlays,
 };
 
@@ -43,9 +44,21 @@ fn resolver(now: Moment) -> Arc<Resolver> {
         let record = Record::new(question.qname.clone(), Rtype::A, 3600, [192, 0, 2, 1]);
         let response = Answer { answer: vec![record], ..Answer::default() }.encode(&question);
         let key = Key::new(question.qname.wire(), Rtype::A, Class::IN, Variant::default());
-        cache.insert(&key, &response, life, origin, now);
+        cache.insert(&key, &response, life, &origin.into(), now);
     }
+    let service = service();
+    let record = |i| Record::new(service.qname.clone(), Rtype::A, 0, [192, 0, 2, i]);
+    let answer = Answer { answer: (0..10).map(record).collect(), ..Answer::default() };
+    let shape = Shape { rotating: 0..10, admits_cuts: true, ..Shape::default() };
+    let response = answer.encode_rotating(&service, &shape).expect("ten records can rotate");
+    let key = Key::new(service.qname.wire(), Rtype::A, Class::IN, Variant::default());
+    cache.insert(&key, &response, Life::Local { until: None }, &origin.into(), now);
     Arc::new(Resolver::new(cache, Tables::new(rules, Epoch(1)), 100))
+}
+
+fn service() -> Question {
+    let qname = "web.service.consul".parse().expect("a name");
+    Question { qname, qtype: Rtype::A, qclass: Class::IN }
 }
 
 fn hit_path(c: &mut Criterion) {
@@ -60,9 +73,21 @@ fn hit_path(c: &mut Criterion) {
     let mut next = 0;
     group.bench_function("parse_find_patch", |b| {
         let mut out = Vec::with_capacity(1500);
+        let mut rng = StdRng::seed_from_u64(1);
         b.iter(|| {
             next = (next + 1) % NAMES;
-            let outcome = resolver.at_once(black_box(&queries[next]), client, now, &mut out);
+            let outcome = resolver.at_once(black_box(&queries[next]), client, now, &mut rng, &mut out);
+            assert!(matches!(outcome, AtOnce::Reply(..)));
+            out.len()
+        });
+    });
+    // The same for a service of ten instances, in another order each time.
+    let query = query(&service());
+    group.bench_function("parse_find_rotate", |b| {
+        let mut out = Vec::with_capacity(1500);
+        let mut rng = StdRng::seed_from_u64(1);
+        b.iter(|| {
+            let outcome = resolver.at_once(black_box(&query), client, now, &mut rng, &mut out);
             assert!(matches!(outcome, AtOnce::Reply(..)));
             out.len()
         });

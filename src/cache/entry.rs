@@ -3,26 +3,26 @@
 use std::time::Duration;
 
 use super::{
-    Epoch, Found, Life, Origin, RuleId, State,
+    Basis, Epoch, Found, Life, Marks, MarksView, Origin, RuleId, State,
     key::{HEAD_BYTES, Key},
     lifetime::{FAILURE_MEMORY, STALE_TTL_SECS, failure_life, is_nodata},
     snapshot::Saved,
 };
 use crate::{
     clock::Moment,
-    wire::{Rcode, Response, Ttls, View},
+    wire::{Rcode, Response, Ttls, View, read_u32},
 };
 
 /// A response with its key. Header and question are not kept: each reply is given its own.
 ///
 /// Millions of these may be kept, so the numbers are no wider than they need to be.
 pub(super) struct Entry {
-    /// The key, the extended errors, the records.
+    /// The key, the notes if there are any, the extended errors, the records.
     octets: Box<[u8]>,
     rule: RuleId,
     epoch: Epoch,
     inserted: Tick,
-    /// [`Tick::NEVER`] for local data.
+    /// [`Tick::NEVER`] for most local data.
     expires: Tick,
     stale_until: Tick,
     /// The last failure to get another response stands until then.
@@ -33,8 +33,8 @@ pub(super) struct Entry {
     errors_bytes: u16,
     qname_bytes: u8,
     kind: Kind,
-    chained: bool,
-    loopback_only: bool,
+    /// Of the constants below, those that hold.
+    traits: u8,
     /// How many failures in a row there were.
     failures: u8,
     /// Hits of this life as far as they matter: up to [`POPULAR_HITS`], or [`SIGNALLED`].
@@ -60,33 +60,39 @@ enum Kind {
 
 impl Entry {
     /// An entry for an answer.
-    pub(super) fn answer(key: &Key, response: &Response, life: Life, origin: Origin, now: Tick) -> Self {
-        let (expires, stale_until) = match life {
-            Life::Local => (Tick::NEVER, Tick::NEVER),
-            Life::Timed { fresh, stale } => (now.after(fresh), now.after(fresh).after(stale)),
+    pub(super) fn answer(key: &Key, response: &Response, life: Life, basis: &Basis, now: Tick) -> Self {
+        let (expires, stale_until, local) = match life {
+            Life::Local { until } => {
+                let expires = until.map_or(Tick::NEVER, Tick::from);
+                (expires, expires, LOCAL)
+            }
+            Life::Timed { fresh, stale } => (now.after(fresh), now.after(fresh).after(stale), 0),
         };
         let kind = if is_nodata(response) { Kind::Nodata } else { Kind::Answer };
-        Self { expires, stale_until, kind, ..Self::new(key, response, origin, now) }
+        let entry = Self::new(key, response, basis, now);
+        Self { expires, stale_until, kind, traits: entry.traits | local, ..entry }
     }
 
     /// An entry for a failure, which follows those that `before` knows of.
-    pub(super) fn failure(key: &Key, response: &Response, origin: Origin, before: Option<&Self>, now: Tick) -> Self {
-        let mut entry = Self::new(key, response, origin, now);
+    pub(super) fn failure(key: &Key, response: &Response, basis: &Basis, before: Option<&Self>, now: Tick) -> Self {
+        let mut entry = Self::new(key, response, basis, now);
         entry.failures = before.map_or(0, |before| before.failures_in_row(now));
         entry.note_failure(now);
         let end = entry.failing_until;
         Self { expires: end, stale_until: end, kind: Kind::Failure, ..entry }
     }
 
-    fn new(key: &Key, response: &Response, origin: Origin, now: Tick) -> Self {
+    fn new(key: &Key, response: &Response, Basis { origin, marks }: &Basis, now: Tick) -> Self {
         let view = response.view();
+        let notes = notes(marks, view.plan);
+        let trait_if = |holds: bool, bit| if holds { bit } else { 0 };
         // Errors longer than any OPT record could carry are left out.
         let (errors, errors_bytes) = match u16::try_from(view.extended_errors.len()) {
             Ok(length) => (view.extended_errors, length),
             Err(_) => (&[][..], 0),
         };
         Self {
-            octets: [key.as_bytes(), errors, view.records].concat().into(),
+            octets: [key.as_bytes(), &notes, errors, view.records].concat().into(),
             rule: origin.rule,
             epoch: origin.epoch,
             inserted: now,
@@ -99,8 +105,9 @@ impl Entry {
             errors_bytes,
             qname_bytes: key.qname().len() as u8,
             kind: Kind::Answer,
-            chained: origin.chained,
-            loopback_only: origin.loopback_only,
+            traits: trait_if(origin.chained, CHAINED)
+                | trait_if(origin.loopback_only, LOOPBACK_ONLY)
+                | trait_if(!notes.is_empty(), NOTED),
             failures: 0,
             hits: 0,
             promoted: now.second(),
@@ -129,7 +136,8 @@ impl Entry {
 
     /// Where the entry comes from.
     pub(super) fn origin(&self) -> Origin {
-        Origin { rule: self.rule, epoch: self.epoch, chained: self.chained, loopback_only: self.loopback_only }
+        let (chained, loopback_only) = (self.is(CHAINED), self.is(LOOPBACK_ONLY));
+        Origin { rule: self.rule, epoch: self.epoch, chained, loopback_only }
     }
 
     /// Its origin is good in `epoch` too.
@@ -190,7 +198,7 @@ impl Entry {
 
     /// Whether a popular answer is in the last tenth of its life: true once in each.
     fn is_prefetch_due(&mut self, now: Tick) -> bool {
-        if self.hits == SIGNALLED || self.kind == Kind::Failure || self.is_local() {
+        if self.hits == SIGNALLED || self.kind == Kind::Failure || self.is(LOCAL) {
             return false;
         }
         self.hits = (self.hits + 1).min(POPULAR_HITS);
@@ -210,36 +218,49 @@ impl Entry {
 
     /// What a reply is written from.
     pub(super) fn found(&self, state: State, now: Tick) -> Found<'_> {
-        let (errors, records) = self.octets[self.key_bytes()..].split_at(self.errors_bytes.into());
-        let view = View { flags: self.flags, rcode: self.rcode, counts: self.counts, records, extended_errors: errors };
-        let ttls = if self.is_local() {
+        let (notes, rest) = self.octets[self.key_bytes()..].split_at(self.notes_bytes());
+        let (errors, records) = rest.split_at(self.errors_bytes.into());
+        let (marks, plan) = read_notes(notes);
+        let (flags, rcode, counts) = (self.flags, self.rcode, self.counts);
+        let view = View { flags, rcode, counts, records, extended_errors: errors, plan };
+        let ttls = if self.is(LOCAL) {
             Ttls::Aged(0)
         } else if now < self.expires {
             Ttls::Aged(now.seconds_since(self.inserted))
         } else {
             Ttls::Fixed(STALE_TTL_SECS)
         };
-        Found { view, ttls, state, origin: self.origin() }
+        Found { view, ttls, state, origin: self.origin(), marks }
+    }
+
+    /// What it was made of.
+    pub(super) fn marks(&self) -> MarksView<'_> {
+        read_notes(&self.octets[self.key_bytes()..][..self.notes_bytes()]).0
     }
 
     /// As a snapshot keeps it; `None` for what does not outlive the process.
     pub(super) fn saved(&self, now: Tick) -> Option<Saved<'_>> {
-        if self.kind == Kind::Failure || self.is_local() || self.chained || !self.is_servable(now) {
+        if self.kind == Kind::Failure || self.traits & (LOCAL | CHAINED | NOTED) != 0 || !self.is_servable(now) {
             return None;
         }
         Some(Saved {
             key: self.key_octets(),
             view: self.found(State::Doubtful, now).view,
             rule: self.rule,
-            loopback_only: self.loopback_only,
+            loopback_only: self.is(LOOPBACK_ONLY),
             age_secs: now.seconds_since(self.inserted),
             fresh_secs: self.expires.seconds_since(self.inserted),
             stale_secs: self.stale_until.seconds_since(self.expires),
         })
     }
 
-    fn is_local(&self) -> bool {
-        self.expires == Tick::NEVER
+    fn is(&self, one: u8) -> bool {
+        self.traits & one != 0
+    }
+
+    /// How long the notes are, their length included.
+    fn notes_bytes(&self) -> usize {
+        if self.is(NOTED) { read_u32(&self.octets, self.key_bytes()).unwrap_or(0) as usize } else { 0 }
     }
 
     /// The memory that the entry takes, with all that it takes for it to be found and ordered.
@@ -279,12 +300,41 @@ impl From<Moment> for Tick {
     }
 }
 
+/// What few responses have: what they were made of, and how their records rotate. Empty for all others.
+fn notes(marks: &Marks, plan: &[u8]) -> Vec<u8> {
+    if marks.places.is_empty() && plan.is_empty() {
+        return Vec::new();
+    }
+    let marks_bytes = marks.places.len() * 2;
+    let length = NOTES_HEAD_BYTES + marks_bytes + plan.len();
+    let head = [length as u32, marks.version, marks_bytes as u32].map(u32::to_be_bytes);
+    [&head.concat(), &marks.places.iter().flat_map(|place| place.to_be_bytes()).collect::<Vec<_>>(), plan].concat()
+}
+
+/// Reads what [`notes`] wrote.
+fn read_notes(notes: &[u8]) -> (MarksView<'_>, &[u8]) {
+    let Some((head, rest)) = notes.split_at_checked(NOTES_HEAD_BYTES) else { return Default::default() };
+    let number = |at| read_u32(head, at).unwrap_or(0);
+    let (places, plan) = rest.split_at_checked(number(8) as usize).unwrap_or_default();
+    (MarksView { version: number(4), places }, plan)
+}
+
 /// What the allocator takes for so many octets: glibc's, whose blocks are a length and multiples of 16, 32 at least.
 const fn allocated(bytes: usize) -> usize {
     let block = (bytes + 8).next_multiple_of(16);
     if block < 32 { 32 } else { block }
 }
 
+/// Other names' rules had a part in it.
+const CHAINED: u8 = 1;
+/// For loopback clients only.
+const LOOPBACK_ONLY: u8 = 2;
+/// Its TTLs stand still.
+const LOCAL: u8 = 4;
+/// It has notes.
+const NOTED: u8 = 8;
+/// The notes' length, the version of the marks and their length.
+const NOTES_HEAD_BYTES: usize = 12;
 const TICK_MS: u128 = 1000 / TICKS_PER_SECOND as u128;
 const TICKS_PER_SECOND: u32 = 8;
 /// An answer asked for so often in one life is worth a prefetch.

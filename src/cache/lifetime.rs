@@ -16,7 +16,10 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use crate::wire::{Name, Rcode, RecordView, Response, Rtype, Section, flag, read_u16};
+use crate::{
+    clock::Moment,
+    wire::{Name, Rcode, RecordView, Response, Rtype, Section, flag, read_u16},
+};
 
 /// The bounds that a rule sets to the lives of what it answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,8 +44,11 @@ pub enum Life {
         /// From then on.
         stale: Duration,
     },
-    /// Local data: its TTLs stand still, and it lives until its rule's identity is gone.
-    Local,
+    /// Local data: its TTLs stand still, and it lives until its rule's identity is gone or what it was made of changes.
+    Local {
+        /// Until then at the most.
+        until: Option<Moment>,
+    },
 }
 
 /// How long the response may be kept under `policy`; `None` if not at all.
@@ -221,7 +227,7 @@ mod tests {
                 assert_eq!(stale, policy.serve_stale);
                 Some(fresh.as_secs())
             }
-            Life::Local => unreachable!("what an upstream says is never local"),
+            Life::Local { .. } => unreachable!("what an upstream says is never local"),
         }
     }
 

@@ -49,6 +49,8 @@ pub struct Found<'a> {
     pub state: State,
     /// Where it comes from.
     pub origin: Origin,
+    /// What it was made of.
+    pub marks: MarksView<'a>,
 }
 
 /// What may be done with a found response.
@@ -80,6 +82,56 @@ pub struct Origin {
     pub chained: bool,
     /// It may be given to loopback clients only.
     pub loopback_only: bool,
+}
+
+/// On what a response rests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Basis {
+    /// By whose word it holds.
+    pub origin: Origin,
+    /// While this is as it was.
+    pub marks: Marks,
+}
+
+impl From<Origin> for Basis {
+    fn from(origin: Origin) -> Self {
+        Self { origin, marks: Marks::default() }
+    }
+}
+
+/// What a response was made of, by numbers that only those understand who made it; nothing for most.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Marks {
+    /// Of which version.
+    pub version: u32,
+    /// The places of the parts, each once.
+    pub places: Vec<u16>,
+}
+
+impl Marks {
+    /// Adds what another part was made of.
+    pub fn add(&mut self, version: u32, places: impl IntoIterator<Item = u16>) {
+        // Of parts of several versions each is at least of the smallest.
+        self.version = if self.places.is_empty() { version } else { self.version.min(version) };
+        self.places.extend(places);
+        self.places.sort_unstable();
+        self.places.dedup();
+    }
+}
+
+/// [`Marks`], lent while their shard is locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MarksView<'a> {
+    /// Of which version.
+    pub version: u32,
+    places: &'a [u8],
+}
+
+impl MarksView<'_> {
+    /// The places of the parts.
+    pub fn places(&self) -> impl Iterator<Item = u16> {
+        self.places.chunks_exact(2).map(|place| u16::from_be_bytes([place[0], place[1]]))
+    }
 }
 
 /// The identity of a rule: another number once the rule would answer otherwise.
@@ -118,8 +170,8 @@ impl Cache {
     }
 
     /// Keeps an answer in place of whatever the key had. One that is too large for a shard is not kept.
-    pub fn insert(&self, key: &Key, response: &Response, life: Life, origin: Origin, now: Moment) {
-        let entry = Entry::answer(key, response, life, origin, now.into());
+    pub fn insert(&self, key: &Key, response: &Response, life: Life, basis: &Basis, now: Moment) {
+        let entry = Entry::answer(key, response, life, basis, now.into());
         let (shard, place) = self.place(key);
         shard.lock().insert(place, entry);
     }
@@ -127,16 +179,24 @@ impl Cache {
     /// Keeps a failure for 1 to 5 s, the longer the more there were in a row (RFC 9520 §3.2).
     ///
     /// An answer that can still be served is not displaced: past its life it is [`State::StaleNow`] for that time.
-    pub fn fail(&self, key: &Key, response: &Response, origin: Origin, now: Moment) {
+    pub fn fail(&self, key: &Key, response: &Response, basis: &Basis, now: Moment) {
         let (shard, place) = self.place(key);
-        shard.lock().fail(place, response, origin, now.into());
+        shard.lock().fail(place, response, basis, now.into());
     }
 
-    /// Whether `response`, which need not be in the cache, is a NODATA that a failure of its sister belies: then it is
-    /// to be answered as a failure too.
-    pub fn sister_fails(&self, key: &Key, response: &Response, now: Moment, epoch: Epoch) -> bool {
+    /// Whether `response`, which need not be in the cache, is a NODATA that a failure of its sister belies, one that
+    /// `holds`: then it is to be answered as a failure too.
+    pub fn sister_fails(
+        &self,
+        key: &Key,
+        response: &Response,
+        now: Moment,
+        epoch: Epoch,
+        holds: impl FnOnce(MarksView<'_>) -> bool,
+    ) -> bool {
         let (shard, place) = self.place(key);
-        lifetime::is_nodata(response) && shard.lock().sister_failure(place, now.into(), epoch).is_some()
+        lifetime::is_nodata(response)
+            && shard.lock().sister_failure(place, now.into(), epoch).is_some_and(|failure| holds(failure.marks()))
     }
 
     /// Takes a doubtful entry over into `epoch`, unless it is no longer the one of the origin that was doubted.

@@ -4,7 +4,7 @@ use foldhash::fast::RandomState;
 use lru::LruCache;
 
 use super::{
-    Epoch, Found, Origin, State, Usage,
+    Basis, Epoch, Found, Origin, State, Usage,
     entry::{Entry, Tick},
     key::Key,
 };
@@ -90,7 +90,7 @@ impl Shard {
         self.evict();
     }
 
-    pub(super) fn fail(&mut self, place: Place<'_>, response: &Response, origin: Origin, now: Tick) {
+    pub(super) fn fail(&mut self, place: Place<'_>, response: &Response, basis: &Basis, now: Tick) {
         let before = self.entries.peek_mut(&place.print()).filter(|entry| entry.is_of(place.key));
         if let Some(answer) = before
             && answer.outlasts_failures(now)
@@ -98,7 +98,7 @@ impl Shard {
             answer.note_failure(now);
             return;
         }
-        let failure = Entry::failure(place.key, response, origin, self.peek(place), now);
+        let failure = Entry::failure(place.key, response, basis, self.peek(place), now);
         self.failing_until = self.failing_until.max(failure.failing_until());
         self.insert(place, failure);
     }

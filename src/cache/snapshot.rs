@@ -98,12 +98,12 @@ impl Cache {
         let life = Life::Timed { fresh: seconds(saved.fresh_secs), stale: seconds(saved.stale_secs) };
         let origin = Origin { rule: saved.rule, epoch: NO_EPOCH, chained: false, loopback_only: saved.loopback_only };
         let (shard, place) = self.place(&key);
-        Some(shard.lock().insert_new(place, Entry::answer(&key, &response, life, origin, inserted.into())))
+        Some(shard.lock().insert_new(place, Entry::answer(&key, &response, life, &origin.into(), inserted.into())))
     }
 }
 
 fn write(saved: &Saved<'_>, out: &mut Vec<u8>) {
-    let View { flags, rcode, counts: [an, ns, ar], records, extended_errors } = saved.view;
+    let View { flags, rcode, counts: [an, ns, ar], records, extended_errors, .. } = saved.view;
     out.extend(saved.rule.0.to_be_bytes());
     for number in [saved.age_secs, saved.fresh_secs, saved.stale_secs] {
         out.extend(number.to_be_bytes());
@@ -130,7 +130,7 @@ impl<'a> Reader<'a> {
         let rcode = crate::wire::Rcode(rcode);
         Some(Saved {
             key,
-            view: View { flags, rcode, counts: [an, ns, ar], records, extended_errors },
+            view: View { flags, rcode, counts: [an, ns, ar], records, extended_errors, plan: &[] },
             rule,
             loopback_only: loopback_only != 0,
             age_secs: age_secs as u32,
@@ -186,7 +186,7 @@ mod tests {
         let record = Record::new(question.qname.clone(), Rtype::A, 100, [192, 0, 2, 1]);
         let response = Answer { answer: vec![record], ..Answer::default() }.encode(&question);
         let origin = Origin { rule: RuleId(7), epoch: Epoch(3), chained: false, loopback_only: false };
-        cache.insert(&key(qname), &response, life, origin, now);
+        cache.insert(&key(qname), &response, life, &origin.into(), now);
     }
 
     fn timed(fresh: u64, stale: u64) -> Life {
@@ -198,7 +198,7 @@ mod tests {
         insert(&cache, "www.example", timed(100, 1000), NOW - Duration::from_secs(10));
         insert(&cache, "short.example", timed(15, 0), NOW - Duration::from_secs(10));
         insert(&cache, "over.example", timed(5, 0), NOW - Duration::from_secs(10));
-        insert(&cache, "local.example", Life::Local, NOW);
+        insert(&cache, "local.example", Life::Local { until: None }, NOW);
         cache.save(NOW, UNIX)
     }
 

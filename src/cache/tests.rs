@@ -67,9 +67,9 @@ fn what_is_found_is_what_was_inserted() {
     let key = key("www.example", Rtype::A);
     let mut response = address(1);
     response.add_error(&crate::wire::ExtendedError { code: 22, text: "why".into() });
-    cache.insert(&key, &response, timed(60, 0), ORIGIN, NOW);
+    cache.insert(&key, &response, timed(60, 0), &ORIGIN.into(), NOW);
     let origin = cache.find(&key, after(0), EPOCH, |found| {
-        let View { flags, rcode, counts, records, extended_errors } = response.view();
+        let View { flags, rcode, counts, records, extended_errors, .. } = response.view();
         assert_eq!((found.view.flags, found.view.rcode, found.view.counts), (flags, rcode, counts));
         assert_eq!((found.view.records, found.view.extended_errors), (records, extended_errors));
         found.origin
@@ -93,7 +93,7 @@ fn variants_of_a_question_never_mix() {
         }
     }
     for (octet, key) in keys.iter().enumerate() {
-        cache.insert(key, &address(octet as u8), timed(60, 0), ORIGIN, NOW);
+        cache.insert(key, &address(octet as u8), timed(60, 0), &ORIGIN.into(), NOW);
     }
     for (octet, key) in keys.iter().enumerate() {
         let last = cache.find(key, NOW, EPOCH, |found| found.view.records.last().copied());
@@ -108,7 +108,7 @@ fn variants_of_a_question_never_mix() {
 fn an_answer_is_fresh_then_stale_then_gone() {
     let cache = cache();
     let key = key("www.example", Rtype::A);
-    cache.insert(&key, &address(1), timed(60, 600), ORIGIN, NOW);
+    cache.insert(&key, &address(1), timed(60, 600), &ORIGIN.into(), NOW);
     let seen = |millis| cache.find(&key, after(millis), EPOCH, |found| (found.state, found.ttls));
     let fresh = State::Fresh { prefetch_due: false };
     for (millis, expected) in [
@@ -128,7 +128,7 @@ fn an_answer_is_fresh_then_stale_then_gone() {
 fn without_a_stale_span_an_answer_ends_with_its_life() {
     let cache = cache();
     let key = key("www.example", Rtype::A);
-    cache.insert(&key, &address(1), timed(60, 0), ORIGIN, NOW);
+    cache.insert(&key, &address(1), timed(60, 0), &ORIGIN.into(), NOW);
     assert_eq!(state(&cache, &key, after(60_000)), None);
 }
 
@@ -136,7 +136,7 @@ fn without_a_stale_span_an_answer_ends_with_its_life() {
 fn local_data_does_not_age() {
     let cache = cache();
     let key = key("www.example", Rtype::A);
-    cache.insert(&key, &address(1), Life::Local, ORIGIN, NOW);
+    cache.insert(&key, &address(1), Life::Local { until: None }, &ORIGIN.into(), NOW);
     for secs in [0, 60, 90 * DAY_SECS] {
         let seen = cache.find(&key, after(secs * 1000), EPOCH, |found| (found.state, found.ttls));
         assert_eq!(seen, Some((State::Fresh { prefetch_due: false }, Ttls::Aged(0))), "{secs} s");
@@ -148,9 +148,9 @@ fn a_prefetch_is_signalled_once_in_each_life_of_a_popular_name() {
     let cache = cache();
     let key = key("www.example", Rtype::A);
     let due = |millis| state(&cache, &key, after(millis)) == Some(State::Fresh { prefetch_due: true });
-    cache.insert(&key, &address(1), timed(100, 0), ORIGIN, NOW);
+    cache.insert(&key, &address(1), timed(100, 0), &ORIGIN.into(), NOW);
     assert_eq!([1000, 2000, 89_000, 90_000, 91_000, 99_000].map(due), [false, false, false, true, false, false]);
-    cache.insert(&key, &address(1), timed(100, 0), ORIGIN, after(99_000));
+    cache.insert(&key, &address(1), timed(100, 0), &ORIGIN.into(), after(99_000));
     assert_eq!([190_000, 190_000, 190_000, 190_000].map(due), [false, false, true, false]);
 }
 
@@ -160,16 +160,16 @@ fn a_failure_is_kept_longer_the_more_follow() {
     let key = key("www.example", Rtype::A);
     let mut at = 0;
     for (consecutive, secs) in [(1, 1), (2, 2), (3, 4), (4, 5), (5, 5)] {
-        cache.fail(&key, &servfail(&key), ORIGIN, after(at));
+        cache.fail(&key, &servfail(&key), &ORIGIN.into(), after(at));
         assert_eq!(rcode(&cache, &key, after(at + secs * 1000 - 200)), Some(Rcode::SERVFAIL), "{consecutive}");
         assert_eq!(state(&cache, &key, after(at + secs * 1000)), None, "{consecutive}");
         at += secs * 1000 + 3000;
     }
     // An answer ends the row, and so does a while without a failure.
-    cache.insert(&key, &address(1), timed(1, 0), ORIGIN, after(at));
+    cache.insert(&key, &address(1), timed(1, 0), &ORIGIN.into(), after(at));
     for _ in 0..2 {
         at += 40_000;
-        cache.fail(&key, &servfail(&key), ORIGIN, after(at));
+        cache.fail(&key, &servfail(&key), &ORIGIN.into(), after(at));
         assert_eq!(state(&cache, &key, after(at + 900)), FRESH);
         assert_eq!(state(&cache, &key, after(at + 1000)), None);
     }
@@ -179,8 +179,8 @@ fn a_failure_is_kept_longer_the_more_follow() {
 fn a_failure_leaves_what_can_be_served_stale() {
     let cache = cache();
     let key = key("www.example", Rtype::A);
-    let fail = |millis| cache.fail(&key, &servfail(&key), ORIGIN, after(millis));
-    cache.insert(&key, &address(1), timed(60, 60), ORIGIN, NOW);
+    let fail = |millis| cache.fail(&key, &servfail(&key), &ORIGIN.into(), after(millis));
+    cache.insert(&key, &address(1), timed(60, 60), &ORIGIN.into(), NOW);
     fail(59_500);
     for (millis, expected) in [
         (59_500, FRESH),
@@ -194,7 +194,7 @@ fn a_failure_leaves_what_can_be_served_stale() {
     assert_eq!(state(&cache, &key, after(63_000)), Some(State::Stale));
     fail(120_000);
     assert_eq!(rcode(&cache, &key, after(120_000)), Some(Rcode::SERVFAIL), "its stale span is over");
-    cache.insert(&key, &address(1), timed(60, 60), ORIGIN, after(120_000));
+    cache.insert(&key, &address(1), timed(60, 60), &ORIGIN.into(), after(120_000));
     assert_eq!(state(&cache, &key, after(180_000)), Some(State::Stale), "an answer ends the failure");
 }
 
@@ -203,11 +203,11 @@ fn nodata_fails_while_its_sister_does() {
     let [a, aaaa] = [Rtype::A, Rtype::AAAA].map(|qtype| key("www.example", qtype));
     for nodata_first in [true, false] {
         let cache = cache();
-        let insert = || cache.insert(&aaaa, &nodata(Rtype::AAAA), timed(60, 60), ORIGIN, NOW);
+        let insert = || cache.insert(&aaaa, &nodata(Rtype::AAAA), timed(60, 60), &ORIGIN.into(), NOW);
         if nodata_first {
             insert();
         }
-        cache.fail(&a, &servfail(&a), ORIGIN, NOW);
+        cache.fail(&a, &servfail(&a), &ORIGIN.into(), NOW);
         if !nodata_first {
             insert();
         }
@@ -215,9 +215,9 @@ fn nodata_fails_while_its_sister_does() {
         assert_eq!(rcode(&cache, &aaaa, NOW), Some(Rcode::SERVFAIL));
         assert_eq!(state(&cache, &a, NOW), FRESH);
         assert_eq!(rcode(&cache, &aaaa, after(1000)), Some(Rcode::NOERROR), "the failure has ended");
-        cache.fail(&a, &servfail(&a), ORIGIN, after(60_000));
+        cache.fail(&a, &servfail(&a), &ORIGIN.into(), after(60_000));
         assert_eq!(state(&cache, &aaaa, after(60_000)), Some(State::SisterFails), "stale, and yet belied");
-        cache.insert(&a, &address(1), timed(60, 0), ORIGIN, after(60_000));
+        cache.insert(&a, &address(1), timed(60, 0), &ORIGIN.into(), after(60_000));
         assert_eq!(state(&cache, &aaaa, after(60_000)), Some(State::Stale), "the sister has an answer");
     }
 }
@@ -226,12 +226,12 @@ fn nodata_fails_while_its_sister_does() {
 fn only_nodata_is_belied_by_a_sister() {
     let cache = cache();
     let [a, aaaa] = [Rtype::A, Rtype::AAAA].map(|qtype| key("www.example", qtype));
-    let fails = |response: &Response, key: &Key, epoch| cache.sister_fails(key, response, NOW, epoch);
-    cache.insert(&a, &address(1), timed(60, 60), ORIGIN, NOW);
-    cache.fail(&a, &servfail(&a), ORIGIN, NOW);
+    let fails = |response: &Response, key: &Key, epoch| cache.sister_fails(key, response, NOW, epoch, |_| true);
+    cache.insert(&a, &address(1), timed(60, 60), &ORIGIN.into(), NOW);
+    cache.fail(&a, &servfail(&a), &ORIGIN.into(), NOW);
     assert!(!fails(&nodata(Rtype::AAAA), &aaaa, EPOCH), "the sister can be served stale");
     cache.remove(&a);
-    cache.fail(&aaaa, &servfail(&aaaa), ORIGIN, NOW);
+    cache.fail(&aaaa, &servfail(&aaaa), &ORIGIN.into(), NOW);
     assert!(fails(&nodata(Rtype::A), &a, EPOCH));
     assert!(!fails(&address(1), &a, EPOCH));
     assert!(!fails(&nodata(Rtype::A), &a, Epoch(2)), "a reload voids the failure");
@@ -248,11 +248,11 @@ fn an_entry_of_another_epoch_is_doubtful_until_confirmed() {
     let key = key("www.example", Rtype::A);
     let later = Epoch(2);
     let seen = || cache.find(&key, NOW, later, |found| (found.state, found.origin));
-    cache.insert(&key, &address(1), timed(60, 0), ORIGIN, NOW);
+    cache.insert(&key, &address(1), timed(60, 0), &ORIGIN.into(), NOW);
     assert_eq!(seen(), Some((State::Doubtful, ORIGIN)));
     // In between another response of the old epoch came in, by another rule.
     let other = Origin { rule: RuleId(8), ..ORIGIN };
-    cache.insert(&key, &address(2), timed(60, 0), other, NOW);
+    cache.insert(&key, &address(2), timed(60, 0), &other.into(), NOW);
     cache.confirm(&key, ORIGIN, later);
     assert_eq!(seen(), Some((State::Doubtful, other)));
     cache.confirm(&key, other, later);
@@ -268,11 +268,11 @@ fn a_reload_retires_what_its_rules_no_longer_say() {
     let keys: Vec<Key> = (0..300).map(|number| key(&format!("host{number}.example"), Rtype::A)).collect();
     for (number, key) in keys.iter().enumerate() {
         let origin = Origin { rule: RuleId(number as u64 % 3), chained: number % 2 == 1, ..ORIGIN };
-        cache.insert(key, &address(1), timed(60, 0), origin, NOW);
+        cache.insert(key, &address(1), timed(60, 0), &origin.into(), NOW);
     }
     let later = Epoch(2);
     let new = key("new.example", Rtype::A);
-    cache.insert(&new, &address(1), timed(60, 0), Origin { epoch: later, ..ORIGIN }, NOW);
+    cache.insert(&new, &address(1), timed(60, 0), &Origin { epoch: later, ..ORIGIN }.into(), NOW);
     let dropped = cache.retire(later, |key, origin| {
         assert!(keys.contains(key));
         origin.rule != RuleId(1) && !origin.chained
@@ -297,7 +297,7 @@ fn a_flush_takes_a_name_with_all_its_types() {
         Key::new(name("www.example").wire(), Rtype::A, Class::IN, secure),
         kept.clone(),
     ] {
-        cache.insert(&key, &address(1), timed(60, 0), ORIGIN, NOW);
+        cache.insert(&key, &address(1), timed(60, 0), &ORIGIN.into(), NOW);
     }
     assert_eq!(cache.flush(&name("WWW.example")), 3);
     assert_eq!((cache.usage().entries, state(&cache, &kept, NOW)), (1, FRESH));
@@ -309,7 +309,7 @@ fn a_flush_takes_a_name_with_all_its_types() {
 fn the_least_recently_used_is_evicted() {
     let cache = single();
     let keys: Vec<Key> = (0..5000).map(|number| key(&format!("host{number}.example"), Rtype::A)).collect();
-    let insert = |key| cache.insert(key, &address(1), timed(60, 0), ORIGIN, NOW);
+    let insert = |key| cache.insert(key, &address(1), timed(60, 0), &ORIGIN.into(), NOW);
     let mut keys = keys.iter();
     let first: Vec<&Key> = keys.by_ref().take(3).collect();
     first.iter().for_each(|key| insert(key));
@@ -327,10 +327,10 @@ fn the_least_recently_used_is_evicted() {
 fn an_answer_too_large_to_keep_displaces_the_old_one_all_the_same() {
     let cache = Cache::new(32 << 10);
     let key = key("www.example", Rtype::A);
-    cache.insert(&key, &address(1), timed(60, 0), ORIGIN, NOW);
+    cache.insert(&key, &address(1), timed(60, 0), &ORIGIN.into(), NOW);
     let many = Record::new(name("www.example"), Rtype::A, 60, vec![0; 40_000]);
     let large = Answer { answer: vec![many], ..Answer::default() }.encode(&key.question());
-    cache.insert(&key, &large, timed(60, 0), ORIGIN, NOW);
+    cache.insert(&key, &large, timed(60, 0), &ORIGIN.into(), NOW);
     assert_eq!((state(&cache, &key, NOW), cache.usage()), (None, Usage::default()));
 }
 
@@ -338,7 +338,7 @@ fn an_answer_too_large_to_keep_displaces_the_old_one_all_the_same() {
 fn a_smaller_bound_evicts_at_once() {
     let cache = cache();
     for number in 0..2000 {
-        cache.insert(&key(&format!("host{number}.example"), Rtype::A), &address(1), timed(60, 0), ORIGIN, NOW);
+        cache.insert(&key(&format!("host{number}.example"), Rtype::A), &address(1), timed(60, 0), &ORIGIN.into(), NOW);
     }
     assert_eq!((cache.usage().entries, cache.usage().evictions), (2000, 0));
     cache.resize(100_000);
@@ -359,10 +359,10 @@ proptest! {
             let record = Record::new(name("www.example"), Rtype::TXT, 60, vec![0; length]);
             let response = Answer { answer: vec![record], ..Answer::default() }.encode(&key.question());
             match step {
-                0 => cache.fail(&key, &response, ORIGIN, now),
+                0 => cache.fail(&key, &response, &ORIGIN.into(), now),
                 1 => drop(cache.remove(&key)),
                 2 => drop(state(&cache, &key, now)),
-                _ => cache.insert(&key, &response, timed(4, 4), ORIGIN, now),
+                _ => cache.insert(&key, &response, timed(4, 4), &ORIGIN.into(), now),
             }
             prop_assert!(cache.usage().bytes <= size_bytes);
         }

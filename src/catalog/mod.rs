@@ -25,6 +25,6 @@ pub use live::{Live, Wish};
 pub use model::{
     Check, Host, Instance, InstanceKey, Kind, Node, NodeKey, Registration, Role, ServiceKey, Tagged, Weights,
 };
-pub use names::{Said, Shape, Verdict};
+pub use names::{Said, Verdict};
 pub use registry::{Changes, CheckKey, Outcomes, Registry, Set, SourceId};
 pub use snapshot::{SLOTS, Service, Slot, Snapshot};

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     clock::Moment,
-    wire::{Answer, Name, Question, Rcode, Record, Rtype, Soa},
+    wire::{Answer, Name, Question, Rcode, Record, Rtype, Shape, Soa},
 };
 
 /// What the catalog says to a question.
@@ -31,8 +31,12 @@ pub struct Said {
     pub slots: Vec<Slot>,
     /// How replies may differ from the answer.
     pub shape: Shape,
+    /// Another answer is as good: this one is not to be kept, so that each has its turn.
+    pub volatile: bool,
     /// Until when it holds, even if none of the slots changes; nothing if it does.
     pub until: Option<Moment>,
+    /// What is to be [mentioned](super::Live::mention) when this is said.
+    pub followed: Option<ServiceKey>,
 }
 
 /// What the catalog says, or who else is to say it.
@@ -60,24 +64,6 @@ impl Said {
     }
 }
 
-/// How replies may differ from an answer that all of them are made of.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Shape {
-    /// The places in the answer section whose records may come in any order, and shall: each equally often first.
-    pub rotating: Range<usize>,
-    /// For each of them the place in the additional section of the address of its target. A reply that lacks some of the
-    /// rotating records holds these of the others, and nothing else there.
-    pub glue: Vec<Option<usize>>,
-    /// The most rotating records in any reply: `a_record_limit`.
-    pub most: Option<u16>,
-    /// The most in a reply by UDP to a client that takes no more than 512 octets: `udp_answer_limit`.
-    pub most_small: Option<u16>,
-    /// Whether a reply that lacks some says so (TC).
-    pub admits_cuts: bool,
-    /// Another answer is as good: this one is not to be kept, so that each has its turn.
-    pub volatile: bool,
-}
-
 impl Snapshot {
     /// Answers a question, of whatever class.
     ///
@@ -93,12 +79,13 @@ impl Snapshot {
             depth: 0,
             slots: Vec::new(),
             shape: Shape { admits_cuts: self.settings.admits_cuts, ..Shape::default() },
+            volatile: false,
         };
         let verdict = lookup.answer().map_or(Verdict::Pass, Verdict::Answer);
-        let Lookup { mut slots, shape, .. } = lookup;
+        let Lookup { mut slots, shape, volatile, .. } = lookup;
         slots.sort_unstable();
         slots.dedup();
-        Said { verdict, slots, shape, until: None }
+        Said { verdict, slots, shape, volatile, until: None, followed: None }
     }
 }
 
@@ -123,6 +110,7 @@ struct Lookup<'a> {
     depth: usize,
     slots: Vec<Slot>,
     shape: Shape,
+    volatile: bool,
 }
 
 impl Lookup<'_> {
@@ -189,7 +177,7 @@ impl Lookup<'_> {
             }
         }
         if addresses.is_empty() && !hosts.is_empty() {
-            self.shape.volatile = hosts.len() > 1;
+            self.volatile = hosts.len() > 1;
             let host = hosts.swap_remove(self.random as usize % hosts.len());
             return self.alias(&host, ttl, Some(ttl));
         }
@@ -327,6 +315,7 @@ impl Lookup<'_> {
         } else {
             let first = self.random as usize % nodes.len();
             nodes.rotate_left(first);
+            self.volatile = nodes.len() > 1;
         }
         let mut servers = Answer::default();
         let Some(domain) = self.domain else { return servers };
@@ -381,6 +370,7 @@ impl Lookup<'_> {
         };
         let answer = lookup.answer();
         self.slots.append(&mut lookup.slots);
+        self.volatile |= lookup.volatile;
         if self.question.qtype != Rtype::SRV {
             self.shape = lookup.shape;
         }

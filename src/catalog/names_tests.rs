@@ -432,8 +432,8 @@ fn names_of_hosts_become_aliases() {
             ("tonode.service.consul ANY", "5 CNAME real.node.consul., real.node.consul. 5 192.0.2.8"), // and dropped here
         ],
     );
-    assert!(say(&snapshot, "web.service.consul A").shape.volatile);
-    assert!(!say(&snapshot, "inner.service.consul A").shape.volatile);
+    assert!(say(&snapshot, "web.service.consul A").volatile);
+    assert!(!say(&snapshot, "inner.service.consul A").volatile);
     assert_eq!(say(&snapshot, "deep.service.consul A").shape.rotating, 2..3);
     assert_eq!(say(&snapshot, "deep.service.consul A").slots.len(), 3, "a chain is made of all its parts");
     let qname: Name = "web.service.consul".parse().unwrap();

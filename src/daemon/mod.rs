@@ -346,7 +346,7 @@ impl Daemon {
         self.epoch = Epoch(self.epoch.0.wrapping_add(1));
         let rules = rules(&self.loaded, &self.files, &self.groups, self.catalog.as_ref());
         self.face.resolver().swap_tables(Tables::new(rules, self.epoch));
-        self.face.resolver().retire()
+        self.face.resolver().retire(Moment::now())
     }
 
     fn open(&mut self, listener: Listener, configured: Option<(Service, SocketAddr)>) -> Result<()> {

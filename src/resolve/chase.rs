@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use super::tables::Sharing;
 use crate::{
-    cache::{Life, Policy, lifetime},
-    wire::{Answer, ExtendedError, Name, NameError, Question, Rcode, Record, Response, Rtype, Section},
+    cache::{Life, Marks, Policy, lifetime},
+    clock::Moment,
+    wire::{Answer, ExtendedError, Name, NameError, Question, Rcode, Record, Response, Rtype, Section, Shape},
 };
 
 /// The way from a question to its answer, from rule to rule.
@@ -24,6 +25,10 @@ pub(super) struct Walk {
     seen: Vec<Name>,
     /// How long the forwarded parts live; `None` while all of it is local.
     span: Option<Span>,
+    /// Until when the local parts hold at the most.
+    until: Option<Moment>,
+    /// What the parts that come from the catalog were made of.
+    marks: Marks,
     sharing: Sharing,
 }
 
@@ -31,6 +36,8 @@ pub(super) struct Walk {
 pub(super) enum Said {
     /// Local data.
     Local(Answer),
+    /// The catalog, whose instances take turns.
+    Catalog(Answer, Shape),
     /// An upstream, and within which bounds that may be kept.
     Forwarded(Response, Policy),
 }
@@ -49,8 +56,12 @@ pub(super) struct Arrival {
     pub response: Response,
     /// How long it may be kept; `None` for not at all.
     pub life: Option<Life>,
+    /// Until when its local parts hold at the most.
+    pub until: Option<Moment>,
     /// Whether names led on to others in it, so that it is void when any rule changes.
     pub chained: bool,
+    /// What its parts from the catalog were made of.
+    pub marks: Marks,
     /// With whom it may be shared.
     pub sharing: Sharing,
 }
@@ -75,6 +86,8 @@ impl Walk {
             extended_errors: Vec::new(),
             seen: Vec::new(),
             span: None,
+            until: None,
+            marks: Marks::default(),
             sharing: Sharing::All,
         }
     }
@@ -99,12 +112,29 @@ impl Walk {
         self.sharing = self.sharing.max(sharing);
     }
 
+    /// Notes until when a local part holds.
+    pub fn hold_until(&mut self, until: Option<Moment>) {
+        self.until = [self.until, until].into_iter().flatten().min();
+    }
+
+    /// What the parts from the catalog were made of.
+    pub fn marks(&self) -> &Marks {
+        &self.marks
+    }
+
+    /// Notes what a part was made of.
+    pub fn mark(&mut self, marks: Marks) {
+        if !marks.places.is_empty() {
+            self.marks.add(marks.version, marks.places);
+        }
+    }
+
     /// Takes in what was said to the name asked at present. `stays` tells whether the same speaker owns a target.
     ///
     /// `None` if another name is to be asked now.
     pub fn take_in(&mut self, said: Said, stays: impl Fn(&Name) -> bool) -> Result<Option<Arrival>, Broken> {
         let left = match &said {
-            Said::Local(answer) => leaving(&self.asked, &answer.answer, |target| {
+            Said::Local(answer) | Said::Catalog(answer, _) => leaving(&self.asked, &answer.answer, |target| {
                 // A zone follows its own names; where it stopped with nothing said about the target, others go on.
                 !answer.authority.is_empty() || answer.answer.iter().any(|record| record.owner == *target)
             }),
@@ -118,7 +148,7 @@ impl Walk {
 
     /// What is known so far, as an answer: for those who want nobody asked.
     pub fn so_far(self) -> Response {
-        self.assemble(Answer::default(), &[])
+        self.assemble(Answer::default(), None, &[])
     }
 
     /// The answer when the way ends here.
@@ -132,7 +162,9 @@ impl Walk {
         Arrival {
             response: Response::error(&self.question, rcode, &[error]),
             life: None,
+            until: None,
             chained: false,
+            marks: self.marks.clone(),
             sharing: self.sharing,
         }
     }
@@ -157,24 +189,28 @@ impl Walk {
     }
 
     fn arrive(&mut self, said: Said) -> Result<Arrival, Broken> {
-        let (answer, extended_errors) = match said {
+        let (answer, shape, extended_errors) = match said {
             // One speaker said all of it: it is relayed as it came.
             Said::Forwarded(response, policy) if self.is_at_start() => {
                 let life = lifetime(&response, &policy);
                 let chained = response.records().any(|r| matches!(r.rtype, Rtype::CNAME | Rtype::DNAME));
-                return Ok(Arrival { response, life, chained, sharing: self.sharing });
+                let marks = std::mem::take(&mut self.marks);
+                return Ok(Arrival { response, life, until: None, chained, marks, sharing: self.sharing });
             }
             Said::Forwarded(response, policy) => {
                 self.bound(Span::of(lifetime(&response, &policy)));
-                (response.to_answer()?, response.extended_errors().to_vec())
+                (response.to_answer()?, None, response.extended_errors().to_vec())
             }
-            Said::Local(answer) => (answer, Vec::new()),
+            Said::Local(answer) => (answer, None, Vec::new()),
+            Said::Catalog(answer, shape) => (answer, Some(shape), Vec::new()),
         };
         let chained = !self.is_at_start();
-        let life = self.span.map_or(Some(Life::Local), Span::life);
-        let sharing = self.sharing;
-        let walk = std::mem::replace(self, Self::new(self.question.clone()));
-        Ok(Arrival { response: walk.assemble(answer, &extended_errors), life, chained, sharing })
+        let life = self.span.map_or(Some(Life::Local { until: self.until }), Span::life);
+        let (until, sharing) = (self.until, self.sharing);
+        let mut walk = std::mem::replace(self, Self::new(self.question.clone()));
+        let marks = std::mem::take(&mut walk.marks);
+        let response = walk.assemble(answer, shape, &extended_errors);
+        Ok(Arrival { response, life, until, chained, marks, sharing })
     }
 
     fn bound(&mut self, span: Span) {
@@ -185,10 +221,15 @@ impl Walk {
     /// The chain, then what the last name's rule said.
     ///
     /// AA only if all of it is local; AD never, for nobody vouches for the whole.
-    fn assemble(self, last: Answer, extended_errors: &[u8]) -> Response {
+    fn assemble(self, last: Answer, shape: Option<Shape>, extended_errors: &[u8]) -> Response {
         let authoritative = last.authoritative && self.span.is_none();
-        let answer = [self.records, last.answer].concat();
-        let mut response = Answer { authoritative, answer, ..last }.encode(&self.question);
+        let before = self.records.len();
+        let answer = Answer { authoritative, answer: [self.records, last.answer].concat(), ..last };
+        let rotating = shape.and_then(|shape| {
+            let rotating = shape.rotating.start + before..shape.rotating.end + before;
+            answer.encode_rotating(&self.question, &Shape { rotating, ..shape })
+        });
+        let mut response = rotating.unwrap_or_else(|| answer.encode(&self.question));
         response.add_encoded_errors(&self.extended_errors);
         response.add_encoded_errors(extended_errors);
         response
@@ -376,7 +417,7 @@ mod tests {
         let mut walk = Walk::new(asked.clone());
         walk.take_in(Said::Local(answer(&[cname("a.test", "b.test")])), |_| true).unwrap();
         let end = walk.take_in(Said::Local(answer(&[address("b.test")])), |_| true).unwrap().unwrap();
-        assert_eq!((end.life, end.response.has_flag(flag::AA)), (Some(Life::Local), true));
+        assert_eq!((end.life, end.response.has_flag(flag::AA)), (Some(Life::Local { until: None }), true));
 
         let mut walk = Walk::new(asked);
         walk.take_in(Said::Local(answer(&[cname("a.test", "b.test")])), |_| true).unwrap();

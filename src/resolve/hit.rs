@@ -2,6 +2,8 @@
 //!
 //! One pass over the query, one look into the cache under one shard's lock, one copy into the reply. Nothing here allocates, waits or logs.
 
+use rand::Rng;
+
 use super::{Client, Miss, Resolver};
 use crate::{
     cache::{Found, Key, Origin, State, Variant},
@@ -34,7 +36,14 @@ pub enum From {
 
 impl Resolver {
     /// Writes the reply into `out`, if it needs no looking for.
-    pub fn at_once<'q>(&self, wire: &'q [u8], client: Client, now: Moment, out: &mut Vec<u8>) -> AtOnce<'q> {
+    pub fn at_once<'q>(
+        &self,
+        wire: &'q [u8],
+        client: Client,
+        now: Moment,
+        rng: &mut impl Rng,
+        out: &mut Vec<u8>,
+    ) -> AtOnce<'q> {
         let query = match Query::parse(wire) {
             Ok(query) => query,
             Err(Reject::Drop) => return AtOnce::Drop,
@@ -45,13 +54,14 @@ impl Resolver {
         };
         let asker = query.asker(client.size);
         if let Some(rcode) = unserved(&query) {
-            wire::write_reply(View::bare(rcode, &[]), &asker, query.question_bytes(), Ttls::Aged(0), out);
+            wire::write_reply(View::bare(rcode, &[]), &asker, query.question_bytes(), Ttls::Aged(0), rng, out);
             return AtOnce::Refusal(rcode);
         }
         let variant =
             Variant { dnssec_ok: query.dnssec_ok(), checking_disabled: query.checking_disabled(), view: DEFAULT_VIEW };
         let key = Key::new(query.qname(), query.qtype(), query.qclass(), variant);
-        match self.reply_from_cache(&key, &asker, query.question_bytes(), client, now, out) {
+        let party = Asking { key: &key, asker: &asker, question: query.question_bytes(), client };
+        match self.reply_from_cache(party, now, rng, out) {
             FromCache::Reply(rcode, from) => AtOnce::Reply(rcode, query.qtype(), from),
             FromCache::Miss { stale } => AtOnce::Miss(Miss { query, asker, key, client, stale }),
         }
@@ -59,28 +69,31 @@ impl Resolver {
 
     pub(super) fn reply_from_cache(
         &self,
-        key: &Key,
-        asker: &Asker,
-        question: &[u8],
-        client: Client,
+        asking: Asking<'_>,
         now: Moment,
+        rng: &mut impl Rng,
         out: &mut Vec<u8>,
     ) -> FromCache {
-        let epoch = self.epoch();
+        let Asking { key, client, .. } = asking;
+        let tables = self.tables.load();
+        let epoch = tables.epoch();
         let found = self.cache.find(key, now, epoch, |found| {
             if found.origin.loopback_only && !client.is_loopback {
                 return Use::Done(FromCache::Miss { stale: false });
             }
-            Use::of(found, key, asker, question, out)
+            if found.state != State::Doubtful && !tables.hold(found.marks) {
+                return Use::Done(FromCache::Miss { stale: false });
+            }
+            Use::of(found, asking, rng, out)
         });
         match found {
             None => FromCache::Miss { stale: false },
             Some(Use::Done(done)) => done,
             Some(Use::Confirm(origin)) => {
                 // Written under other tables: good if the same rule still answers this name, else it is gone.
-                if self.tables.load().uphold(&key.question(), origin) {
+                if tables.uphold(&key.question(), origin, now) {
                     self.cache.confirm(key, origin, epoch);
-                    self.reply_from_cache(key, asker, question, client, now, out)
+                    self.reply_from_cache(asking, now, rng, out)
                 } else {
                     self.cache.remove(key);
                     FromCache::Miss { stale: false }
@@ -88,6 +101,16 @@ impl Resolver {
             }
         }
     }
+}
+
+/// Who asks what.
+#[derive(Clone, Copy)]
+pub(super) struct Asking<'a> {
+    pub key: &'a Key,
+    pub asker: &'a Asker,
+    /// The question in its letters.
+    pub question: &'a [u8],
+    pub client: Client,
 }
 
 /// What the cache has for a client.
@@ -103,7 +126,8 @@ enum Use {
 
 impl Use {
     /// Runs under the shard's lock.
-    fn of(found: Found<'_>, key: &Key, asker: &Asker, question: &[u8], out: &mut Vec<u8>) -> Self {
+    fn of(found: Found<'_>, asking: Asking<'_>, rng: &mut impl Rng, out: &mut Vec<u8>) -> Self {
+        let Asking { key, asker, question, .. } = asking;
         let rcode = found.view.rcode;
         let from = match found.state {
             State::Fresh { prefetch_due: false } | State::SisterFails => From::Cache,
@@ -111,13 +135,13 @@ impl Use {
             State::StaleNow => {
                 // AD is not vouched for any more, and the client is told (RFC 8767 §4, RFC 8914 §4.4).
                 let view = View { flags: found.view.flags & !flag::AD, extended_errors: STALE_ANSWER, ..found.view };
-                wire::write_reply(view, asker, question, found.ttls, out);
+                wire::write_reply(view, asker, question, found.ttls, rng, out);
                 return Self::Done(FromCache::Reply(rcode, From::Stale));
             }
             State::Stale => return Self::Done(FromCache::Miss { stale: true }),
             State::Doubtful => return Self::Confirm(found.origin),
         };
-        wire::write_reply(found.view, asker, question, found.ttls, out);
+        wire::write_reply(found.view, asker, question, found.ttls, rng, out);
         Self::Done(FromCache::Reply(rcode, from))
     }
 }

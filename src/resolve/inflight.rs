@@ -170,6 +170,12 @@ impl<H> InFlight<H> {
         Join::First
     }
 
+    /// Whether somebody waits for the other address type of the same name.
+    pub fn is_sister_open(&self, party: &Party) -> bool {
+        let Some(sister) = party.sister() else { return false };
+        self.shard(party).lock().get(&sister).is_some_and(|flight| !flight.waiters.is_empty())
+    }
+
     /// Takes those who wait so far; the question stays in flight. For a stale answer that is given meanwhile.
     pub fn take_waiters(&self, party: &Party) -> Landing<H> {
         let mut shard = self.shard(party).lock();

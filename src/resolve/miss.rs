@@ -3,17 +3,18 @@
 use std::{sync::Arc, time::Duration};
 
 use rand::{Rng, RngExt};
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     Client, Resolver,
     chase::{Arrival, Said, Walk},
-    hit::{FromCache, STALE_ANSWER},
-    inflight::{Join, Landing, Party, Verdict, Waiter},
-    shape::Serving,
-    tables::{Decision, Route, Sharing, Tables},
+    hit::{Asking, FromCache, STALE_ANSWER},
+    inflight::{Join, Landing, Party, Verdict as Lands, Waiter},
+    tables::{Catalog, Chance, Decision, Route, Sharing, Tables, catalog_rule, is_catalog_rule},
 };
 use crate::{
-    cache::{Epoch, Key, Life, Origin, RuleId, STALE_TTL_SECS, State, Variant, clamp, is_nodata},
+    cache::{Basis, Epoch, Key, Life, Marks, Origin, RuleId, STALE_TTL_SECS, State, Variant, clamp, is_nodata},
+    catalog::{ServiceKey, Verdict},
     clock::Moment,
     forward::{Exchange, Options, Outcome},
     wire::{self, Answer, Asker, Name, Query, Question, Rcode, Record, Response, Rtype, Ttls, View, flag},
@@ -50,6 +51,8 @@ pub enum Begun {
     Joined,
     /// This exchange is to be driven; its outcome goes to [`Resolver::finish`].
     Exchange(Exchange, Box<Job>),
+    /// This is to be waited for; then comes [`Resolver::resume`].
+    Wait(Pending, Box<Job>),
 }
 
 /// Why a miss could be replied to without waiting.
@@ -72,8 +75,27 @@ pub struct Job {
     /// When the client must have had an answer, whatever has to be asked for it.
     ends: Moment,
     walk: Walk,
-    /// Who is asked at present.
-    route: Arc<Route>,
+    /// Who is asked at present; nothing for the catalog.
+    route: Option<Arc<Route>>,
+    /// The rule that answers at present.
+    rule: RuleId,
+    /// How often a source of the catalog was waited for.
+    waits: u8,
+}
+
+/// A source of the catalog that has been asked for what the catalog does not hold.
+pub struct Pending {
+    told: Option<oneshot::Receiver<()>>,
+    until: Moment,
+}
+
+impl Pending {
+    /// Waits until the source has answered, or there is no more time.
+    pub async fn wait(self) {
+        let Some(told) = self.told else { return };
+        // A source that drops the wish has said that it cannot have it.
+        let _ = timeout(self.until.since(Moment::now()), told).await;
+    }
 }
 
 /// What follows the end of an exchange.
@@ -83,6 +105,8 @@ pub enum Next {
     Settled(Vec<Settled>),
     /// This is to be asked next, in the same cause.
     Exchange(Exchange, Box<Job>),
+    /// This is to be waited for in the same cause; then comes [`Resolver::resume`].
+    Wait(Pending, Box<Job>),
 }
 
 /// A response, and those who wait for it.
@@ -99,7 +123,7 @@ pub struct Settled {
 pub(super) struct Held {
     key: Key,
     response: Arc<Response>,
-    keep: Option<(Life, Origin)>,
+    keep: Option<(Life, Basis)>,
 }
 
 /// How far local data and the cache lead.
@@ -108,6 +132,8 @@ enum Look {
     End(Arrival, RuleId),
     /// To the upstreams of a rule.
     Ask(Arc<Route>),
+    /// To a source that has to say this before the catalog can answer.
+    Wait(Catalog, ServiceKey),
     /// To an overlay that wants nothing said.
     Drop,
     /// To an overlay that wants the client to come again by TCP.
@@ -129,52 +155,77 @@ impl Resolver {
         let tables = self.tables();
         let Miss { query, asker, key, client, stale } = miss;
         let letters = query.question_bytes();
+        let chance = Chance { random: rng.random(), now };
         let mut reply = |response: &Response, reason| {
-            wire::write_reply(response.view(), asker, letters, Ttls::Aged(0), out);
+            wire::write_reply(response.view(), asker, letters, Ttls::Aged(0), rng, out);
             Begun::Reply(response.rcode(), reason)
         };
         let mut walk = Walk::new(key.question());
-        let serving = Serving::to(asker, *client, rng.random());
-        let route = match self.look(&tables, &mut walk, key.variant(), *client, serving, now) {
-            Look::Ask(route) => route,
-            Look::End(arrival, rule) => {
-                let keep = keep(&arrival, rule, tables.epoch());
+        let party = Party { key: key.clone(), is_loopback: client.is_loopback, epoch: tables.epoch() };
+        let look = self.look(&tables, &mut walk, key.variant(), *client, chance);
+        match &look {
+            Look::End(arrival, rule) if !self.has_sister_to_mind(&tables, &party, &arrival.response, now) => {
+                let keep = keep(arrival, *rule, tables.epoch(), now);
                 self.insert(key, &arrival.response, keep, now);
                 return reply(&arrival.response, Reason::Local);
             }
+            Look::End(..) | Look::Wait(..) => {}
+            Look::Ask(_) if !query.recursion_desired() => {
+                // What is known here is said, and nobody is asked.
+                let known = if walk.is_at_start() {
+                    walk.error(Rcode::REFUSED, 20, "recursion was not desired").response
+                } else {
+                    walk.so_far()
+                };
+                return reply(&known, Reason::Local);
+            }
+            Look::Ask(_) => {}
             Look::Drop => return Begun::Drop,
             Look::UseTcp => {
                 let mut empty = Response::error(&key.question(), Rcode::NOERROR, &[]);
                 empty.set_flag(flag::TC, true);
                 return reply(&empty, Reason::Local);
             }
-        };
-        if !query.recursion_desired() {
-            // What is known here is said, and nobody is asked.
-            let known = if walk.is_at_start() {
-                walk.error(Rcode::REFUSED, 20, "recursion was not desired").response
-            } else {
-                walk.so_far()
-            };
-            return reply(&known, Reason::Local);
         }
-        let look_again = || match self.reply_from_cache(key, asker, letters, *client, now, out) {
+        let asking = Asking { key, asker, question: letters, client: *client };
+        let look_again = || match self.reply_from_cache(asking, now, rng, out) {
             FromCache::Reply(rcode, _) => Some(rcode),
             FromCache::Miss { .. } => None,
         };
-        let party = Party { key: key.clone(), is_loopback: client.is_loopback, epoch: tables.epoch() };
         match self.inflight.join(&party, now, Some(|| waiter(*asker, letters)), look_again) {
             Join::Joined => Begun::Joined,
             Join::Answered(rcode) => Begun::Reply(rcode, Reason::Cached),
             Join::Full => {
-                wire::write_reply(View::bare(Rcode::SERVFAIL, OVERLOAD), asker, letters, Ttls::Aged(0), out);
+                wire::write_reply(View::bare(Rcode::SERVFAIL, OVERLOAD), asker, letters, Ttls::Aged(0), rng, out);
                 Begun::Reply(Rcode::SERVFAIL, Reason::Overload)
             }
             Join::First => {
-                let job = Job { party, client: *client, stale: *stale, ends: now + DEADLINE, walk, route };
-                Begun::Exchange(job.exchange(now, rng), Box::new(job))
+                let mut job = Job::new(party, *client, *stale, walk, now);
+                match look {
+                    Look::Ask(route) => {
+                        let exchange = job.ask(route, now, rng);
+                        Begun::Exchange(exchange, Box::new(job))
+                    }
+                    Look::Wait(catalog, wanted) => {
+                        let pending = job.wait(&catalog, wanted);
+                        Begun::Wait(pending, Box::new(job))
+                    }
+                    // It is looked at again beside its sister.
+                    _ => {
+                        job.walk = Walk::new(job.party.key.question());
+                        Begun::Wait(Pending { told: None, until: now }, Box::new(job))
+                    }
+                }
             }
         }
+    }
+
+    /// Whether an answer says that a name has no address of one type while the query for the other is open, or has failed.
+    fn has_sister_to_mind(&self, tables: &Tables, party: &Party, response: &Response, now: Moment) -> bool {
+        party.key.sister().is_some()
+            && is_nodata(response)
+            && (self.inflight.is_sister_open(party)
+                || self.cache.sister_fails(&party.key, response, now, party.epoch, |marks| tables.hold(marks)))
     }
 
     /// Begins to renew an entry of the cache that ends soon and is asked for often, if nobody does so already.
@@ -184,13 +235,13 @@ impl Resolver {
             return None;
         }
         let mut walk = Walk::new(key.question());
-        let look = self.look(&tables, &mut walk, key.variant(), client, Serving::default(), now);
-        let Look::Ask(route) = look else { return None };
+        let chance = Chance { random: rng.random(), now };
+        let Look::Ask(route) = self.look(&tables, &mut walk, key.variant(), client, chance) else { return None };
         let party = Party { key: key.clone(), is_loopback: client.is_loopback, epoch: tables.epoch() };
         match self.inflight.join(&party, now, None::<fn() -> Waiter>, || None::<()>) {
             Join::First => {
-                let job = Job { party, client, stale: false, ends: now + DEADLINE, walk, route };
-                Some((job.exchange(now, rng), Box::new(job)))
+                let mut job = Job::new(party, client, false, walk, now);
+                Some((job.ask(route, now, rng), Box::new(job)))
             }
             _ => None,
         }
@@ -200,7 +251,7 @@ impl Resolver {
     pub fn lose_patience(&self, job: &Job, now: Moment) -> Vec<Settled> {
         let Some(stale) = self.stale_copy(job, now) else { return Vec::new() };
         // For some seconds, others get the stale answer at once.
-        self.cache.fail(&job.party.key, &stale, job.origin(), now);
+        self.cache.fail(&job.party.key, &stale, &job.basis(), now);
         settle(self.inflight.take_waiters(&job.party), stale.into(), STALE_TTLS)
     }
 
@@ -210,30 +261,50 @@ impl Resolver {
             Ok(response) => response,
             Err(failure) => return Next::Settled(self.fail(&job, failure.response, now)),
         };
-        clamp(&mut response, &job.route.lifetimes);
+        let Some(route) = job.route.take() else { return Next::Settled(self.abandon(&job)) };
+        clamp(&mut response, &route.lifetimes);
         let tables = self.tables();
         let asked = job.walk.asked().clone();
         let stays = |target: &Name| {
             let target = Question { qname: target.clone(), ..asked.clone() };
-            tables.rule_of(&target, job.client) == Some(job.route.id)
+            tables.rule_of(&target, job.client, now) == Some(route.id)
                 && tables.sharing(&target, job.client) == Sharing::All
         };
-        let look = match job.walk.take_in(Said::Forwarded(response, job.route.lifetimes), stays) {
+        let look = match job.walk.take_in(Said::Forwarded(response, route.lifetimes), stays) {
             Ok(None) => {
-                let serving = Serving::to_all(rng.random());
-                self.look(&tables, &mut job.walk, job.party.key.variant(), job.client, serving, now)
+                let chance = Chance { random: rng.random(), now };
+                self.look(&tables, &mut job.walk, job.party.key.variant(), job.client, chance)
             }
-            Ok(Some(arrival)) => Look::End(arrival, job.route.id),
-            Err(broken) => Look::End(job.walk.broken(broken), job.route.id),
+            Ok(Some(arrival)) => Look::End(arrival, job.rule),
+            Err(broken) => Look::End(job.walk.broken(broken), job.rule),
         };
+        self.go_on(job, look, now, rng)
+    }
+
+    /// Goes on after a source of the catalog was waited for.
+    pub fn resume(&self, mut job: Box<Job>, now: Moment, rng: &mut impl Rng) -> Next {
+        let chance = Chance { random: rng.random(), now };
+        let look = self.look(&self.tables(), &mut job.walk, job.party.key.variant(), job.client, chance);
+        self.go_on(job, look, now, rng)
+    }
+
+    fn go_on(&self, mut job: Box<Job>, look: Look, now: Moment, rng: &mut impl Rng) -> Next {
         match look {
             Look::End(arrival, _) if !is_settled(arrival.response.rcode()) => {
                 Next::Settled(self.fail(&job, arrival.response, now))
             }
-            Look::End(arrival, _) => Next::Settled(self.keep(&job, arrival, now)),
-            Look::Ask(route) => {
-                job.route = route;
-                Next::Exchange(job.exchange(now, rng), job)
+            Look::End(arrival, rule) => {
+                // Of a chain that began with an upstream, it is the upstream's rule.
+                let rule = if job.rule == NO_RULE { rule } else { job.rule };
+                Next::Settled(self.keep(&job, arrival, rule, now))
+            }
+            Look::Ask(route) => Next::Exchange(job.ask(route, now, rng), job),
+            Look::Wait(catalog, wanted) if job.waits < MOST_WAITS && now < job.ends => {
+                Next::Wait(job.wait(&catalog, wanted), job)
+            }
+            Look::Wait(..) => {
+                let end = job.walk.error(Rcode::SERVFAIL, 23, "the source of the catalog did not answer in time");
+                Next::Settled(self.fail(&job, end.response, now))
             }
             Look::Drop | Look::UseTcp => {
                 let end = job.walk.error(Rcode::SERVFAIL, 15, "an overlay drops a name that a CNAME leads to");
@@ -243,38 +314,63 @@ impl Resolver {
     }
 
     /// Follows local data, and what the cache has of names further on, as far as they lead.
-    fn look(
-        &self,
-        tables: &Tables,
-        walk: &mut Walk,
-        variant: Variant,
-        client: Client,
-        serving: Serving,
-        now: Moment,
-    ) -> Look {
+    fn look(&self, tables: &Tables, walk: &mut Walk, variant: Variant, client: Client, chance: Chance) -> Look {
         let mut first = None;
-        let mut is_cut = false;
         loop {
             let asked = walk.asked();
             let sharing = tables.sharing(asked, client);
-            let (said, id) = match tables.decide(asked, client, serving) {
+            let mut marks = Marks::default();
+            let decision = tables.decide(asked, client, chance, &mut marks);
+            let (said, id) = match decision {
                 Decision::Local { answer, rule } => (Said::Local(first_of_any(asked, answer)), rule),
-                Decision::Catalog(served) => {
-                    is_cut |= served.is_cut;
-                    // Each reply has its own order of the instances.
-                    walk.share(Sharing::Nobody);
-                    (Said::Local(served.answer), NO_RULE)
+                Decision::Catalog { said, catalog, fallback } => {
+                    let rule = catalog_rule(catalog);
+                    walk.mark(marks);
+                    if let Some(followed) = said.followed {
+                        catalog.mention(followed);
+                    }
+                    match (said.verdict, fallback) {
+                        (Verdict::Answer(mut answer), _) => {
+                            let mut shape = said.shape;
+                            let is_kept = !said.volatile && shape.rotating.len() <= MOST_ROTATING;
+                            if !is_kept {
+                                // Perhaps more than a message holds: another part of them each time.
+                                let records = answer.answer.get_mut(shape.rotating.clone()).unwrap_or_default();
+                                records.rotate_left(chance.random as usize % records.len().max(1));
+                                shape.glue.clear();
+                                walk.share(Sharing::Nobody);
+                            }
+                            walk.hold_until(said.until);
+                            (Said::Catalog(answer, shape), rule)
+                        }
+                        (Verdict::Wait(wanted), _) => return Look::Wait(catalog.clone(), wanted),
+                        (Verdict::Forward, Some(route)) => {
+                            walk.share(sharing);
+                            return Look::Ask(route.clone());
+                        }
+                        (Verdict::Forward | Verdict::Pass, _) => {
+                            return Look::End(
+                                walk.error(Rcode::SERVFAIL, 22, "the source of the catalog is lost"),
+                                rule,
+                            );
+                        }
+                        (Verdict::Fail(why), _) => return Look::End(walk.error(Rcode::SERVFAIL, 22, why), rule),
+                    }
                 }
                 Decision::Forward(route) if asked.qtype == Rtype::ANY && !route.relays_any => {
                     (Said::Local(minimal_any(asked)), route.id)
                 }
-                Decision::Forward(route) => match self.known_target(walk, variant, route, tables.epoch(), now) {
-                    Some(said) => (said, route.id),
-                    None => {
-                        walk.share(sharing);
-                        return Look::Ask(route.clone());
+                Decision::Forward(route) => {
+                    let known = self.known_target(walk, variant, route, tables.epoch(), chance.now);
+                    walk.mark(marks);
+                    match known {
+                        Some(said) => (said, route.id),
+                        None => {
+                            walk.share(sharing);
+                            return Look::Ask(route.clone());
+                        }
                     }
-                },
+                }
                 Decision::Refuse => {
                     return Look::End(
                         walk.error(Rcode::REFUSED, 18, "a rule of this resolver refuses the name"),
@@ -294,12 +390,7 @@ impl Resolver {
             let rule = *first.get_or_insert(id);
             match walk.take_in(said, |_| true) {
                 Ok(None) => {}
-                Ok(Some(mut end)) => {
-                    if is_cut {
-                        end.response.set_flag(flag::TC, true);
-                    }
-                    return Look::End(end, rule);
-                }
+                Ok(Some(end)) => return Look::End(end, rule),
                 Err(broken) => return Look::End(walk.broken(broken), rule),
             }
         }
@@ -316,6 +407,7 @@ impl Resolver {
             let is_good = matches!(found.state, State::Fresh { .. })
                 && !found.origin.chained
                 && !found.origin.loopback_only
+                && found.marks.places().next().is_none()
                 && matches!(found.view.rcode, Rcode::NOERROR | Rcode::NXDOMAIN);
             is_good.then(|| (Response::from_view(found.view, asked), found.ttls))
         })??;
@@ -326,21 +418,22 @@ impl Resolver {
     }
 
     /// Settles a question by its answer.
-    fn keep(&self, job: &Job, arrival: Arrival, now: Moment) -> Vec<Settled> {
-        let keep = keep(&arrival, job.route.id, job.party.epoch);
+    fn keep(&self, job: &Job, arrival: Arrival, rule: RuleId, now: Moment) -> Vec<Settled> {
+        let keep = keep(&arrival, rule, job.party.epoch, now);
         let response = Arc::new(arrival.response);
-        if self.cache.sister_fails(&job.party.key, &response, now, job.party.epoch) {
+        let tables = self.tables.load();
+        if self.cache.sister_fails(&job.party.key, &response, now, job.party.epoch, |marks| tables.hold(marks)) {
             let failure = sister_failure(&job.party.key);
-            return self.land_failed(job, failure, || self.insert(&job.party.key, &response, keep, now));
+            return self.land_failed(job, failure, || self.insert(&job.party.key, &response, keep.clone(), now));
         }
         let verdict = if job.party.key.sister().is_some() && is_nodata(&response) {
-            Verdict::NoData(Held { key: job.party.key.clone(), response: response.clone(), keep })
+            Lands::NoData(Held { key: job.party.key.clone(), response: response.clone(), keep: keep.clone() })
         } else {
-            Verdict::Plain
+            Lands::Plain
         };
         let landing = self.inflight.land(&job.party, verdict, || self.insert(&job.party.key, &response, keep, now));
         if let Some((held, _)) = &landing.sister {
-            self.insert(&held.key, &held.response, held.keep, now);
+            self.insert(&held.key, &held.response, held.keep.clone(), now);
         }
         settle(landing, response, Ttls::Aged(0))
     }
@@ -349,18 +442,18 @@ impl Resolver {
     fn fail(&self, job: &Job, failure: Response, now: Moment) -> Vec<Settled> {
         let note = || {
             if job.walk.sharing() == Sharing::All {
-                self.cache.fail(&job.party.key, &failure, job.origin(), now);
+                self.cache.fail(&job.party.key, &failure, &job.basis(), now);
             }
         };
         match self.stale_copy(job, now) {
-            Some(stale) => settle(self.inflight.land(&job.party, Verdict::Plain, note), stale.into(), STALE_TTLS),
+            Some(stale) => settle(self.inflight.land(&job.party, Lands::Plain, note), stale.into(), STALE_TTLS),
             None => self.land_failed(job, failure.clone(), note),
         }
     }
 
     /// Gives a failure to those who wait, and to those for whom NODATA was held back.
     fn land_failed(&self, job: &Job, failure: Response, note: impl FnOnce()) -> Vec<Settled> {
-        let landing = self.inflight.land(&job.party, Verdict::Failed, note);
+        let landing = self.inflight.land(&job.party, Lands::Failed, note);
         let sister = landing.sister.map(|(held, waiters)| Settled {
             response: sister_failure(&held.key).into(),
             ttls: Ttls::Aged(0),
@@ -371,9 +464,9 @@ impl Resolver {
     }
 
     /// An answer that may not be kept still makes an older one void.
-    fn insert(&self, key: &Key, response: &Response, keep: Option<(Life, Origin)>, now: Moment) {
+    fn insert(&self, key: &Key, response: &Response, keep: Option<(Life, Basis)>, now: Moment) {
         match keep {
-            Some((life, origin)) => self.cache.insert(key, response, life, origin, now),
+            Some((life, basis)) => self.cache.insert(key, response, life, &basis, now),
             None => {
                 self.cache.remove(key);
             }
@@ -389,12 +482,14 @@ impl Resolver {
         let (key, tables) = (&job.party.key, self.tables());
         let find = || {
             self.cache.find(key, now, tables.epoch(), |found| match found.state {
-                State::Stale | State::StaleNow => Ok(Response::from_view(found.view, &key.question())),
+                State::Stale | State::StaleNow if tables.hold(found.marks) => {
+                    Ok(Response::from_view(found.view, &key.question()))
+                }
                 _ => Err(found.origin),
             })
         };
         let found = match find()? {
-            Err(origin) if origin.epoch != tables.epoch() && tables.uphold(&key.question(), origin) => {
+            Err(origin) if origin.epoch != tables.epoch() && tables.uphold(&key.question(), origin, now) => {
                 self.cache.confirm(key, origin, tables.epoch());
                 find()?
             }
@@ -414,27 +509,48 @@ impl Resolver {
 }
 
 impl Job {
-    fn exchange(&self, now: Moment, rng: &mut impl Rng) -> Exchange {
+    fn new(party: Party, client: Client, stale: bool, walk: Walk, now: Moment) -> Self {
+        Self { party, client, stale, ends: now + DEADLINE, walk, route: None, rule: NO_RULE, waits: 0 }
+    }
+
+    /// The next exchange: with the upstreams of this route.
+    fn ask(&mut self, route: Arc<Route>, now: Moment, rng: &mut impl Rng) -> Exchange {
         let Variant { dnssec_ok, checking_disabled, .. } = self.party.key.variant();
         let patience = self.stale.then_some(PATIENCE);
         let options = Options { dnssec_ok, checking_disabled, patience, timeout: self.ends.since(now) };
-        Exchange::new(self.route.group.clone(), self.walk.asked(), options, now, rng)
+        self.rule = route.id;
+        let group = self.route.insert(route).group.clone();
+        Exchange::new(group, self.walk.asked(), options, now, rng)
+    }
+
+    /// Asks the sources of the catalog for this.
+    fn wait(&mut self, catalog: &Catalog, wanted: ServiceKey) -> Pending {
+        self.waits += 1;
+        Pending { told: catalog.wish(wanted), until: self.ends }
     }
 
     /// Of a failure.
-    fn origin(&self) -> Origin {
-        Origin { rule: self.route.id, epoch: self.party.epoch, chained: false, loopback_only: false }
+    fn basis(&self) -> Basis {
+        let origin = Origin { rule: self.rule, epoch: self.party.epoch, chained: false, loopback_only: false };
+        Basis { origin, marks: self.walk.marks().clone() }
     }
 }
 
-/// How long an answer is kept, and by whose word; `None` for not at all.
-fn keep(arrival: &Arrival, rule: RuleId, epoch: Epoch) -> Option<(Life, Origin)> {
+/// How long an answer is kept, and on what it rests; `None` for not at all.
+fn keep(arrival: &Arrival, rule: RuleId, epoch: Epoch, now: Moment) -> Option<(Life, Basis)> {
     let loopback_only = match arrival.sharing {
         Sharing::All => false,
         Sharing::Loopback => true,
         Sharing::Nobody => return None,
     };
-    Some((arrival.life?, Origin { rule, epoch, chained: arrival.chained, loopback_only }))
+    // What the catalog had no say in is no other catalog's to void.
+    let depends = !arrival.marks.places.is_empty() && !is_catalog_rule(rule);
+    let origin = Origin { rule, epoch, chained: arrival.chained || depends, loopback_only };
+    let life = match (arrival.life?, arrival.until) {
+        (Life::Timed { fresh, stale }, Some(until)) => Life::Timed { fresh: fresh.min(until.since(now)), stale },
+        (life, _) => life,
+    };
+    Some((life, Basis { origin, marks: arrival.marks.clone() }))
 }
 
 /// Whom to reply what, after a flight has landed.
@@ -481,5 +597,9 @@ const DEADLINE: Duration = Duration::from_millis(3500);
 const PATIENCE: Duration = Duration::from_millis(1800);
 /// The TTL of a stale answer (RFC 8767 §4).
 const STALE_TTLS: Ttls = Ttls::Fixed(STALE_TTL_SECS);
+/// So often a query waits for the sources of the catalog: for each name of a chain.
+const MOST_WAITS: u8 = 8;
+/// More instances than this may be more than a message holds.
+const MOST_ROTATING: usize = 400;
 /// Long, for it will not change.
 const MINIMAL_ANY_TTL: u32 = 3600;

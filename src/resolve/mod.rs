@@ -9,7 +9,6 @@ mod chase;
 mod hit;
 mod inflight;
 mod miss;
-mod shape;
 mod tables;
 
 use std::sync::Arc;
@@ -18,13 +17,10 @@ use arc_swap::ArcSwap;
 
 pub use hit::{AtOnce, From};
 pub use inflight::{Waiter, Way};
-pub use miss::{Begun, Job, Miss, Next, Reason, Settled};
+pub use miss::{Begun, Job, Miss, Next, Pending, Reason, Settled};
 pub use tables::{Catalog, Route, Rules, Tables};
 
-use crate::{
-    cache::{Cache, Epoch},
-    wire::ReplySize,
-};
+use crate::{cache::Cache, clock::Moment, wire::ReplySize};
 use inflight::InFlight;
 
 /// Answers queries from the cache, from local data and from upstreams. Shared by all threads.
@@ -62,9 +58,9 @@ impl Resolver {
     }
 
     /// Drops cached answers that the present tables would not give; returns how many. It walks the whole cache.
-    pub fn retire(&self) -> usize {
+    pub fn retire(&self, now: Moment) -> usize {
         let tables = self.tables.load();
-        self.cache.retire(tables.epoch(), |key, origin| tables.uphold(&key.question(), origin))
+        self.cache.retire(tables.epoch(), |key, origin| tables.uphold(&key.question(), origin, now))
     }
 
     /// Lets at most so many clients wait for upstreams from now on.
@@ -80,10 +76,6 @@ impl Resolver {
     /// How many clients wait for upstreams, and how many questions for.
     pub fn in_flight(&self) -> (usize, usize) {
         (self.inflight.waiting(), self.inflight.flights())
-    }
-
-    fn epoch(&self) -> Epoch {
-        self.tables.load().epoch()
     }
 }
 

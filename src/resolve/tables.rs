@@ -5,13 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use super::{
-    Client,
-    shape::{Served, Serving},
-};
+use super::Client;
 use crate::{
-    cache::{Epoch, Origin, Policy, RuleId},
-    catalog::Live,
+    cache::{Epoch, Marks, MarksView, Origin, Policy, RuleId},
+    catalog::{self, Live, Verdict},
+    clock::{Moment, unix_seconds},
     forward::{self, Group},
     router::Router,
     wire::{Answer, Name, Question, ReplySize},
@@ -31,7 +29,8 @@ pub struct Tables {
 /// The discovery catalog as it is now: it changes without new tables, unless its domains do.
 pub type Catalog = Arc<Live>;
 
-/// What tables are made of. At the same suffix a zone precedes the catalog, that a forward rule, and that a refusal.
+/// What tables are made of. At the same suffix a zone precedes the catalog, that a forward rule, and that a refusal; and
+/// the forward rule there is asked when the catalog's source is lost.
 pub struct Rules {
     /// Overlays and hosts files, in their order.
     pub overlays: Overlays,
@@ -62,7 +61,7 @@ pub struct Route {
 /// Who speaks for a suffix.
 enum Authority {
     Zone(Arc<Zone>),
-    Catalog(Catalog),
+    Catalog { catalog: Catalog, fallback: Option<Arc<Route>> },
     Forward(Arc<Route>),
     Refuse,
 }
@@ -73,8 +72,12 @@ pub(super) enum Decision<'t> {
         answer: Answer,
         rule: RuleId,
     },
-    /// What the catalog says, made for this reply.
-    Catalog(Served),
+    Catalog {
+        said: catalog::Said,
+        catalog: &'t Catalog,
+        /// Whom to ask when the source of the catalog is lost.
+        fallback: Option<&'t Arc<Route>>,
+    },
     Forward(&'t Arc<Route>),
     Refuse,
     /// No rule claims the name.
@@ -113,7 +116,11 @@ impl Tables {
         }
         if let Some(catalog) = &rules.catalog {
             for domain in catalog.load().settings().domains() {
-                router.insert(domain.clone(), Authority::Catalog(catalog.clone()));
+                let fallback = match router.exact(domain) {
+                    Some(Authority::Forward(route)) => Some(route.clone()),
+                    _ => None,
+                };
+                router.insert(domain.clone(), Authority::Catalog { catalog: catalog.clone(), fallback });
             }
         }
         for zone in rules.zones {
@@ -152,7 +159,14 @@ impl Tables {
         self.prefetch
     }
 
-    pub(super) fn decide(&self, question: &Question, client: Client, serving: Serving) -> Decision<'_> {
+    /// Who answers a question, or what. `marks` is told what of the catalog that depends on.
+    pub(super) fn decide(
+        &self,
+        question: &Question,
+        client: Client,
+        chance: Chance,
+        marks: &mut Marks,
+    ) -> Decision<'_> {
         let asker = if client.is_loopback { zone::Client::Loopback } else { zone::Client::Remote };
         match self.overlays.answer(question, asker) {
             Some(Ruling::Answer { answer, generation }) => {
@@ -162,14 +176,22 @@ impl Tables {
             Some(Ruling::TcpOnly) if client.size != ReplySize::Stream => return Decision::UseTcp,
             Some(Ruling::TcpOnly | Ruling::PassThrough) | None => {}
         }
+        let mut ask = |catalog: &Catalog| {
+            let snapshot = catalog.load();
+            let said = snapshot.answer(question, unix_seconds() as u32, chance.random, chance.now);
+            marks.add(snapshot.version(), said.slots.iter().map(|slot| slot.index() as u16));
+            said
+        };
         // Of an address that it does not know, the catalog says nothing, and others have their say.
-        let reverse = self.catalog.as_ref().filter(|_| is_reverse(&question.qname));
-        if let Some(served) = reverse.and_then(|catalog| serving.serve(&catalog.load(), question)) {
-            return Decision::Catalog(served);
+        if let Some(catalog) = self.catalog.as_ref().filter(|_| is_reverse(&question.qname)) {
+            let said = ask(catalog);
+            if said.verdict != Verdict::Pass {
+                return Decision::Catalog { said, catalog, fallback: None };
+            }
         }
         match self.authority(question) {
-            Some(Authority::Catalog(catalog)) => {
-                serving.serve(&catalog.load(), question).map_or(Decision::Nothing, Decision::Catalog)
+            Some(Authority::Catalog { catalog, fallback }) => {
+                Decision::Catalog { said: ask(catalog), catalog, fallback: fallback.as_ref() }
             }
             Some(Authority::Zone(zone)) => {
                 Decision::Local { answer: zone.answer(question), rule: RuleId(zone.generation()) }
@@ -178,6 +200,14 @@ impl Tables {
             Some(Authority::Refuse) => Decision::Refuse,
             None => Decision::Nothing,
         }
+    }
+
+    /// Whether all that an answer was made of is as it was. Those of other epochs are to be [upheld](Self::uphold) first.
+    pub(super) fn hold(&self, marks: MarksView<'_>) -> bool {
+        let is_as_it_was = |place: u16| {
+            self.catalog.as_ref().is_some_and(|catalog| catalog.last_change(place.into()) <= marks.version)
+        };
+        marks.places().all(is_as_it_was)
     }
 
     /// Who may share the answer to a question that this client was given.
@@ -194,15 +224,16 @@ impl Tables {
     }
 
     /// Whether these tables would have a cached answer come from where it came from.
-    pub(super) fn uphold(&self, question: &Question, origin: Origin) -> bool {
+    pub(super) fn uphold(&self, question: &Question, origin: Origin, now: Moment) -> bool {
         // Each name of a chain may have found another rule, so chains are not upheld.
-        !origin.chained && self.rule_of(question, LOCAL_CLIENT) == Some(origin.rule)
+        !origin.chained && self.rule_of(question, LOCAL_CLIENT, now) == Some(origin.rule)
     }
 
     /// The rule that answers, if it is one whose answers are cached.
-    pub(super) fn rule_of(&self, question: &Question, client: Client) -> Option<RuleId> {
-        match self.decide(question, client, Serving::default()) {
+    pub(super) fn rule_of(&self, question: &Question, client: Client, now: Moment) -> Option<RuleId> {
+        match self.decide(question, client, Chance { random: 0, now }, &mut Marks::default()) {
             Decision::Local { rule, .. } => Some(rule),
+            Decision::Catalog { catalog, .. } => Some(catalog_rule(catalog)),
             Decision::Forward(route) => Some(route.id),
             _ => None,
         }
@@ -222,11 +253,28 @@ impl Route {
             upstream.to_string().hash(&mut identity);
         }
         (rule.trust_ad, lifetimes).hash(&mut identity);
-        // Generations of local data count up from zero.
-        let id = RuleId(identity.finish() | 1 << 63);
+        let id = RuleId(identity.finish() | ROUTE_RULE);
         let relays_any = rule.upstreams.iter().all(|upstream| upstream.is_loopback());
         Self { id, group, lifetimes, relays_any }
     }
+}
+
+/// What an answer that is made now depends on besides the data.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Chance {
+    /// Chooses where one of several must be chosen.
+    pub random: u32,
+    pub now: Moment,
+}
+
+/// The identity of a catalog as the rule that answers its names.
+pub(super) fn catalog_rule(catalog: &Live) -> RuleId {
+    RuleId(catalog.id() | CATALOG_RULE)
+}
+
+/// Whether this is the identity of a catalog.
+pub(super) fn is_catalog_rule(rule: RuleId) -> bool {
+    rule.0 & (CATALOG_RULE | ROUTE_RULE) == CATALOG_RULE
 }
 
 /// Whether a name is one that stands for an address.
@@ -234,5 +282,8 @@ fn is_reverse(qname: &Name) -> bool {
     qname.labels().last().is_some_and(|label| label.eq_ignore_ascii_case(b"arpa"))
 }
 
+/// Generations of local data count up from zero; what else has an identity has one of these bits.
+const ROUTE_RULE: u64 = 1 << 63;
+const CATALOG_RULE: u64 = 1 << 62;
 /// For whom every rule is in force: loopback addresses of hosts files, and `rpz-tcp-only.`.
 const LOCAL_CLIENT: Client = Client { is_loopback: true, size: ReplySize::Datagram { ceiling_bytes: 512 } };

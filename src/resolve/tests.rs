@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use super::*;
 use crate::{
-    cache::RuleId,
+    cache::{Epoch, Key, RuleId, Variant},
     clock::Moment,
     forward::{self, Exchange, Failure, Group, Outcome},
     metrics::Metrics,
@@ -30,6 +30,7 @@ enum Asked {
     Reply(Received),
     Joined,
     Exchange(Exchange, Box<Job>),
+    Wait(#[expect(dead_code, reason = "nobody waits in tests")] Pending, Box<Job>),
 }
 
 impl Asked {
@@ -77,13 +78,14 @@ impl Bench {
             way: Way::Datagram { listener: 0, peer: "127.0.0.1:9".parse().unwrap(), local: None },
         };
         let replied = |out: &[u8]| Asked::Reply(Response::read(out).unwrap());
-        match self.resolver.at_once(&wire, self.client, self.now, &mut out) {
+        match self.resolver.at_once(&wire, self.client, self.now, &mut rand::rng(), &mut out) {
             AtOnce::Reply(..) | AtOnce::Refusal(_) => replied(&out),
             AtOnce::Drop => panic!("dropped"),
             AtOnce::Miss(miss) => match self.resolver.begin(&miss, waiter, self.now, &mut rand::rng(), &mut out) {
                 Begun::Reply(..) => replied(&out),
                 Begun::Joined => Asked::Joined,
                 Begun::Exchange(exchange, job) => Asked::Exchange(exchange, job),
+                Begun::Wait(pending, job) => Asked::Wait(pending, job),
                 Begun::Drop => panic!("dropped"),
             },
         }
@@ -144,7 +146,7 @@ fn settled(next: Next) -> Vec<(Response, usize)> {
         Next::Settled(settled) => {
             settled.into_iter().map(|s| (Response::clone(&s.response), s.waiters.len())).collect()
         }
-        Next::Exchange(..) => panic!("not settled"),
+        Next::Exchange(..) | Next::Wait(..) => panic!("not settled"),
     }
 }
 
@@ -241,7 +243,7 @@ fn a_changed_zone_voids_its_answers_and_no_others() {
     bench.swap(Rules { zones: vec![site("2")], ..rules() }, 2);
     assert_eq!(answers(&bench.ask("www.site.example", Rtype::A).reply()), [a("www.site.example", 300, 2)]);
     bench.ask("www.example", Rtype::A).reply(); // its rule is as it was
-    assert_eq!(bench.resolver.retire(), 0);
+    assert_eq!(bench.resolver.retire(NOW), 0);
 }
 
 #[test]
@@ -273,7 +275,7 @@ fn retiring_drops_what_nobody_would_answer_so() {
         bench.forwarded(qname, Rtype::A, &[a(qname, 60, 1)]);
     }
     bench.swap(Rules { forwards: vec![rule("'.'", "192.0.2.53", 3600)], ..rules() }, 2);
-    assert_eq!(bench.resolver.retire(), 1);
+    assert_eq!(bench.resolver.retire(NOW), 1);
     assert_eq!(bench.resolver.cache().usage().entries, 1);
 }
 
@@ -408,7 +410,8 @@ fn a_popular_answer_is_renewed_before_it_ends() {
     let qname = name("www.example");
     UpstreamQuery { id: 7, qname: &qname, qtype: Rtype::A, qclass: Class::IN, checking_disabled: false, edns: None }
         .write(&mut wire);
-    let AtOnce::Reply(_, _, From::Expiring(key)) = bench.resolver.at_once(&wire, LOCAL, bench.now, &mut Vec::new())
+    let AtOnce::Reply(_, _, From::Expiring(key)) =
+        bench.resolver.at_once(&wire, LOCAL, bench.now, &mut rand::rng(), &mut Vec::new())
     else {
         panic!("not told to renew it")
     };
@@ -441,3 +444,6 @@ fn a_rule_keeps_its_identity_until_it_asks_others_or_keeps_answers_otherwise() {
     assert_ne!(own, id("'.'", "192.0.2.53", 60));
     assert_ne!(own, RuleId(site("1").generation()));
 }
+
+#[path = "catalog_tests.rs"]
+mod catalog;

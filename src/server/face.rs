@@ -21,7 +21,7 @@ use crate::{
     clock::Moment,
     forward::{self, Exchange},
     metrics::{Cells, Metrics, Rejection, Transport},
-    resolve::{AtOnce, Begun, Client, From, Job, Next, Reason, Resolver, Settled, Waiter, Way},
+    resolve::{AtOnce, Begun, Client, From, Job, Next, Pending, Reason, Resolver, Settled, Waiter, Way},
     sys::Outbox,
     wire::{self, Asker, Query, Rcode, Reject, ReplySize, Ttls, View},
 };
@@ -34,7 +34,7 @@ pub struct Face {
     sockets: RwLock<HashMap<u32, Arc<UdpSocket>>>,
     tasks: TaskTracker,
     runtime: runtime::Handle,
-    /// How many exchanges tasks drive.
+    /// How many questions tasks see to.
     exchanges: AtomicUsize,
     /// Counts for all tasks; workers have cells of their own.
     cells: Arc<Cells>,
@@ -73,9 +73,11 @@ pub enum Taken {
     Joined,
     /// It waits for this exchange, which has to be driven.
     Exchange(Exchange, Box<Job>),
+    /// It waits for a source of the catalog; a task [drives](Face::drive) what comes of it.
+    Wait(Pending, Box<Job>),
 }
 
-/// An exchange that a task drives. If the task ends otherwise than with an outcome (it was cut off, or has panicked), those
+/// A question that a task sees to. If the task ends otherwise than with an outcome (it was cut off, or has panicked), those
 /// who wait are told, and nobody waits for it any more.
 struct Driven {
     face: Arc<Face>,
@@ -143,7 +145,7 @@ impl Face {
         &self.tasks
     }
 
-    /// How many exchanges are driven by tasks.
+    /// How many questions are seen to by tasks.
     pub fn exchanges(&self) -> usize {
         self.exchanges.load(Relaxed)
     }
@@ -195,12 +197,12 @@ impl Face {
         out: &mut Vec<u8>,
     ) -> Taken {
         let Incoming { wire, client, transport } = incoming;
-        let Some(client) = client else { return self.turn_away(wire, transport, desk.cells, out) };
+        let Some(client) = client else { return self.turn_away(wire, transport, desk, out) };
         let reply = |rcode: Rcode, refresh| {
             desk.cells.reply(transport, rcode.0);
             Taken::Reply(refresh)
         };
-        let miss = match self.resolver.at_once(wire, client, desk.now, out) {
+        let miss = match self.resolver.at_once(wire, client, desk.now, desk.rng, out) {
             AtOnce::Drop => {
                 desk.cells.reject(Rejection::NotAQuery);
                 return Taken::NoQuery;
@@ -243,6 +245,7 @@ impl Face {
                 Taken::Joined
             }
             Begun::Exchange(exchange, job) => Taken::Exchange(exchange, job),
+            Begun::Wait(pending, job) => Taken::Wait(pending, job),
         }
     }
 
@@ -262,13 +265,17 @@ impl Face {
         match self.take(incoming, waiter, &mut desk, out) {
             Taken::Reply(refresh) => {
                 if let Some((exchange, job)) = refresh {
-                    self.drive(exchange, job);
+                    self.drive(Next::Exchange(exchange, job));
                 }
                 Fate::Settled
             }
             Taken::Joined => Fate::Open,
             Taken::Exchange(exchange, job) => {
-                self.drive(exchange, job);
+                self.drive(Next::Exchange(exchange, job));
+                Fate::Open
+            }
+            Taken::Wait(pending, job) => {
+                self.drive(Next::Wait(pending, job));
                 Fate::Open
             }
             Taken::Dropped => Fate::Silent,
@@ -278,45 +285,62 @@ impl Face {
 
     /// Somebody who is not served is told so, with the question, lest libc take it for the reply to another, and no more,
     /// which is no use to whoever forges addresses.
-    fn turn_away(&self, wire: &[u8], transport: Transport, cells: &Cells, out: &mut Vec<u8>) -> Taken {
-        cells.reject(Rejection::Acl);
+    fn turn_away<R: Rng>(&self, wire: &[u8], transport: Transport, desk: &mut Desk<'_, R>, out: &mut Vec<u8>) -> Taken {
+        desk.cells.reject(Rejection::Acl);
         match Query::parse(wire) {
             Ok(query) => {
                 let size = ReplySize::Datagram { ceiling_bytes: 512 };
                 let view = View::bare(Rcode::REFUSED, &[]);
-                wire::write_reply(view, &query.asker(size), query.question_bytes(), Ttls::Aged(0), out);
+                wire::write_reply(view, &query.asker(size), query.question_bytes(), Ttls::Aged(0), desk.rng, out);
             }
             Err(Reject::Drop) => return Taken::NoQuery,
             Err(Reject::Reply(_)) => wire::write_error(wire, Rcode::REFUSED, out),
         }
-        cells.reply(transport, Rcode::REFUSED.0);
+        desk.cells.reply(transport, Rcode::REFUSED.0);
         Taken::Reply(None)
     }
 
-    /// Drives an exchange, and those that follow from it, in a task of its own. With too many under way, it fails.
-    pub fn drive(self: &Arc<Self>, mut exchange: Exchange, mut job: Box<Job>) {
+    /// Drives what follows until all who wait are replied to, in a task of its own. With too many under way, it fails.
+    pub fn drive(self: &Arc<Self>, mut next: Next) {
+        let job = match &next {
+            Next::Settled(_) => None,
+            Next::Exchange(_, job) | Next::Wait(_, job) => Some(job.clone()),
+        };
         if self.exchanges.fetch_add(1, Relaxed) >= self.config.load().max_queue {
             self.exchanges.fetch_sub(1, Relaxed);
             self.cells.reject(Rejection::Overload);
-            let outcome = exchange.give_up("too many queries wait for streams");
-            if let Next::Settled(settled) = self.resolver.finish(job, outcome, Moment::now(), &mut rand::rng()) {
-                self.deliver(settled);
-            }
-            return;
+            return self.deliver(match next {
+                Next::Settled(settled) => settled,
+                Next::Wait(_, job) => self.resolver.abandon(&job),
+                Next::Exchange(exchange, job) => {
+                    let outcome = exchange.give_up("too many queries wait for streams");
+                    match self.resolver.finish(job, outcome, Moment::now(), &mut rand::rng()) {
+                        Next::Settled(settled) => settled,
+                        Next::Exchange(_, job) | Next::Wait(_, job) => self.resolver.abandon(&job),
+                    }
+                }
+            });
         }
-        let mut driven = Driven { face: self.clone(), job: Some(job.clone()) };
+        let mut driven = Driven { face: self.clone(), job };
         self.tasks.spawn_on(
             async move {
                 let face = driven.face.clone();
+                let resolver = &face.resolver;
                 loop {
-                    let impatient = || face.deliver(face.resolver.lose_patience(&job, Moment::now()));
-                    let outcome = forward::run(exchange, impatient).await;
-                    match face.resolver.finish(job, outcome, Moment::now(), &mut rand::rng()) {
+                    next = match next {
                         Next::Settled(settled) => {
                             driven.disarm();
                             return face.deliver(settled);
                         }
-                        Next::Exchange(next, same) => (exchange, job) = (next, same),
+                        Next::Exchange(exchange, job) => {
+                            let impatient = || face.deliver(resolver.lose_patience(&job, Moment::now()));
+                            let outcome = forward::run(exchange, impatient).await;
+                            resolver.finish(job, outcome, Moment::now(), &mut rand::rng())
+                        }
+                        Next::Wait(pending, job) => {
+                            pending.wait().await;
+                            resolver.resume(job, Moment::now(), &mut rand::rng())
+                        }
                     }
                 }
             },
@@ -333,14 +357,14 @@ impl Face {
                 match way {
                     Way::Stream(_, replies) => {
                         let mut reply = Vec::new();
-                        wire::write_reply(response.view(), &asker, &question, ttls, &mut reply);
+                        wire::write_reply(response.view(), &asker, &question, ttls, &mut rand::rng(), &mut reply);
                         // A connection that is gone misses nothing.
                         let _ = replies.try_send(reply);
                     }
                     Way::Datagram { listener, peer, local } => {
                         let Some(socket) = self.sockets.read().get(&listener).cloned() else { continue };
                         let mut outbox = Outbox::new(1, asker.limit_bytes.min(1232));
-                        wire::write_reply(response.view(), &asker, &question, ttls, outbox.buffer());
+                        wire::write_reply(response.view(), &asker, &question, ttls, &mut rand::rng(), outbox.buffer());
                         outbox.queue(peer, local);
                         if outbox.send(socket.as_fd()).dropped > 0 {
                             self.cells.unsent();

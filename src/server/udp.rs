@@ -178,6 +178,10 @@ impl Worker {
                         refresh
                     }
                     Taken::Exchange(exchange, job) => Some((exchange, job)),
+                    Taken::Wait(pending, job) => {
+                        self.face.drive(Next::Wait(pending, job));
+                        None
+                    }
                     Taken::Joined | Taken::Dropped | Taken::NoQuery => None,
                 };
                 if let Some((exchange, job)) = exchange {
@@ -202,10 +206,11 @@ impl Worker {
                     let settled = self.face.resolver().lose_patience(&job, self.now);
                     self.deliver(settled);
                 }
-                News::NeedsStream(exchange) => self.face.drive(*exchange, job),
+                News::NeedsStream(exchange) => self.face.drive(Next::Exchange(*exchange, job)),
                 News::Done(outcome) => match self.face.resolver().finish(job, outcome, self.now, &mut self.rng) {
                     Next::Settled(settled) => self.deliver(settled),
                     Next::Exchange(exchange, job) => self.driver.start(job, exchange, self.now, &self.poller),
+                    wait @ Next::Wait(..) => self.face.drive(wait),
                 },
             }
         }
@@ -234,7 +239,8 @@ impl Worker {
                     continue;
                 }
                 self.cells.reply(Transport::Udp, response.rcode().0);
-                wire::write_reply(response.view(), &waiter.asker, &waiter.question, ttls, self.outbox.buffer());
+                let out = self.outbox.buffer();
+                wire::write_reply(response.view(), &waiter.asker, &waiter.question, ttls, &mut self.rng, out);
                 self.outbox.queue(peer, local);
             }
             if let Some((_, socket)) = &current {

@@ -3,7 +3,8 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    Class, HEADER_BYTES, Name, NameError, Question, Rcode, RecordView, Response, Rtype, flag, put_u16, read_u16,
+    Class, HEADER_BYTES, Name, NameError, Question, Rcode, RecordView, Response, Rtype, Shape, flag, put_u16, read_u16,
+    rotation,
 };
 
 /// What local data says to a question: records, or a denial with its SOA.
@@ -77,6 +78,11 @@ impl Answer {
     pub fn encode(&self, question: &Question) -> Response {
         encode(question, self)
     }
+
+    /// The message for replies of this shape; nothing if there is no way to rotate its records, or nothing to rotate.
+    pub fn encode_rotating(&self, question: &Question, shape: &Shape) -> Option<Response> {
+        rotation::encode(question, self, shape)
+    }
 }
 
 impl Record {
@@ -106,6 +112,13 @@ impl Soa {
 }
 
 pub(super) fn encode(question: &Question, answer: &Answer) -> Response {
+    let head = head(question, answer);
+    let message = write_sections(&head, [&answer.answer, &answer.authority, &answer.additional]);
+    Response::from_parts(message, head.len(), answer.rcode)
+}
+
+/// Header and question.
+pub(super) fn head(question: &Question, answer: &Answer) -> Vec<u8> {
     let mut head = Vec::with_capacity(512);
     let aa = if answer.authoritative { flag::AA } else { 0 };
     for word in [0, flag::QR | flag::RA | aa | answer.rcode.0 & 0x0f, 1, 0, 0, 0] {
@@ -114,8 +127,7 @@ pub(super) fn encode(question: &Question, answer: &Answer) -> Response {
     head.extend_from_slice(question.qname.wire());
     head.extend_from_slice(&question.qtype.0.to_be_bytes());
     head.extend_from_slice(&question.qclass.0.to_be_bytes());
-    let message = write_sections(&head, [&answer.answer, &answer.authority, &answer.additional]);
-    Response::from_parts(message, head.len(), answer.rcode)
+    head
 }
 
 /// A message from its header and question, and new sections.
@@ -149,17 +161,14 @@ fn write_sections(head: &[u8], sections: [&Vec<Record>; 3]) -> Vec<u8> {
     message
 }
 
-fn write_record(record: &Record, out: &mut Vec<u8>, names: &mut Names) {
+pub(super) fn write_record(record: &Record, out: &mut Vec<u8>, names: &mut Names) {
     names.write(record.owner.wire(), out);
-    out.extend_from_slice(&record.rtype.0.to_be_bytes());
-    out.extend_from_slice(&record.class.0.to_be_bytes());
-    out.extend_from_slice(&record.ttl.to_be_bytes());
-    let rdlength_at = out.len();
-    out.extend_from_slice(&[0, 0]);
     let may_compress = matches!(record.rtype, Rtype::NS | Rtype::CNAME | Rtype::SOA | Rtype::PTR | Rtype::MX);
     match fields(record.rtype) {
         // Names in the RDATA of later types must not be compressed (RFC 3597 §4).
         Some(fields) if may_compress => {
+            write_fixed_fields(record, out);
+            let rdata_at = out.len();
             let mut rest = &*record.rdata;
             for field in fields {
                 let length = field.length(rest, 0).unwrap_or(rest.len()).min(rest.len());
@@ -171,41 +180,65 @@ fn write_record(record: &Record, out: &mut Vec<u8>, names: &mut Names) {
                 rest = tail;
             }
             out.extend_from_slice(rest);
+            let rdlength = (out.len() - rdata_at) as u16;
+            put_u16(out, rdata_at - 2, rdlength);
         }
-        _ => out.extend_from_slice(&record.rdata),
+        _ => write_body(record, out),
     }
-    let rdlength = (out.len() - rdlength_at - 2) as u16;
-    put_u16(out, rdlength_at, rdlength);
+}
+
+/// All of a record but its owner, names in it uncompressed.
+pub(super) fn write_body(record: &Record, out: &mut Vec<u8>) {
+    write_fixed_fields(record, out);
+    out.extend_from_slice(&record.rdata);
+}
+
+fn write_fixed_fields(record: &Record, out: &mut Vec<u8>) {
+    out.extend_from_slice(&record.rtype.0.to_be_bytes());
+    out.extend_from_slice(&record.class.0.to_be_bytes());
+    out.extend_from_slice(&record.ttl.to_be_bytes());
+    out.extend_from_slice(&(record.rdata.len() as u16).to_be_bytes());
 }
 
 /// The names written so far, to be pointed at.
 #[derive(Default)]
-struct Names {
+pub(super) struct Names {
     places: HashMap<Box<[u8]>, u16>,
 }
 
 impl Names {
+    /// Writes a name, which others may point to from then on.
     fn write(&mut self, wire: &[u8], out: &mut Vec<u8>) {
+        let start = out.len();
+        let spelled = self.write_known(wire, out);
+        let mut at = 0;
+        // A pointer has 14 bits.
+        while at < spelled
+            && let Ok(place @ ..0x4000) = u16::try_from(start + at)
+        {
+            self.places.insert(wire[at..].to_ascii_lowercase().into(), place);
+            at += 1 + usize::from(wire[at]);
+        }
+    }
+
+    /// Writes a name to which nobody points. Tells how many of its octets are spelled out in front of a pointer or the root.
+    pub(super) fn write_known(&self, wire: &[u8], out: &mut Vec<u8>) -> usize {
         let mut at = 0;
         while let Some(&length @ 1..) = wire.get(at) {
-            let suffix = wire[at..].to_ascii_lowercase();
-            if let Some(&place) = self.places.get(&*suffix) {
+            if let Some(&place) = self.places.get(&*wire[at..].to_ascii_lowercase()) {
                 out.extend_from_slice(&(0xc000 | place).to_be_bytes());
-                return;
-            }
-            // A pointer has 14 bits.
-            if let Ok(place @ ..0x4000) = u16::try_from(out.len()) {
-                self.places.insert(suffix.into(), place);
+                return at;
             }
             let end = at + 1 + usize::from(length);
             out.extend_from_slice(&wire[at..end]);
             at = end;
         }
         out.push(0);
+        at
     }
 
     /// Takes in the uncompressed name that stands at `at` already.
-    fn note(&mut self, message: &[u8], at: usize) {
+    pub(super) fn note(&mut self, message: &[u8], at: usize) {
         let Ok((name, _)) = Name::read(message, at) else { return };
         for suffix in name.suffixes().filter(|suffix| suffix.len() > 1) {
             let place = (at + name.wire().len() - suffix.len()) as u16;
@@ -278,7 +311,7 @@ fn fields(rtype: Rtype) -> Option<&'static [Field]> {
 }
 
 /// Room that every message leaves for the OPT record of its reply.
-const RESERVED_FOR_OPT_BYTES: usize = 512;
+pub(super) const RESERVED_FOR_OPT_BYTES: usize = 512;
 
 #[cfg(test)]
 #[path = "tests.rs"]

@@ -8,6 +8,7 @@ mod name;
 mod query;
 mod reply;
 mod response;
+mod rotation;
 mod types;
 
 pub use answer::{Answer, Record, Soa};
@@ -15,6 +16,7 @@ pub use name::{MAX_NAME_BYTES, Name, NameError};
 pub use query::{ClientEdns, Query, Question, Reject, UpstreamEdns, UpstreamQuery};
 pub use reply::{Asker, ReplySize, Ttls, write_error, write_reply};
 pub use response::{ExtendedError, Malformed, Match, Received, RecordView, Response, Section, View};
+pub use rotation::Shape;
 pub use types::{Class, Opcode, Rcode, Rtype};
 
 /// Longest message: the length prefix of TCP is 16 bits (RFC 1035 §4.2.2).

@@ -1,6 +1,10 @@
 //! The reply to one client: a response with this client's id, flags, letters, size and OPT record.
 
-use super::{ClientEdns, Rcode, Rtype, View, flag, put_u16, read_u16, read_u32, response::skip_record};
+use rand::Rng;
+
+use super::{
+    ClientEdns, Rcode, Rtype, View, flag, put_u16, read_u16, read_u32, response::skip_record, rotation::Rotation,
+};
 
 /// All of a query that its reply depends on besides the response; its question's bytes travel beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +40,7 @@ impl ReplySize {
         match self {
             Self::Stream => super::MAX_MESSAGE_BYTES,
             Self::Datagram { ceiling_bytes } => {
-                edns.map_or(512, |edns| usize::from(edns.udp_size.min(ceiling_bytes).max(512)))
+                edns.map_or(SMALL_BYTES, |edns| usize::from(edns.udp_size.min(ceiling_bytes)).max(SMALL_BYTES))
             }
         }
     }
@@ -54,8 +58,9 @@ pub enum Ttls {
 /// Writes the reply into `out`, which is emptied first and has to have room for the asker's limit lest it grow.
 ///
 /// Records that do not fit are left out from the end. Of the additional section that goes unsaid, for nothing there
-/// is required (RFC 2181 §9); anything else sets TC, and then only whole answer records remain.
-pub fn write_reply(view: View<'_>, asker: &Asker, question: &[u8], ttls: Ttls, out: &mut Vec<u8>) {
+/// is required (RFC 2181 §9); anything else sets TC, and then only whole answer records remain. Records that rotate are
+/// left out at random, and come in an order that `rng` chooses.
+pub fn write_reply(view: View<'_>, asker: &Asker, question: &[u8], ttls: Ttls, rng: &mut impl Rng, out: &mut Vec<u8>) {
     out.clear();
     let mut flags = view.flags & (flag::AA | flag::AD | flag::TC) | flag::QR | flag::RA | view.rcode.0 & 0x0f;
     if asker.recursion_desired {
@@ -73,16 +78,20 @@ pub fn write_reply(view: View<'_>, asker: &Asker, question: &[u8], ttls: Ttls, o
     }
     out.extend_from_slice(question);
     let records_at = out.len();
-    out.extend_from_slice(view.records);
 
     let mut errors = view.extended_errors;
     let opt_bytes = |errors: &[u8]| asker.edns.map_or(0, |_| OPT_BYTES + errors.len());
-    if out.len() + opt_bytes(errors) > asker.limit_bytes {
+    if records_at + view.records.len() + opt_bytes(errors) > asker.limit_bytes {
         errors = &[];
     }
     let room = asker.limit_bytes.saturating_sub(opt_bytes(errors));
-    if out.len() > room {
-        truncate(out, records_at, room);
+    if let Some(rotation) = Rotation::of(&view) {
+        rotation.write(room, asker.limit_bytes <= SMALL_BYTES, rng.next_u64(), out);
+    } else {
+        out.extend_from_slice(view.records);
+        if out.len() > room {
+            truncate(out, records_at, room);
+        }
     }
     set_ttls(out, records_at, ttls);
     if let Some(edns) = asker.edns {
@@ -166,6 +175,8 @@ fn write_opt(rcode: Rcode, dnssec_ok: bool, errors: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(errors);
 }
 
+/// What every client takes by UDP (RFC 1035 §4.2.1).
+const SMALL_BYTES: usize = 512;
 /// An OPT record without options.
 const OPT_BYTES: usize = 11;
 /// What we take by UDP from clients: the size that survives almost every path (DNS flag day 2020).

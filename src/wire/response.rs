@@ -21,6 +21,7 @@ pub struct Response {
     records_at: usize,
     rcode: Rcode,
     extended_errors: Vec<u8>,
+    plan: Vec<u8>,
 }
 
 /// An upstream's message taken apart.
@@ -51,12 +52,14 @@ pub struct View<'a> {
     pub records: &'a [u8],
     /// Extended errors as encoded options (RFC 8914 §2), one after the other.
     pub extended_errors: &'a [u8],
+    /// How records change their places from reply to reply, as [`Shape`](super::Shape) has it; empty if they do not.
+    pub plan: &'a [u8],
 }
 
 impl<'a> View<'a> {
     /// A response without records.
     pub fn bare(rcode: Rcode, extended_errors: &'a [u8]) -> Self {
-        Self { flags: 0, rcode, counts: [0; 3], records: &[], extended_errors }
+        Self { flags: 0, rcode, counts: [0; 3], records: &[], extended_errors, plan: &[] }
     }
 }
 
@@ -129,6 +132,7 @@ impl Response {
                 records_at,
                 rcode: Rcode(word(2)? & 0x0f),
                 extended_errors: Vec::new(),
+                plan: Vec::new(),
             },
             has_question: word(4)? == 1,
             has_edns: false,
@@ -196,6 +200,7 @@ impl Response {
         }
         response.message.extend_from_slice(view.records);
         response.extended_errors.extend_from_slice(view.extended_errors);
+        response.plan = view.plan.to_vec();
         response
     }
 
@@ -211,7 +216,12 @@ impl Response {
     }
 
     pub(super) fn from_parts(message: Vec<u8>, records_at: usize, rcode: Rcode) -> Self {
-        Self { message, records_at, rcode, extended_errors: Vec::new() }
+        Self { message, records_at, rcode, extended_errors: Vec::new(), plan: Vec::new() }
+    }
+
+    /// With a plan by which its records change their places.
+    pub(super) fn rotating(self, plan: Vec<u8>) -> Self {
+        Self { plan, ..self }
     }
 
     /// The whole message, without OPT.
@@ -258,6 +268,7 @@ impl Response {
             counts: self.counts(),
             records: &self.message[self.records_at..],
             extended_errors: &self.extended_errors,
+            plan: &self.plan,
         }
     }
 

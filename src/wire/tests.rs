@@ -44,7 +44,7 @@ fn asker(limit_bytes: usize, edns: bool) -> Asker {
 
 fn reply(response: &Response, asker: &Asker, ttls: Ttls) -> Vec<u8> {
     let mut out = Vec::new();
-    write_reply(response.view(), asker, response.question_bytes(), ttls, &mut out);
+    write_reply(response.view(), asker, response.question_bytes(), ttls, &mut rand::rng(), &mut out);
     out
 }
 
