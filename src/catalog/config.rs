@@ -40,8 +40,8 @@ pub struct Config {
     /// Whether an instance whose check warns is left out like one whose check is critical. Default false. Applies at
     /// reload.
     pub only_passing: bool,
-    /// Whether an answer cut to `udp_answer_limit` or `a_record_limit` says so (TC). One cut for its size does unless one
-    /// of the two is set. Default false. Applies at reload.
+    /// Whether an answer cut to `udp_answer_limit` says so (TC). One cut for its size does unless that or `a_record_limit`
+    /// is set. Default false. Applies at reload.
     pub enable_truncate: bool,
     /// Most addresses in an answer; 0 for all. Default 0. Applies at reload.
     pub a_record_limit: u16,

@@ -22,7 +22,7 @@ pub struct Shape {
     /// For each of them the place in the additional section of the address of its target. A reply that lacks some of the
     /// rotating records holds these of the others, and nothing else there.
     pub glue: Vec<Option<usize>>,
-    /// The most rotating records in any reply; nothing for as many as fit.
+    /// The most rotating records in any reply; nothing for as many as fit. The others are not missed.
     pub most: Option<u16>,
     /// The most in a reply to a client that takes no more than 512 octets.
     pub most_small: Option<u16>,
@@ -144,7 +144,7 @@ impl<'a> Rotation<'a> {
     /// Writes the records behind header and question, as many as fit into `room`, and what the header says of them.
     pub fn write(&self, room: usize, is_small: bool, random: u64, out: &mut Vec<u8>) {
         let records_at = out.len();
-        let most = if is_small { self.word(4).min(self.word(6)) } else { self.word(4) };
+        let most = if is_small { self.most().min(self.word(6)) } else { self.most() };
         let order = Order::new(self.count, random);
         let is_whole = most >= self.count && records_at + self.records.len() <= room;
         let written = if is_whole { self.write_all(order, out) } else { self.write_some(most, room, order, out) };
@@ -203,7 +203,8 @@ impl<'a> Rotation<'a> {
             }
             at += step.end - step.start;
         }
-        if given < self.count && (self.word(8) as u16 & ADMITS_CUTS != 0 || given == 0) {
+        // What nobody is given is not lacking: who came by TCP for it would not get it either.
+        if given < self.most() && (self.word(8) as u16 & ADMITS_CUTS != 0 || given == 0) {
             let flags = read_u16(out, 2).unwrap_or(0) | flag::TC;
             put_u16(out, 2, flags);
         }
@@ -211,6 +212,11 @@ impl<'a> Rotation<'a> {
         put_u16(out, 6, (fixed_count + given) as u16);
         put_u16(out, 10, additional);
         Some(())
+    }
+
+    /// The most records that anybody is given.
+    fn most(&self) -> usize {
+        self.word(4).min(self.count)
     }
 
     /// Whether one of those before has the same address in the additional section.
