@@ -347,7 +347,12 @@ impl Lookup<'_> {
                 _ => ttl_of_all.is_none() && record.rtype == Rtype::TXT,
             };
             let with_ttl = |record: Record| Record { ttl: ttl_of_all.unwrap_or(record.ttl), ..record };
-            answer.extend(followed.filter(is_wanted).map(with_ttl));
+            for record in followed.filter(is_wanted).map(with_ttl) {
+                // Where names lead round in a circle, once is enough.
+                if record.rtype != Rtype::CNAME || !answer.contains(&record) {
+                    answer.push(record);
+                }
+            }
             let Range { start, end } = self.shape.rotating;
             self.shape.rotating = (start + 1).min(answer.len())..(end + 1).min(answer.len());
         }
@@ -374,7 +379,10 @@ impl Lookup<'_> {
         if self.question.qtype != Rtype::SRV {
             self.shape = lookup.shape;
         }
-        answer.map(|answer| answer.answer).unwrap_or_default()
+        let mut records = answer.map(|answer| answer.answer).unwrap_or_default();
+        // In the letters by which they are led to: who looks for the target's records may compare them.
+        records.iter_mut().filter(|record| record.owner == *target).for_each(|record| record.owner = target.clone());
+        records
     }
 
     /// Where an instance is reached: at its own address, else at that of its node.
@@ -412,9 +420,9 @@ impl Lookup<'_> {
         named.as_deref().unwrap_or(&self.snapshot.settings.datacenter)
     }
 
-    /// Whether a name is below one of our domains.
+    /// Whether a name is in one of our domains.
     fn is_ours(&self, name: &Name) -> bool {
-        self.snapshot.settings.domain_of(name).is_some_and(|domain| domain != name)
+        self.snapshot.settings.domain_of(name).is_some()
     }
 
     /// Whether there is nothing more to be said: a record of what was asked, or a name that others have to follow.

@@ -392,6 +392,8 @@ fn names_of_hosts_become_aliases() {
          b 1 n address=a.service.consul
          gone 1 n address=none.service.consul
          self 1 n address=self.service.consul
+         capital 1 n address=Mixed.Service.Consul
+         apex 1 n address=consul
          tonode 1 n address=real.node.consul",
         "service_ttl = { \"*\" = \"5s\" }\nnode_ttl = \"3s\"",
     );
@@ -411,11 +413,9 @@ fn names_of_hosts_become_aliases() {
                 "5 CNAME inner.service.consul., inner.service.consul. 5 CNAME mixed.service.consul., \
              mixed.service.consul. 5 192.0.2.2",
             ),
-            (
-                "a.service.consul A",
-                "5 CNAME b.service.consul., b.service.consul. 5 CNAME a.service.consul., \
-             5 CNAME b.service.consul., b.service.consul. 5 CNAME a.service.consul.; soa",
-            ), // ends at depth 3
+            ("a.service.consul A", "5 CNAME b.service.consul., b.service.consul. 5 CNAME a.service.consul.; soa"), // once round is enough
+            ("capital.service.consul A", "5 CNAME Mixed.Service.Consul., Mixed.Service.Consul. 5 192.0.2.2"), // letters stay
+            ("apex.service.consul ANY", "5 CNAME consul.; soa"),
             ("gone.service.consul A", "5 CNAME none.service.consul.; soa"),
             ("self.service.consul A", "5 192.0.2.1"), // the name itself: the node
             (

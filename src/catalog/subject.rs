@@ -82,11 +82,13 @@ impl Subject {
     }
 }
 
-/// The labels joined by dots, as names are kept; nothing if they hold what no name of ours holds.
+/// The labels joined by dots, as names are kept; nothing if they hold an octet that a name in text has escaped, for then
+/// Consul compares the escape.
 fn text(labels: &[&[u8]]) -> Option<String> {
+    let is_plain = |octet: &u8| octet.is_ascii_graphic() && !br#".();@"\"#.contains(octet);
     let mut joined = String::new();
     for label in labels {
-        if label.contains(&b'.') {
+        if !label.iter().all(is_plain) {
             return None;
         }
         if !joined.is_empty() {
@@ -132,6 +134,9 @@ mod tests {
             ("_web.tcp.service", service(Some("_web"), "tcp", None)),
             ("x._web._tcp.service", service(Some("x._web"), "_tcp", None)),
             ("web.service.a.b", Subject::Nothing),
+            ("b\u{fc}cher.service", Subject::Nothing), // what text would escape
+            ("a b.service", Subject::Nothing),
+            ("a@b.node", Subject::Nothing),
             ("service", Subject::Nothing),
             ("web", Subject::Nothing),
             ("", Subject::Apex),
