@@ -6,6 +6,7 @@ mod cache;
 mod catalog_health;
 mod clients;
 mod consul;
+mod consul_equality;
 mod control_api;
 mod equality;
 mod failover;

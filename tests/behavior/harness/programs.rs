@@ -135,16 +135,25 @@ pub struct Consul {
 impl Consul {
     /// An agent with this configuration, in JSON; inside a namespace it lies on 127.0.0.1.
     pub fn start(config: &str, netns: Option<&Netns>) -> Option<Self> {
+        Self::start_with(config, None, netns)
+    }
+
+    /// The same with the definition files of a folder.
+    pub fn start_with(config: &str, definitions: Option<&Path>, netns: Option<&Netns>) -> Option<Self> {
         let consul = require::program("consul")?;
         let ip = if netns.is_some() { Ipv4Addr::LOCALHOST.into() } else { free_address().ip() };
         let folder = folder_with(&[]);
+        let base = r#"{"node_name": "monitor", "datacenter": "dc1", "disable_host_node_id": true}"#;
+        fs::write(folder.path().join("base.json"), base).unwrap();
         fs::write(folder.path().join("agent.json"), config).unwrap();
         let mut command = match netns {
             Some(netns) => netns.command(&consul.display().to_string()),
             None => Command::new(&consul),
         };
-        command.args(["agent", "-dev", "-node=monitor", "-datacenter=dc1", "-disable-host-node-id"]);
-        command.args([&format!("-bind={ip}"), &format!("-client={ip}"), "-serf-wan-port=-1"]);
+        command.args(["agent", "-dev", &format!("-bind={ip}"), &format!("-client={ip}"), "-serf-wan-port=-1"]);
+        // Of two that say something the later has the word.
+        command.arg("-config-file").arg(folder.path().join("base.json"));
+        command.args(definitions.iter().flat_map(|folder| [Path::new("-config-dir"), folder]));
         command.arg("-config-file").arg(folder.path().join("agent.json"));
         let child = logged(&mut command, folder.path());
         let mut agent = Self { ip, child, folder };
@@ -164,6 +173,11 @@ impl Consul {
         Some(agent)
     }
 
+    /// Its address.
+    pub fn ip(&self) -> IpAddr {
+        self.ip
+    }
+
     /// Its DNS interface.
     pub fn dns(&self) -> SocketAddr {
         SocketAddr::new(self.ip, 8600)
@@ -177,8 +191,22 @@ impl Consul {
     /// Registers a node, service or check in the catalog, as agents on other hosts do.
     #[track_caller]
     pub fn register(&self, body: &str) {
-        let (status, text) = http::request(self.http(), "PUT", "/v1/catalog/register", body).unwrap();
-        assert_eq!(status, 200, "{text}");
+        self.put("/v1/catalog/register", body);
+    }
+
+    /// PUT on its HTTP API.
+    #[track_caller]
+    pub fn put(&self, path: &str, body: &str) {
+        let (status, text) = http::request(self.http(), "PUT", path, body).unwrap();
+        assert_eq!(status, 200, "{path}: {text}");
+    }
+
+    /// GET on its HTTP API, of what it says in JSON.
+    #[track_caller]
+    pub fn get(&self, path: &str) -> serde_json::Value {
+        let (status, text) = http::get(self.http(), path);
+        assert_eq!(status, 200, "{path}: {text}");
+        serde_json::from_str(&text).unwrap()
     }
 }
 
