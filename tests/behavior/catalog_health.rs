@@ -11,19 +11,11 @@ use std::{
 };
 
 use crate::harness::{
+    catalog::{CATALOG, plain, services, with_definitions},
     daemon::forward,
     message::{AA, RA, RD, TC},
     *,
 };
-
-const CATALOG: &str = "[catalog]\nnode_name = \"monitor1\"\naddress = \"192.0.2.1\"\n\
-                       [catalog.files]\ndirectory = \"DIR/consul.d\"\n";
-
-/// A daemon with these definition files, and no upstream.
-fn with_definitions(config: &str, files: &[(&str, &str)]) -> Setup {
-    let setup = Setup::new(&(CATALOG.to_owned() + config)).file("consul.d/empty.json", "{}");
-    files.iter().fold(setup, |setup, (name, text)| setup.file(&format!("consul.d/{name}"), text))
-}
 
 /// Asks until the data of the answers are these, in any order; that they stay away for long is a failure.
 #[track_caller]
@@ -48,10 +40,6 @@ fn instance(name: &str, id: &str, address: SocketAddr, check: &str) -> String {
 
 fn tcp_check(address: SocketAddr) -> String {
     format!(r#""tcp": "{address}""#)
-}
-
-fn services(instances: &[String]) -> String {
-    format!("{{\"services\": [{}]}}", instances.join(",\n"))
 }
 
 /// Three database nodes that answer by TCP, and the file that defines them.
@@ -153,13 +141,6 @@ fn an_http_check_leaves_only_the_synced_node() {
     statuses[2].store(500, Ordering::Relaxed);
     wait_for(&daemon, "galeradb.service.consul A", &[]);
     assert_eq!(daemon.ask("galeradb.service.consul A").rcode_name(), "NXDOMAIN");
-}
-
-/// Instances without checks.
-fn plain(name: &str, count: u8) -> String {
-    let instance =
-        |i| format!(r#"{{"name": "{name}", "id": "{name}{i}", "address": "192.0.2.{}", "port": 80}}"#, 10 + i);
-    services(&(0..count).map(instance).collect::<Vec<_>>())
 }
 
 #[test]

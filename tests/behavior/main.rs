@@ -18,6 +18,7 @@ mod negative_answers;
 mod overrides;
 mod real_upstreams;
 mod reload;
+mod shuffling;
 mod split_horizon;
 mod transports;
 mod truncation;
