@@ -4,7 +4,12 @@
 //! node or instance is taken from the source with the smaller number. The merged catalog is there as a [`Snapshot`]; each
 //! change makes the next one, and says which answers it voids.
 
-use std::{collections::BTreeSet, hash::Hash, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::Hash,
+    net::IpAddr,
+    sync::Arc,
+};
 
 use foldhash::{HashMap, HashMapExt, HashSet};
 
@@ -21,9 +26,12 @@ use crate::clock::Moment;
 pub struct Registry {
     nodes: HashMap<NodeKey, Versions<Node>>,
     instances: HashMap<InstanceKey, Versions<Instance>>,
+    held: BTreeMap<SourceId, Held>,
     on_node: HashMap<NodeKey, HashSet<InstanceKey>>,
     members: HashMap<ServiceKey, BTreeSet<InstanceKey>>,
     policies: HashMap<ServiceKey, Ruled>,
+    /// When policies want to be heard again.
+    wakes: BTreeSet<(Moment, ServiceKey)>,
     snapshot: Snapshot,
     /// What has become void since the snapshot was last published.
     void: HashSet<Slot>,
@@ -43,6 +51,17 @@ pub struct Set {
     pub nodes: Vec<Arc<Node>>,
     /// The instances; their nodes are among the nodes, or known already.
     pub instances: Vec<Arc<Instance>>,
+}
+
+/// A part of what a source knows.
+#[derive(Debug, Clone, Default)]
+pub struct Part {
+    /// Nodes that are new or other than they were.
+    pub nodes: Vec<Arc<Node>>,
+    /// Instances that are; their nodes are among the nodes, or known already.
+    pub instances: Vec<Arc<Instance>>,
+    /// Instances that it knows no longer, if it ever did.
+    pub gone: Vec<InstanceKey>,
 }
 
 /// Who says what the outcome of a check is.
@@ -74,6 +93,13 @@ pub struct Changes {
     pub slots: Vec<Slot>,
 }
 
+/// Of what a source says anything.
+#[derive(Default)]
+struct Held {
+    nodes: HashSet<NodeKey>,
+    instances: HashSet<InstanceKey>,
+}
+
 /// A service under a policy or a guard.
 struct Ruled {
     rules: Rules,
@@ -95,9 +121,11 @@ impl Registry {
         Self {
             nodes: HashMap::new(),
             instances: HashMap::new(),
+            held: BTreeMap::new(),
             on_node: HashMap::new(),
             members: HashMap::new(),
             policies: HashMap::new(),
+            wakes: BTreeSet::new(),
             snapshot: Snapshot::new(settings.into()),
             void: HashSet::default(),
         }
@@ -117,14 +145,28 @@ impl Registry {
     pub fn publish(&mut self, source: SourceId, set: Set, outcomes: Outcomes, now: Moment) -> Changes {
         let nodes: HashSet<NodeKey> = set.nodes.iter().map(|node| node.key()).collect();
         let instances: HashSet<InstanceKey> = set.instances.iter().map(|instance| instance.key()).collect();
+        let held = self.held.entry(source).or_default();
+        let instances_gone: Vec<_> = held.instances.difference(&instances).cloned().collect();
+        let nodes_gone: Vec<_> = held.nodes.difference(&nodes).cloned().collect();
         let mut touched = Touched::default();
-        for key in held_by(source, &self.instances, |key| !instances.contains(key)) {
+        for key in instances_gone {
             self.put_instance(source, key, None, outcomes, &mut touched);
         }
-        for key in held_by(source, &self.nodes, |key| !nodes.contains(key)) {
+        for key in nodes_gone {
             self.put_node(source, key, None, outcomes, &mut touched);
         }
         self.add(source, set, outcomes, &mut touched);
+        self.commit(touched, now)
+    }
+
+    /// Takes in a part of what a source knows; the rest stays as it is. This costs what the part holds.
+    pub fn publish_part(&mut self, source: SourceId, part: Part, outcomes: Outcomes, now: Moment) -> Changes {
+        let Part { nodes, instances, gone } = part;
+        let mut touched = Touched::default();
+        for key in gone {
+            self.put_instance(source, key, None, outcomes, &mut touched);
+        }
+        self.add(source, Set { nodes, instances }, outcomes, &mut touched);
         self.commit(touched, now)
     }
 
@@ -190,13 +232,13 @@ impl Registry {
 
     /// When [`Registry::tick`] is due.
     pub fn wake(&self) -> Option<Moment> {
-        self.policies.values().filter_map(|ruled| ruled.wake).min()
+        self.wakes.first().map(|(wake, _)| *wake)
     }
 
     /// Does what policies have put off until now.
     pub fn tick(&mut self, now: Moment) -> Changes {
-        let due = self.policies.iter().filter(|(_, ruled)| ruled.wake.is_some_and(|wake| wake <= now));
-        let services = due.map(|(key, _)| key.clone()).collect();
+        let due = self.wakes.iter().take_while(|(wake, _)| *wake <= now);
+        let services = due.map(|(_, key)| key.clone()).collect();
         self.commit(Touched { services, ..Touched::default() }, now)
     }
 
@@ -234,7 +276,8 @@ impl Registry {
         {
             *new = Node { checks, ..Node::clone(new) }.into();
         }
-        let Some((before, after)) = put(&mut self.nodes, source, &key, node) else { return };
+        let held = &mut self.held.entry(source).or_default().nodes;
+        let Some((before, after)) = put(&mut self.nodes, held, source, &key, node) else { return };
         touched.anything = true;
         self.move_holder(
             before.as_ref().and_then(|node| self.node_holder(&key, node)),
@@ -268,7 +311,8 @@ impl Registry {
         {
             *new = Instance { checks, registration: new.registration.clone() }.into();
         }
-        let Some((before, after)) = put(&mut self.instances, source, &key, instance) else { return };
+        let held = &mut self.held.entry(source).or_default().instances;
+        let Some((before, after)) = put(&mut self.instances, held, source, &key, instance) else { return };
         touched.anything = true;
         self.move_holder(
             before.as_ref().and_then(|instance| self.service_holder(instance)),
@@ -339,7 +383,7 @@ impl Registry {
     /// A service of its members, chosen among if it is under a policy or a guard.
     fn assemble(&mut self, key: &ServiceKey, now: Moment) -> Option<Service> {
         let Some(members) = self.members.get(key) else {
-            self.policies.remove(key);
+            self.forget_policy(key);
             return None;
         };
         let instance = |key: &InstanceKey| self.instances.get(key)?.first().map(|(_, instance)| instance.clone());
@@ -352,7 +396,7 @@ impl Registry {
         let rules = self.snapshot.settings.rules.get(key.name()).cloned();
         let rules = rules.or_else(|| Rules::from_instances(instances));
         let Some(rules) = rules.filter(|rules| key.kind() == Kind::Service && rules.rules_anything()) else {
-            self.policies.remove(key);
+            self.forget_policy(key);
             return None;
         };
         let candidates: Vec<_> = instances.iter().map(|instance| self.candidate(instance, &rules)).collect();
@@ -363,8 +407,20 @@ impl Registry {
         });
         ruled.rules = rules;
         let choice = ruled.state.choose(&ruled.rules, &candidates, now);
-        ruled.wake = choice.wake;
+        if ruled.wake != choice.wake {
+            let before = std::mem::replace(&mut ruled.wake, choice.wake);
+            if let Some(wake) = before {
+                self.wakes.remove(&(wake, key.clone()));
+            }
+            self.wakes.extend(choice.wake.map(|wake| (wake, key.clone())));
+        }
         Some(Chosen { places: choice.chosen, guarded: choice.guarded })
+    }
+
+    fn forget_policy(&mut self, key: &ServiceKey) {
+        if let Some(wake) = self.policies.remove(key).and_then(|ruled| ruled.wake) {
+            self.wakes.remove(&(wake, key.clone()));
+        }
     }
 
     fn candidate(&self, instance: &Instance, rules: &Rules) -> Candidate {
@@ -430,12 +486,6 @@ impl Touched {
     }
 }
 
-/// The keys of what a source holds, of those that `is_meant`.
-fn held_by<K: Clone, T>(source: SourceId, map: &HashMap<K, Versions<T>>, is_meant: impl Fn(&K) -> bool) -> Vec<K> {
-    let held = map.iter().filter(|(_, versions)| versions.iter().any(|(id, _)| *id == source));
-    held.filter(|(key, _)| is_meant(key)).map(|(key, _)| key.clone()).collect()
-}
-
 fn own_version<'a, K: Hash + Eq, T>(map: &'a HashMap<K, Versions<T>>, key: &K, source: SourceId) -> Option<&'a Arc<T>> {
     map.get(key)?.iter().find(|(id, _)| *id == source).map(|(_, value)| value)
 }
@@ -446,6 +496,7 @@ type Change<T> = (Option<Arc<T>>, Option<Arc<T>>);
 /// Puts what a source says in place of what it said. `None` if nothing changes that counts.
 fn put<K: Hash + Eq + Clone, T: PartialEq>(
     map: &mut HashMap<K, Versions<T>>,
+    held: &mut HashSet<K>,
     source: SourceId,
     key: &K,
     value: Option<Arc<T>>,
@@ -458,8 +509,14 @@ fn put<K: Hash + Eq + Clone, T: PartialEq>(
     let place = versions.binary_search_by_key(&source, |(id, _)| *id);
     match (place, value) {
         (Ok(place), Some(value)) => versions[place].1 = value,
-        (Err(place), Some(value)) => versions.insert(place, (source, value)),
-        (Ok(place), None) => drop(versions.remove(place)),
+        (Err(place), Some(value)) => {
+            versions.insert(place, (source, value));
+            held.insert(key.clone());
+        }
+        (Ok(place), None) => {
+            versions.remove(place);
+            held.remove(key);
+        }
         (Err(_), None) => {}
     }
     let after = versions.first().map(|(_, value)| value.clone());

@@ -193,6 +193,30 @@ fn one_service_can_be_published_alone() {
 }
 
 #[test]
+fn a_part_leaves_the_rest_as_it_is() {
+    let mut registry = registry("");
+    let key = |node: &str, id: &str| InstanceKey { node: NodeKey::new("dc1", node), id: id.into() };
+    let part = Part {
+        nodes: vec![node("n4", [192, 0, 2, 4])],
+        instances: vec![instance("n4", "web", 1, Status::Passing)],
+        gone: vec![key("n1", "web"), key("n9", "none")],
+    };
+    let changes = registry.publish_part(FILES, part, Outcomes::Ours, Moment::default());
+    assert_eq!(changes.slots, sorted(vec![service_slot("web"), node_slot("n4"), address_slot([192, 0, 2, 4])]));
+    assert_eq!(
+        (ask(&registry, "web.service.consul"), ask(&registry, "db.service.consul")),
+        (vec![2, 3, 4], vec![1, 2, 3])
+    );
+    // It is a part of all that the source says, and of nothing that another does.
+    let part = Part { gone: vec![key("n2", "web")], ..Part::default() };
+    assert_eq!(registry.publish_part(AGENT, part, Outcomes::Published, Moment::default()).slots, []);
+    registry.publish(AGENT, Set::default(), Outcomes::Published, Moment::default());
+    assert_eq!(ask(&registry, "web.service.consul"), [2, 3, 4]);
+    registry.publish(FILES, Set::default(), Outcomes::Ours, Moment::default());
+    assert!(ask(&registry, "web.service.consul").is_empty() && registry.held[&FILES].instances.is_empty());
+}
+
+#[test]
 fn an_address_keeps_its_name_while_any_has_it() {
     let mut registry = Registry::new(Settings::example(""));
     let with_address = |node: &str| {
