@@ -19,11 +19,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     catalog::{
-        CheckKey, Config, Identity, Instance, Live, Outcomes, Registry, Settings, Snapshot, SourceId, System,
+        CheckKey, Config, Identity, Instance, InstanceKey, Live, Outcomes, Registry, Settings, Snapshot, SourceId,
+        System,
         check::{self, Declaration, Definition, Dialer, Event, Limits, Runner, Scripts},
         health::Status,
         source::{
-            file,
+            file::{self, Owner, Scope},
             value::{Fault, Value},
         },
     },
@@ -45,6 +46,8 @@ pub(super) struct Plan {
     files: Arc<Files>,
     identity: Identity,
     settings: Settings,
+    /// In what the files may differ from these.
+    since: Option<(Arc<Files>, HashSet<Owner>)>,
 }
 
 /// What loading came to.
@@ -81,8 +84,8 @@ struct Known {
 }
 
 /// Loads the definition files of a configuration, if it has any. What has not changed is taken from `running`, and so is
-/// what was good before.
-pub(super) fn load(config: &Config, running: Option<&Catalog>) -> Option<Loaded> {
+/// what was good before; what is not in the scope is not looked at.
+pub(super) fn load(config: &Config, running: Option<&Catalog>, scope: Scope<'_>) -> Option<Loaded> {
     let source = config.files.as_ref()?;
     let scripts = if source.enable_script_checks { Scripts::Allowed } else { Scripts::Refused };
     let previous = running.map(|catalog| {
@@ -90,7 +93,7 @@ pub(super) fn load(config: &Config, running: Option<&Catalog>) -> Option<Loaded>
         (state.plan.files.clone(), state.plan.identity.clone())
     });
     let (files, identity) = previous.unzip();
-    let outcome = Files::load(&source.directory, files.as_deref(), &|value| define(value, scripts));
+    let outcome = Files::load(&source.directory, files.as_deref(), scope, &|value| define(value, scripts));
     let mut faults: Vec<String> = outcome.faults.iter().map(ToString::to_string).collect();
     let identity = match Identity::new(config, &outcome.files.agent(), &System::read()) {
         Ok(identity) => Some(identity),
@@ -99,8 +102,12 @@ pub(super) fn load(config: &Config, running: Option<&Catalog>) -> Option<Loaded>
             identity
         }
     };
-    let plan =
-        identity.map(|identity| Plan { settings: config.settings(&identity), files: outcome.files.into(), identity });
+    let plan = identity.map(|identity| Plan {
+        settings: config.settings(&identity),
+        files: outcome.files.into(),
+        identity,
+        since: files.map(|files| (files, outcome.changed)),
+    });
     Some(Loaded { plan, faults, unused: outcome.unused })
 }
 
@@ -148,14 +155,7 @@ impl Catalog {
     /// are others now.
     pub fn adopt(&self, plan: Plan) -> bool {
         let domains = self.shared.live.load().settings().domains().to_vec();
-        self.shared.publish(|state| {
-            if plan.settings != state.plan.settings {
-                state.registry.reconfigure(plan.settings.clone(), Moment::now());
-            }
-            state.plan = plan;
-            state.deregistered.clear();
-            state.register(&self.shared.runner);
-        });
+        self.shared.publish(|state| state.adopt(plan, &self.shared.runner));
         domains != self.shared.live.load().settings().domains()
     }
 }
@@ -203,6 +203,26 @@ impl Shared {
 }
 
 impl State {
+    fn adopt(&mut self, plan: Plan, runner: &Runner) {
+        if plan.settings != self.plan.settings {
+            self.registry.reconfigure(plan.settings.clone(), Moment::now());
+        }
+        let is_same = |files: &Arc<Files>| Arc::ptr_eq(files, &self.plan.files);
+        let changed = plan.since.as_ref().filter(|(since, _)| is_same(since) && plan.identity == self.plan.identity);
+        let changed = changed.map(|(_, changed)| changed.clone());
+        let before = std::mem::replace(&mut self.plan, plan);
+        // Where two checks have one id, which of them runs is not to be told from one service alone.
+        let has_shared_ids = before.files.has_shared_ids() || self.plan.files.has_shared_ids();
+        let deregistered = std::mem::take(&mut self.deregistered);
+        match changed.filter(|_| !has_shared_ids) {
+            Some(mut changed) => {
+                changed.extend(deregistered.into_iter().map(Some));
+                self.register_some(&changed, &before.files, runner);
+            }
+            None => self.register(runner),
+        }
+    }
+
     /// Makes what the files say, without what is deregistered, all there is, and runs its checks.
     fn register(&mut self, runner: &Runner) {
         let now = Moment::now();
@@ -212,23 +232,53 @@ impl State {
         set.instances.retain(|instance: &Arc<Instance>| is_in(Some(&instance.registration.id)));
         self.registry.publish(FILES, set, Outcomes::Ours, now);
 
-        let definitions = || files.definitions(identity).filter(|(key, _)| is_in(key.service_id.as_ref()));
-        let checks = definitions().map(|(key, definition)| check::Check {
-            id: id_of(&key),
-            service: key.service_id,
-            definition: definition.clone(),
-        });
-        runner.replace(checks.collect());
-        let mut known = HashMap::new();
-        for (key, _) in definitions() {
-            let Some(event) = runner.state(&id_of(&key)) else { continue };
-            // The registry keeps the state of a check that stays where it is, the runner that of all.
-            if self.checks.get(&key.check).is_some_and(|before| before.key != key) {
-                self.registry.set_check(FILES, &key, event.status, &event.output, now);
-            }
-            known.insert(key.check.clone(), Known { key, status: event.status });
+        let definitions = files.definitions(identity).filter(|(key, _)| is_in(key.service_id.as_ref()));
+        let (keys, checks): (Vec<_>, _) = definitions.map(|(key, definition)| check_of(key, definition)).unzip();
+        runner.replace(checks);
+        let mut before = std::mem::take(&mut self.checks);
+        for key in keys {
+            let known = before.remove(&key.check);
+            self.note(key, known, runner, now);
         }
-        self.checks = known;
+    }
+
+    /// The same for some services, or our node, alone. `before` is what was registered.
+    fn register_some(&mut self, owners: &HashSet<Owner>, before: &Files, runner: &Runner) {
+        let now = Moment::now();
+        let Plan { files, identity, .. } = &self.plan;
+        let is_out = |owner: &Owner| owner.as_ref().is_some_and(|id| self.deregistered.contains(id));
+        let (out, present): (Vec<_>, Vec<_>) = owners.iter().partition(|owner| is_out(owner));
+        let mut part = files.part(present.iter().copied(), identity);
+        let node = identity.node().key();
+        part.gone.extend(out.iter().copied().flatten().map(|id| InstanceKey { node: node.clone(), id: id.clone() }));
+        self.registry.publish_part(FILES, part, Outcomes::Ours, now);
+
+        let definitions = present.iter().flat_map(|owner| files.definitions_of(owner, identity));
+        let (keys, checks): (Vec<_>, Vec<_>) = definitions.map(|(key, definition)| check_of(key, definition)).unzip();
+        let wanted: HashSet<&Arc<str>> = keys.iter().map(|key: &CheckKey| &key.check).collect();
+        let mut ran = HashMap::new();
+        for (key, _) in owners.iter().flat_map(|owner| before.definitions_of(owner, identity)) {
+            let Some(known) = self.checks.remove(&key.check) else { continue };
+            if !wanted.contains(&key.check) {
+                runner.stop(&id_of(&key));
+            }
+            ran.insert(key.check, known);
+        }
+        checks.into_iter().for_each(|check| runner.start(check));
+        for key in keys {
+            let known = ran.remove(&key.check);
+            self.note(key, known, runner, now);
+        }
+    }
+
+    /// Notes a check that runs now, and has run as `before`.
+    fn note(&mut self, key: CheckKey, before: Option<Known>, runner: &Runner, now: Moment) {
+        let Some(event) = runner.state(&id_of(&key)) else { return };
+        // The registry keeps the state of a check that stays where it is, the runner that of all.
+        if before.is_some_and(|before| before.key != key) {
+            self.registry.set_check(FILES, &key, event.status, &event.output, now);
+        }
+        self.checks.insert(key.check.clone(), Known { key, status: event.status });
     }
 
     fn take_in(&mut self, event: Event, shared: &Shared) {
@@ -249,8 +299,9 @@ impl State {
                 check,
                 "service deregistered; its check was critical for too long"
             );
-            self.deregistered.insert(service);
-            return self.register(&shared.runner);
+            self.deregistered.insert(service.clone());
+            let files = self.plan.files.clone();
+            return self.register_some(&HashSet::from_iter([Some(service)]), &files, &shared.runner);
         }
         self.registry.set_check(FILES, &known.key, status, &event.output, Moment::now());
     }
@@ -267,6 +318,11 @@ pub(super) fn count(catalog: &Snapshot) -> ([u64; 3], [u64; 3]) {
         instance.checks.iter().for_each(|check| checks[check.status as usize] += 1);
     }
     (instances, checks)
+}
+
+fn check_of(key: CheckKey, definition: &Arc<Definition>) -> (CheckKey, check::Check) {
+    let (id, service) = (id_of(&key), key.service_id.clone());
+    (key, check::Check { id, service, definition: definition.clone() })
 }
 
 fn id_of(key: &CheckKey) -> check::Id {

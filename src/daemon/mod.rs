@@ -32,6 +32,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     cache::{Cache, Epoch},
+    catalog::source::file::Scope,
     clock::{Moment, unix_seconds},
     config::{Loaded, Refused, Upstreams},
     control, forward,
@@ -68,7 +69,8 @@ pub fn check(loaded: &Loaded) -> Vec<String> {
     let mut faults: Vec<String> = load_zones(loaded, None).faults.iter().map(ToString::to_string).collect();
     faults.extend(server::load_certificate(&loaded.config.server).err().map(|error| error.to_string()));
     let groups = forward::Group::build_all(&loaded.rules, &[], &Metrics::new());
-    faults.extend(catalog::load(&loaded.config.catalog, None).map(|found| found.faults).unwrap_or_default());
+    faults
+        .extend(catalog::load(&loaded.config.catalog, None, Scope::All).map(|found| found.faults).unwrap_or_default());
     faults.extend(groups.err().into_iter().flatten().map(|error| error.to_string()));
     faults
 }
@@ -309,7 +311,9 @@ impl Daemon {
         tokio::time::sleep(SETTLING).await;
         while self.changed.try_recv().is_ok() {}
         let outcome = load_zones(&self.loaded, Some(&self.files));
-        let definitions = catalog::load(&self.loaded.config.catalog, self.catalog.as_ref());
+        let changed = self.watch.take_changed();
+        let scope = changed.as_ref().map_or(Scope::All, Scope::Changed);
+        let definitions = catalog::load(&self.loaded.config.catalog, self.catalog.as_ref(), scope);
         let (plan, definition_faults) = definitions.map(take_plan).unwrap_or_default();
         let zone_faults = outcome.faults.len();
         let faults: Vec<_> = outcome.faults.iter().map(ToString::to_string).chain(definition_faults).collect();
@@ -480,7 +484,7 @@ impl Daemon {
     fn watch_files(&mut self) {
         let read = self.files.paths().iter().map(PathBuf::as_path);
         let definitions = self.catalog.as_ref().map(Catalog::files);
-        let folders = definitions.iter().flat_map(|files| files.folders()).map(PathBuf::as_path);
+        let folders = definitions.iter().flat_map(|files| files.folders());
         let configured = self.loaded.config.catalog.files.iter().map(|files| &*files.directory);
         self.watch.follow(read.chain([self.loaded.config.zones.directory()]).chain(folders).chain(configured));
     }
@@ -594,7 +598,7 @@ fn load_zones(loaded: &Loaded, previous: Option<&zone::Files>) -> zone::Outcome 
 
 /// What the configuration says of a catalog, all of it good.
 fn plan_catalog(loaded: &Loaded) -> Result<Option<catalog::Plan>> {
-    let (plan, faults) = catalog::load(&loaded.config.catalog, None).map(take_plan).unwrap_or_default();
+    let (plan, faults) = catalog::load(&loaded.config.catalog, None, Scope::All).map(take_plan).unwrap_or_default();
     if faults.is_empty() { Ok(plan) } else { Err(Refused::new(faults).into()) }
 }
 

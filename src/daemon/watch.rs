@@ -6,22 +6,33 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use notify::{Config, EventKind, PollWatcher, RecommendedWatcher, RecursiveMode, Watcher};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 /// Watches files until dropped.
 pub(super) struct Watch {
     watcher: Box<dyn Watcher + Send>,
     folders: BTreeSet<PathBuf>,
-    changed: mpsc::Sender<()>,
+    changed: Changed,
+}
+
+/// What has changed, and whom to tell.
+#[derive(Clone)]
+struct Changed {
+    /// `None` if that cannot be told path by path.
+    paths: Arc<Mutex<Option<BTreeSet<PathBuf>>>>,
+    word: mpsc::Sender<()>,
 }
 
 impl Watch {
-    /// Watches nothing yet. `changed` gets a word after a change; it need not have room for more than one.
-    pub fn new(changed: mpsc::Sender<()>) -> notify::Result<Self> {
+    /// Watches nothing yet. There is a word after a change; it need not have room for more than one.
+    pub fn new(word: mpsc::Sender<()>) -> notify::Result<Self> {
+        let changed = Changed { paths: Arc::new(Mutex::new(Some(BTreeSet::new()))), word };
         let watcher = RecommendedWatcher::new(handler(changed.clone()), Config::default());
         let watcher: Box<dyn Watcher + Send> = match watcher {
             Ok(watcher) => Box::new(watcher),
@@ -47,6 +58,11 @@ impl Watch {
         }
     }
 
+    /// The paths of all that has changed since this was asked last; `None` if it may be anything.
+    pub fn take_changed(&self) -> Option<BTreeSet<PathBuf>> {
+        self.changed.paths.lock().replace(BTreeSet::new())
+    }
+
     fn change_to(&mut self, folders: &BTreeSet<PathBuf>) -> notify::Result<()> {
         for gone in self.folders.difference(folders) {
             // It may be gone from the disk as well, and then is not watched any more.
@@ -54,25 +70,41 @@ impl Watch {
         }
         for new in folders.difference(&self.folders) {
             self.watcher.watch(new, RecursiveMode::NonRecursive)?;
+            // What has changed in it after it was read, and before it was watched, nobody has told.
+            self.changed.note(None);
         }
         self.folders.clone_from(folders);
         Ok(())
     }
 }
 
-fn polling(changed: &mpsc::Sender<()>, error: &notify::Error) -> notify::Result<Box<dyn Watcher + Send>> {
+impl Changed {
+    fn note(&self, paths: Option<Vec<PathBuf>>) {
+        let mut changed = self.paths.lock();
+        match (&mut *changed, paths) {
+            (Some(changed), Some(paths)) => changed.extend(paths),
+            (changed, _) => *changed = None,
+        }
+        if changed.as_ref().is_some_and(|changed| changed.len() > MOST_PATHS) {
+            *changed = None;
+        }
+        // If there is no room, a word of an earlier change waits to be heard.
+        let _ = self.word.try_send(());
+    }
+}
+
+fn polling(changed: &Changed, error: &notify::Error) -> notify::Result<Box<dyn Watcher + Send>> {
     tracing::warn!(%error, "cannot be told of changed files; looking at them twice a second");
     let config = Config::default().with_poll_interval(POLL_INTERVAL);
     Ok(Box::new(PollWatcher::new(handler(changed.clone()), config)?))
 }
 
-fn handler(changed: mpsc::Sender<()>) -> impl notify::EventHandler {
-    move |event: notify::Result<notify::Event>| {
+fn handler(changed: Changed) -> impl notify::EventHandler {
+    move |event: notify::Result<notify::Event>| match event {
         // Reading a file is no change, and we read them ourselves.
-        if !event.is_ok_and(|event| matches!(event.kind, EventKind::Access(_))) {
-            // If there is no room, a word of an earlier change waits to be heard.
-            let _ = changed.try_send(());
-        }
+        Ok(event) if matches!(event.kind, EventKind::Access(_)) => {}
+        Ok(event) if !event.need_rescan() && !event.paths.is_empty() => changed.note(Some(event.paths)),
+        _ => changed.note(None),
     }
 }
 
@@ -85,5 +117,7 @@ fn folder_of(path: &Path) -> Option<PathBuf> {
     path.ancestors().skip(1).find(|folder| folder.is_dir()).map(Path::to_owned)
 }
 
+/// More paths are not worth their memory: everything is looked at then.
+const MOST_PATHS: usize = 10_000;
 /// Leaves half a second of "within a second" for reading.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);

@@ -4,7 +4,7 @@
 //! do we. Keys within a service that even Consul does not know are faults, for they are typing errors; what it knows and
 //! we have no use for is noted.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::{
     file::{Error, Problem},
@@ -25,9 +25,9 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Contents<D> {
     pub agent: Agent,
-    pub services: Vec<Service<D>>,
+    pub services: Vec<Arc<Service<D>>>,
     /// Checks of the node, and of services by their id.
-    pub checks: Vec<Check<D>>,
+    pub checks: Vec<Arc<Check<D>>>,
 }
 
 /// A service with its checks.
@@ -43,7 +43,7 @@ pub(super) struct Service<D> {
     pub meta: BTreeMap<String, String>,
     pub weights: Weights,
     pub role: Role,
-    pub checks: Vec<Check<D>>,
+    pub checks: Vec<Arc<Check<D>>>,
 }
 
 /// A check.
@@ -83,10 +83,12 @@ impl<D> Reader<'_, D> {
             let agent = &mut contents.agent;
             match &*plain(key) {
                 "service" | "services" => {
-                    contents.services.extend(value.items().iter().filter_map(|item| self.service(item)));
+                    contents.services.extend(value.items().iter().filter_map(|item| self.service(item)).map(Arc::new));
                 }
                 "check" | "checks" => {
-                    contents.checks.extend(value.items().iter().filter_map(|item| self.check(item, None)));
+                    contents
+                        .checks
+                        .extend(value.items().iter().filter_map(|item| self.check(item, None)).map(Arc::new));
                 }
                 "datacenter" => agent.datacenter = self.text(key, value),
                 "nodename" => agent.node_name = self.text(key, value),
@@ -173,7 +175,7 @@ impl<D> Reader<'_, D> {
         for (index, value) in checks.into_iter().enumerate() {
             let number = if count > 1 { format!(":{}", index + 1) } else { String::new() };
             let default = (format!("service:{}{number}", service.id), format!("Service '{}' check", service.name));
-            service.checks.extend(self.check(value, Some(default)));
+            service.checks.extend(self.check(value, Some(default)).map(Arc::new));
         }
         // One with faults is none: it would be something that nobody has meant.
         (self.errors.len() == errors_before).then_some(service)
@@ -341,8 +343,11 @@ impl<D> Reader<'_, D> {
 }
 
 /// A key as it is compared.
-fn plain(key: &str) -> String {
-    key.replace('_', "").to_ascii_lowercase()
+fn plain(key: &str) -> Cow<'_, str> {
+    match key.bytes().all(|octet| octet.is_ascii_lowercase()) {
+        true => key.into(),
+        false => key.replace('_', "").to_ascii_lowercase().into(),
+    }
 }
 
 /// What stands before a colon or slash is no name: such an address has a port or a scheme.

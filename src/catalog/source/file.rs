@@ -4,35 +4,52 @@
 //! with all of them, and what it said before stays; a file that has not changed is not read again.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashSet},
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use rpds::RedBlackTreeMapSync;
+
 use super::{
     definition::{self, Contents, Reader},
-    hcl, json,
+    hcl,
+    index::{Index, Unit},
+    json,
     value::Fault,
 };
 use crate::{
     catalog::{
         identity::{Agent, Identity},
-        model::{Check, Instance, NodeKey, Registration},
-        registry::{CheckKey, Set},
+        model::{Check, Instance, InstanceKey, Node, NodeKey, Registration},
+        registry::{CheckKey, Part, Set},
     },
     location::Location,
 };
 
-pub use definition::Define;
+pub use super::{definition::Define, index::Owner};
 
 /// What the definition files of a folder say. `D` is what a check is for those who run it.
 #[derive(Debug)]
 pub struct Files<D> {
-    files: Vec<Loaded<D>>,
+    /// By their paths, in whose order they count.
+    files: RedBlackTreeMapSync<PathBuf, Loaded<D>>,
+    index: Index<D>,
     /// The folders, which change when a file comes or goes.
-    folders: Vec<PathBuf>,
+    folders: Arc<BTreeSet<PathBuf>>,
+    /// Whether every folder could be listed and every file read.
+    is_whole: bool,
+}
+
+/// What is looked at.
+#[derive(Debug, Clone, Copy)]
+pub enum Scope<'a> {
+    /// Every file.
+    All,
+    /// What has changed on the disk: of the files and folders, those with these paths.
+    Changed(&'a BTreeSet<PathBuf>),
 }
 
 /// What loading came to.
@@ -40,6 +57,8 @@ pub struct Files<D> {
 pub struct Outcome<D> {
     /// The files without faults, and the last good versions of the others.
     pub files: Files<D>,
+    /// What the files say otherwise than before, or may.
+    pub changed: HashSet<Owner>,
     /// Every fault. At start each is fatal; at reload the last good version stays in service.
     pub faults: Vec<Error>,
     /// Keys that mean something to Consul and nothing here, in files that were read anew: to be named once, together.
@@ -131,7 +150,6 @@ pub enum Problem {
 
 #[derive(Debug)]
 struct Loaded<D> {
-    path: PathBuf,
     /// As it was when it was read; nothing if it is to be read again in any case.
     stamp: Option<Stamp>,
     contents: Arc<Contents<D>>,
@@ -139,44 +157,46 @@ struct Loaded<D> {
 
 impl<D> Clone for Loaded<D> {
     fn clone(&self) -> Self {
-        Self { path: self.path.clone(), stamp: self.stamp, contents: self.contents.clone() }
+        Self { stamp: self.stamp, contents: self.contents.clone() }
     }
 }
 
 impl<D> Files<D> {
-    /// Reads what is in a folder. `previous` is what has been loaded so far; what has not changed is taken from there.
-    pub fn load(directory: &Path, previous: Option<&Self>, define: Define<'_, D>) -> Outcome<D> {
-        let previous: HashMap<&Path, &Loaded<D>> =
-            previous.iter().flat_map(|files| &files.files).map(|loaded| (&*loaded.path, loaded)).collect();
-        let files = Self { files: Vec::new(), folders: Vec::new() };
-        let mut outcome = Outcome { files, faults: Vec::new(), unused: BTreeSet::new() };
-        let mut paths = Vec::new();
-        if !outcome.list(directory, 0, &mut paths) {
-            // Nobody knows what is in there now: what was there stays.
-            let lost = previous.keys().filter(|path| path.starts_with(directory));
-            paths.extend(lost.map(|path| path.to_path_buf()));
-        }
-        paths.sort();
-        paths.dedup();
+    /// Reads what is in a folder. `previous` is what has been loaded so far; what has not changed is taken from there, and
+    /// nothing outside of the scope is looked at.
+    pub fn load(directory: &Path, previous: Option<&Self>, scope: Scope<'_>, define: Define<'_, D>) -> Outcome<D> {
+        let files = match previous {
+            None => Self {
+                files: RedBlackTreeMapSync::new_sync(),
+                index: Index::new(),
+                folders: Arc::default(),
+                is_whole: false,
+            },
+            Some(previous) => previous.clone(),
+        };
+        let mut outcome = Outcome { files, changed: HashSet::new(), faults: Vec::new(), unused: BTreeSet::new() };
+        let changed = match (previous, scope) {
+            (Some(previous), Scope::Changed(changed)) => previous.definitions_among(directory, changed),
+            _ => None,
+        };
+        let paths = changed.unwrap_or_else(|| outcome.list_all(directory));
         for path in paths {
-            let known = previous.get(&*path).copied();
-            let loaded = outcome.load_one(&path, known, define);
-            outcome.files.files.extend(loaded);
+            outcome.load_one(&path, define);
         }
-        outcome.check_ids();
+        outcome.files.is_whole = outcome.faults.is_empty();
+        outcome.faults.extend(outcome.files.index.faults());
         outcome
     }
 
     /// The folders to be watched, the files in which may change, come and go.
-    pub fn folders(&self) -> &[PathBuf] {
-        &self.folders
+    pub fn folders(&self) -> impl Iterator<Item = &Path> {
+        self.folders.iter().map(PathBuf::as_path)
     }
 
     /// What the agent keys say; of two files the later has the word.
     pub fn agent(&self) -> Agent {
         let mut agent = Agent::default();
-        for loaded in &self.files {
-            let said = loaded.contents.agent.clone();
+        for said in self.index.agents().cloned() {
             agent.domain = said.domain.or(agent.domain);
             agent.alt_domain = said.alt_domain.or(agent.alt_domain);
             agent.datacenter = said.datacenter.or(agent.datacenter);
@@ -190,53 +210,139 @@ impl<D> Files<D> {
 
     /// All that the files define, on our own node. Checks are in their initial state.
     pub fn set(&self, identity: &Identity) -> Set {
-        let mut node = identity.node();
+        let node = self.node(identity);
         let key = node.key();
-        let own = |definitions: &[&definition::Check<D>]| definitions.iter().map(|check| check.begin()).collect();
-        let mut by_service = HashMap::<&str, Vec<&definition::Check<D>>>::new();
-        let mut of_node = Vec::new();
-        for check in self.checks() {
-            match &check.service_id {
-                Some(service) => by_service.entry(service).or_default().push(check),
-                None => of_node.push(check),
+        let instances = self.units().filter_map(|unit| instance(unit, &key));
+        Set { instances: instances.collect(), nodes: vec![node.into()] }
+    }
+
+    /// What the files define of some owners, on our own node, and what is no longer theirs.
+    pub fn part<'a>(&self, owners: impl IntoIterator<Item = &'a Owner>, identity: &Identity) -> Part {
+        let node = identity.node().key();
+        let mut part = Part::default();
+        for owner in owners {
+            let Some(id) = owner else {
+                part.nodes.push(self.node(identity).into());
+                continue;
+            };
+            match self.index.unit(owner).and_then(|unit| instance(unit, &node)) {
+                Some(instance) => part.instances.push(instance),
+                None => part.gone.push(InstanceKey { node: node.clone(), id: id.clone() }),
             }
         }
-        node.checks = own(&of_node);
-        let instance = |service: &definition::Service<D>| {
-            let mut checks: Vec<_> = service.checks.iter().collect();
-            checks.extend(by_service.get(&*service.id).into_iter().flatten());
-            Instance { registration: service.register(key.clone()).into(), checks: own(&checks) }.into()
-        };
-        Set { instances: self.services().map(instance).collect(), nodes: vec![node.into()] }
+        part
     }
 
     /// The checks that are to be run, on our own node.
-    pub fn definitions<'a>(&'a self, identity: &'a Identity) -> impl Iterator<Item = (CheckKey, &'a Arc<D>)> {
+    pub fn definitions<'a>(&'a self, identity: &Identity) -> impl Iterator<Item = (CheckKey, &'a Arc<D>)> {
         let node = identity.node().key();
-        let of_services = self
-            .services()
-            .flat_map(|service| service.checks.iter().map(move |check| (Some(service.id.clone()), check)));
-        let others = self.checks().map(|check| (check.service_id.clone(), check));
-        of_services.chain(others).map(move |(service_id, check)| {
-            (CheckKey { node: node.clone(), service_id, check: check.id.clone() }, &check.definition)
+        let of_node = self.index.unit(&None).map(|unit| (None, unit));
+        let of_services = self.units().filter_map(|unit| Some((Some(unit.service()?.id.clone()), unit)));
+        of_services.chain(of_node).flat_map(move |(owner, unit)| definitions(owner, unit, node.clone()))
+    }
+
+    /// Those of them that are an owner's.
+    pub fn definitions_of<'a>(
+        &'a self,
+        owner: &Owner,
+        identity: &Identity,
+    ) -> impl Iterator<Item = (CheckKey, &'a Arc<D>)> {
+        let (node, owner) = (identity.node().key(), owner.clone());
+        let unit = self.index.unit(&owner).filter(|unit| owner.is_none() || unit.service().is_some());
+        unit.into_iter().flat_map(move |unit| definitions(owner.clone(), unit, node.clone()))
+    }
+
+    /// Whether two checks have one id; then what one owner's checks are depends on the other's.
+    pub fn has_shared_ids(&self) -> bool {
+        self.index.has_shared_ids()
+    }
+
+    /// All that is said of each service, in the order of the files.
+    fn units(&self) -> impl Iterator<Item = &Unit<D>> {
+        let services = self.files.values().flat_map(|loaded| &loaded.contents.services);
+        services.filter_map(|service| {
+            let unit = self.index.unit(&Some(service.id.clone()))?;
+            unit.service().filter(|first| Arc::ptr_eq(first, service)).map(|_| unit)
         })
     }
 
-    /// The services, of those with one id the first.
-    fn services(&self) -> impl Iterator<Item = &definition::Service<D>> {
-        let mut known = HashSet::new();
-        self.files.iter().flat_map(|loaded| &loaded.contents.services).filter(move |service| known.insert(&service.id))
+    fn node(&self, identity: &Identity) -> Node {
+        let checks = self.index.unit(&None).into_iter().flat_map(Unit::checks);
+        Node { checks: checks.map(|check| check.begin()).collect(), ..identity.node() }
     }
 
-    /// The checks that stand beside the services.
-    fn checks(&self) -> impl Iterator<Item = &definition::Check<D>> {
-        self.files.iter().flat_map(|loaded| &loaded.contents.checks)
+    /// The definition files among changed paths, which are absolute; `None` if they do not tell which may have changed.
+    fn definitions_among(&self, directory: &Path, changed: &BTreeSet<PathBuf>) -> Option<BTreeSet<PathBuf>> {
+        if directory.is_relative() {
+            return None;
+        }
+        let mut definitions = BTreeSet::new();
+        for path in changed.iter().filter(|path| path.starts_with(directory) || directory.starts_with(path)) {
+            let is_known_folder = path.parent().is_some_and(|folder| self.folders.contains(folder));
+            if !is_known_folder || self.folders.contains(path) || path.is_dir() || is_link_of_links(path) {
+                return None;
+            }
+            if is_definition(path) {
+                definitions.insert(path.clone());
+            }
+        }
+        // What could not be read has to be looked at again, and nothing says which that was.
+        self.is_whole.then_some(definitions)
     }
 }
 
+impl<D> Clone for Files<D> {
+    fn clone(&self) -> Self {
+        Self {
+            files: self.files.clone(),
+            index: self.index.clone(),
+            folders: self.folders.clone(),
+            is_whole: self.is_whole,
+        }
+    }
+}
+
+/// A service with its checks, on a node.
+fn instance<D>(unit: &Unit<D>, node: &NodeKey) -> Option<Arc<Instance>> {
+    let registration = unit.service()?.register(node.clone()).into();
+    Some(Instance { registration, checks: unit.checks().map(|check| check.begin()).collect() }.into())
+}
+
+fn definitions<D>(service_id: Owner, unit: &Unit<D>, node: NodeKey) -> impl Iterator<Item = (CheckKey, &Arc<D>)> {
+    unit.checks().map(move |check| {
+        let key = CheckKey { node: node.clone(), service_id: service_id.clone(), check: check.id.clone() };
+        (key, &check.definition)
+    })
+}
+
 impl<D> Outcome<D> {
+    /// Lists all definition files, and those that were: they may be gone.
+    fn list_all(&mut self, directory: &Path) -> BTreeSet<PathBuf> {
+        let mut paths = BTreeSet::new();
+        let mut folders = BTreeSet::new();
+        let is_all = self.list(directory, 0, &mut folders, &mut paths);
+        // Where nobody knows what is in there now, what was there stays.
+        let is_left = |path: &&PathBuf| is_all || !path.starts_with(directory);
+        let gone: Vec<_> =
+            self.files.files.keys().filter(is_left).filter(|path| !paths.contains(*path)).cloned().collect();
+        for path in gone {
+            self.put(&path, None);
+        }
+        if !is_all {
+            paths.extend(self.files.files.keys().filter(|path| path.starts_with(directory)).cloned());
+        }
+        self.files.folders = folders.into();
+        paths
+    }
+
     /// Lists the definition files in a folder and below; false if not all could be seen.
-    fn list(&mut self, folder: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> bool {
+    fn list(
+        &mut self,
+        folder: &Path,
+        depth: usize,
+        folders: &mut BTreeSet<PathBuf>,
+        paths: &mut BTreeSet<PathBuf>,
+    ) -> bool {
         let mut blame = |problem| self.faults.push(Error { location: Location::file(folder), problem });
         if depth > MAX_DEPTH {
             blame(Problem::Depth);
@@ -250,27 +356,35 @@ impl<D> Outcome<D> {
                 return false;
             }
         };
-        self.files.folders.push(folder.to_owned());
+        folders.insert(folder.to_owned());
         let mut is_all = true;
-        for path in entries.into_iter().map(|entry| entry.path()) {
-            // Editors keep copies and locks there, and Kubernetes its earlier versions.
-            let is_hidden = path.file_name().is_none_or(|name| name.to_string_lossy().starts_with(['.', '#']));
-            let extension = path.extension().and_then(|extension| extension.to_str());
-            if is_hidden {
+        for entry in entries {
+            let path = entry.path();
+            // Only a link has to be followed to know what it is.
+            let is_folder = match entry.file_type() {
+                Ok(known) if !known.is_symlink() => known.is_dir(),
+                _ => path.is_dir(),
+            };
+            if is_hidden(&path) {
                 continue;
-            } else if path.is_dir() {
-                is_all &= self.list(&path, depth + 1, paths);
-            } else if matches!(extension, Some("json" | "hcl")) {
-                paths.push(path);
+            } else if is_folder {
+                is_all &= self.list(&path, depth + 1, folders, paths);
+            } else if is_definition(&path) {
+                paths.insert(path);
             }
         }
         is_all
     }
 
-    fn load_one(&mut self, path: &Path, known: Option<&Loaded<D>>, define: Define<'_, D>) -> Option<Loaded<D>> {
+    fn load_one(&mut self, path: &Path, define: Define<'_, D>) {
+        // One that has gone says nothing any more; but if its folder is gone too, nobody knows what was meant.
+        if is_gone(path) && path.parent().is_some_and(Path::is_dir) {
+            return self.put(path, None);
+        }
         let stamp = Stamp::of(path).ok();
-        if let Some(known) = known.filter(|known| known.stamp.is_some() && known.stamp == stamp) {
-            return Some(known.clone());
+        let known = self.files.files.get(path);
+        if known.is_some_and(|known| known.stamp.is_some() && known.stamp == stamp) {
+            return;
         }
         let location = Location::file(path);
         let mut reader = Reader { location: location.clone(), define, errors: Vec::new(), unused: Vec::new() };
@@ -291,38 +405,48 @@ impl<D> Outcome<D> {
         if !reader.errors.is_empty() {
             reader.errors.sort_by_key(|error| error.location.line);
             self.faults.append(&mut reader.errors);
-            return known.map(|known| Loaded { stamp: None, ..known.clone() });
+            if let Some(known) = known.cloned() {
+                self.files.files.insert_mut(path.to_owned(), Loaded { stamp: None, ..known });
+            }
+            return;
         }
         self.unused.extend(reader.unused);
-        contents.map(|contents| Loaded { path: path.to_owned(), stamp, contents: contents.into() })
+        self.put(path, contents.map(|contents| Loaded { stamp, contents: contents.into() }));
     }
 
-    /// Each id is one service's or one check's, and each check of a service has one.
-    fn check_ids(&mut self) {
-        let mut services = HashMap::<&str, &Location>::new();
-        let mut checks = HashMap::<&str, &Location>::new();
-        let mut faults = Vec::new();
-        let mut blame = |location: &Location, problem| faults.push(Error { location: location.clone(), problem });
-        for service in self.files.files.iter().flat_map(|loaded| &loaded.contents.services) {
-            match services.get(&*service.id) {
-                None => drop(services.insert(&service.id, &service.location)),
-                Some(&first) => {
-                    let problem = Problem::SameId { what: "service", id: service.id.clone(), first: first.clone() };
-                    blame(&service.location, problem);
-                }
-            }
+    /// Puts a file in place of what it was.
+    fn put(&mut self, path: &Path, new: Option<Loaded<D>>) {
+        let old = self.files.files.get(path).map(|loaded| loaded.contents.clone());
+        let contents = new.as_ref().map(|new| &*new.contents);
+        for contents in [old.as_deref(), contents].into_iter().flatten() {
+            self.changed.extend(contents.services.iter().map(|service| Some(service.id.clone())));
+            self.changed.extend(contents.checks.iter().map(|check| check.service_id.clone()));
         }
-        for check in self.files.services().flat_map(|service| &service.checks).chain(self.files.checks()) {
-            if let Some(first) = checks.insert(&check.id, &check.location) {
-                let problem = Problem::SameId { what: "check", id: check.id.clone(), first: first.clone() };
-                blame(&check.location, problem);
-            }
-            if let Some(service) = check.service_id.as_ref().filter(|id| !services.contains_key(&***id)) {
-                blame(&check.location, Problem::NoService(service.clone()));
-            }
+        self.files.index.exchange(path, old.as_deref(), contents);
+        match new {
+            Some(new) => self.files.files.insert_mut(path.to_owned(), new),
+            None => drop(self.files.files.remove_mut(path)),
         }
-        self.faults.extend(faults);
     }
+}
+
+/// Editors keep copies and locks under such names, and Kubernetes its earlier versions.
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_none_or(|name| name.to_string_lossy().starts_with(['.', '#']))
+}
+
+fn is_definition(path: &Path) -> bool {
+    !is_hidden(path) && matches!(path.extension().and_then(|extension| extension.to_str()), Some("json" | "hcl"))
+}
+
+/// Whether there is nothing under that name, not even a link that leads nowhere.
+fn is_gone(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
+/// Whether files may lead through this: Kubernetes changes all files of a folder by exchanging the link `..data`.
+fn is_link_of_links(path: &Path) -> bool {
+    path.file_name().is_none_or(|name| name.to_string_lossy().starts_with(".."))
 }
 
 impl<D> definition::Service<D> {

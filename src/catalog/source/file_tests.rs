@@ -45,7 +45,13 @@ impl Folder {
     }
 
     fn load(&self, previous: Option<&Files<String>>) -> Outcome<String> {
-        Files::load(self.0.path(), previous, &define)
+        Files::load(self.0.path(), previous, Scope::All, &define)
+    }
+
+    /// As `load`, but looks only at what has one of these names.
+    fn load_some(&self, previous: &Files<String>, names: &[&str]) -> Outcome<String> {
+        let changed = names.iter().map(|name| self.0.path().join(name)).collect();
+        Files::load(self.0.path(), Some(previous), Scope::Changed(&changed), &define)
     }
 
     /// The faults as the operator reads them, but for the folder.
@@ -61,7 +67,15 @@ fn identity(files: &Files<String>) -> Identity {
 }
 
 fn names(files: &Files<String>) -> Vec<String> {
-    files.services().map(|service| format!("{}:{}", service.id, service.port)).collect()
+    files
+        .units()
+        .map(|unit| unit.service().unwrap())
+        .map(|service| format!("{}:{}", service.id, service.port))
+        .collect()
+}
+
+fn owners(ids: &[&str]) -> HashSet<Owner> {
+    ids.iter().map(|&id| Some(id).filter(|id| !id.is_empty()).map(Into::into)).collect()
 }
 
 /// A fixture holds the messages that it must provoke, as `refused: LINE: MESSAGE`. One without is read in silence.
@@ -178,14 +192,17 @@ fn what_changes_is_read_again_and_faults_leave_what_was() {
     folder.write(".hidden.json", "{");
     let first = folder.load(None);
     assert_eq!((names(&first.files), folder.faults(&first)), (vec!["a:1".into(), "b:0".into()], vec![]));
-    assert_eq!(first.files.folders().len(), 3);
+    assert_eq!(first.files.folders().count(), 3);
 
     folder.write("a.json", r#"{"service": {"name": "a", "port": 2}}"#);
     let second = folder.load(Some(&first.files));
     assert_eq!(names(&second.files), ["a:2", "b:0"]);
-    let same =
-        |files: &Files<String>, other: &Files<String>| Arc::ptr_eq(&files.files[1].contents, &other.files[1].contents);
-    assert!(same(&first.files, &second.files), "the other is not read again");
+    let other = folder.0.path().join("deep/er/b.hcl");
+    assert!(
+        Arc::ptr_eq(&first.files.files[&other].contents, &second.files.files[&other].contents),
+        "the other is not read again"
+    );
+    assert_eq!(second.changed, owners(&["a"]));
 
     folder.write("a.json", "{");
     folder.write("c.json", "{\n\"service\": 1}");
@@ -204,6 +221,88 @@ fn what_changes_is_read_again_and_faults_leave_what_was() {
     folder.write("a.json", "{}");
     let last = folder.load(Some(&third.files));
     assert_eq!((names(&last.files), last.faults.len()), (vec!["b:0".into()], 0));
+}
+
+/// Whatever files change in whatever order: who looks only at those has what he has who reads all anew.
+#[test]
+fn a_part_is_what_all_comes_to() {
+    let texts = [
+        "{}",
+        r#"{"service": {"name": "a", "port": 1, "check": {"ttl": "9s"}}}"#,
+        r#"{"services": [{"name": "b"}, {"name": "a", "port": 2, "check": {"id": "x", "ttl": "9s"}}]}"#,
+        r#"{"check": {"id": "x", "service_id": "a", "ttl": "9s"}}"#,
+        r#"{"checks": [{"id": "y", "ttl": "9s"}, {"id": "z", "service_id": "b", "ttl": "9s"}], "node_name": "other"}"#,
+        "{",
+        "gone",
+    ];
+    let folder = Folder::new(&[]);
+    let mut files = folder.load(None).files;
+    let node = identity(&files);
+    let mut registry = Registry::new(Config::default().settings(&node));
+    registry.publish(SourceId(0), files.set(&node), Outcomes::Published, Moment::default());
+    let (mut seed, mut faulty) = (1_u64, 0);
+    for round in 0..400 {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let (name, text) =
+            (["1.json", "2.json", "3.json"][(seed >> 40) as usize % 3], texts[(seed >> 50) as usize % 7]);
+        match text {
+            "gone" => drop(fs::remove_file(folder.0.path().join(name))),
+            text => folder.write(name, text),
+        }
+        let part = folder.load_some(&files, &[name]);
+        let (whole, anew) = (folder.load(Some(&files)), folder.load(None));
+        assert_eq!(folder.faults(&part), folder.faults(&whole), "round {round}: {name} {text}");
+        faulty += usize::from(!anew.faults.is_empty());
+        let is_read = !part.faults.iter().any(|fault| matches!(fault.problem, Problem::Syntax(_)));
+        if is_read {
+            assert_eq!(folder.faults(&part), folder.faults(&anew), "round {round}: {name} {text}");
+            assert_eq!(part.files.agent(), anew.files.agent());
+        }
+
+        registry.publish_part(
+            SourceId(0),
+            part.files.part(&part.changed, &node),
+            Outcomes::Published,
+            Moment::default(),
+        );
+        let version = registry.snapshot().version();
+        let set = if is_read { &anew.files } else { &whole.files }.set(&node);
+        registry.publish(SourceId(0), set, Outcomes::Published, Moment::default());
+        assert_eq!(registry.snapshot().version(), version, "round {round}: {name} {text}: all is as the part said");
+        files = part.files;
+    }
+    assert!(faulty > 50, "{faulty} rounds with faults");
+}
+
+#[test]
+fn only_what_is_said_to_have_changed_is_looked_at() {
+    let folder = Folder::new(&[]);
+    folder.write("a.json", r#"{"service": {"name": "a"}}"#);
+    folder.write("b.json", r#"{"service": {"name": "b"}}"#);
+    let first = folder.load(None).files;
+    folder.write("a.json", r#"{"service": {"name": "a", "port": 2}}"#);
+    folder.write("b.json", r#"{"service": {"name": "b", "port": 2}}"#);
+    let load = |names: &[&str]| folder.load_some(&first, names);
+    for (changed, expected) in [
+        (&["a.json", "a.json.part", ".swap", "2.txt"][..], &["a:2", "b:0"][..]),
+        (&[], &["a:0", "b:0"]),
+        // These do not say which files have changed.
+        (&["..data"], &["a:2", "b:2"]),
+        (&[""], &["a:2", "b:2"]),
+        (&["unknown/a.json"], &["a:2", "b:2"]),
+    ] {
+        assert_eq!(names(&load(changed).files), expected, "{changed:?}");
+    }
+    folder.write("fresh/c.json", r#"{"service": {"name": "c"}}"#);
+    assert_eq!(names(&load(&["fresh"]).files), ["a:2", "b:2", "c:0"], "a folder has come");
+    // What was refused is looked at until it is mended.
+    folder.write("a.json", "{");
+    let refused = load(&["a.json"]);
+    assert_eq!(refused.faults.len(), 1);
+    folder.write("a.json", r#"{"service": {"name": "a", "port": 3}}"#);
+    assert_eq!(names(&folder.load_some(&refused.files, &["b.json"]).files), ["a:3", "b:2", "c:0"]);
+    fs::remove_file(folder.0.path().join("a.json")).unwrap();
+    assert_eq!(names(&load(&["a.json"]).files), ["b:0"]);
 }
 
 #[test]

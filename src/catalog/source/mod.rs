@@ -3,5 +3,6 @@
 mod definition;
 pub mod file;
 mod hcl;
+mod index;
 mod json;
 pub mod value;
