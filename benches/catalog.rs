@@ -140,7 +140,9 @@ fn catalog(criterion: &mut Criterion) {
         let snapshot = registry.snapshot();
         let question =
             Question { qname: "service7.service.consul".parse().expect("a name"), qtype: Rtype::A, qclass: Class::IN };
-        group.bench_function("one answer", |bencher| bencher.iter(|| snapshot.answer(black_box(&question), 0, 0, Moment::now())));
+        group.bench_function("one answer", |bencher| {
+            bencher.iter(|| snapshot.answer(black_box(&question), 0, 0, Moment::now()))
+        });
         group.finish();
     }
 }

@@ -66,6 +66,7 @@ impl Metrics {
             declare.gauges("catalog_instances", "Instances of services, by the worst of their checks and their node's.", &["status"], |b, put| b.levels.catalog_instances.put(STATUSES, put)),
             declare.gauges("catalog_checks", "Checks of nodes and instances.", &["status"], |b, put| b.levels.catalog_checks.put(STATUSES, put)),
             declare.counters("catalog_check_changes_total", "Changes of the status of checks that run here.", &[], |b, put| put(&[], b.levels.catalog_check_changes.read())),
+            declare.gauges("catalog_cut_off", "1 while we are cut off from all other hosts, whose instances are given as they were before.", &[], |b, put| put(&[], b.levels.catalog_cut_off.read())),
             declare.gauges("catalog_faults", "Faults of definition files, whose last good versions stay in service.", &[], |b, put| put(&[], b.levels.catalog_faults.read())),
 
             declare.counters("daemon_reloads_total", "Reloads since the start.", &["result"], |b, put| b.levels.reloads.put(["ok", "failed"], put)),
@@ -408,6 +409,8 @@ pub struct Levels {
     pub catalog_check_changes: Level,
     /// Faults of definition files.
     pub catalog_faults: Level,
+    /// 1 while other hosts' instances are kept as they were, for we are cut off.
+    pub catalog_cut_off: Level,
     catalog_instances: Split<3>,
     catalog_checks: Split<3>,
     zone_files: Split<2>,
@@ -450,7 +453,8 @@ impl Level {
         self.0.fetch_sub(by, Relaxed);
     }
 
-    fn read(&self) -> u64 {
+    /// What it is.
+    pub fn read(&self) -> u64 {
         load(&self.0)
     }
 }

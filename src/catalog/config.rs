@@ -58,6 +58,11 @@ pub struct Config {
     /// reload.
     #[serde(with = "humantime_serde")]
     pub max_stale: Duration,
+    /// How long instances on other hosts stay as they were while we are cut off from all of them: every check of one fails
+    /// and our own link is at fault, without carrier, route or any upstream. Then what the checks say counts again. Default
+    /// "5m", from "0s" (never) to "1d". Applies at reload.
+    #[serde(with = "humantime_serde")]
+    pub cut_off_hold: Duration,
     /// Taken for the sake of Consul's configuration: it changes nothing here. Default true.
     pub allow_stale: bool,
     /// Taken for the sake of Consul's configuration: it changes nothing here. Default false.
@@ -179,6 +184,7 @@ impl Default for Config {
             enable_additional_node_meta_txt: true,
             soa: SoaConfig::default(),
             max_stale: Duration::from_secs(3600),
+            cut_off_hold: Duration::from_secs(300),
             allow_stale: true,
             use_cache: false,
             disable_compression: false,
@@ -220,6 +226,7 @@ impl Config {
             check("service_ttl", *ttl <= WEEK, format!("{} for {name}", text(*ttl)), "from \"0s\" to \"7d\"");
         }
         check("max_stale", self.max_stale <= MONTH, text(self.max_stale), "from \"0s\" to \"30d\"");
+        check("cut_off_hold", self.cut_off_hold <= DAY, text(self.cut_off_hold), "from \"0s\" to \"1d\"");
         let limit = self.udp_answer_limit.unwrap_or(1);
         check("udp_answer_limit", (1..=8).contains(&limit), limit.to_string(), "from 1 to 8");
         for (service, rules) in &self.service {
@@ -314,6 +321,7 @@ pub(super) fn is_label(text: &str) -> bool {
     (1..=63).contains(&text.len()) && text.bytes().all(is_plain)
 }
 
+const DAY: Duration = Duration::from_secs(24 * 3600);
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -342,6 +350,7 @@ mod tests {
             service_ttl = { "web*" = "1y" }
             udp_answer_limit = 9
             max_stale = "31d"
+            cut_off_hold = "25h"
             [service.db]
             order = ["a"]
             hold_down = "2d"
@@ -362,6 +371,7 @@ mod tests {
                 "node_ttl",
                 "service_ttl",
                 "max_stale",
+                "cut_off_hold",
                 "udp_answer_limit",
                 "service",
                 "service",

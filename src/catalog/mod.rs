@@ -26,5 +26,5 @@ pub use model::{
     Check, Host, Instance, InstanceKey, Kind, Node, NodeKey, Registration, Role, ServiceKey, Tagged, Weights,
 };
 pub use names::{Said, Verdict};
-pub use registry::{Changes, CheckKey, Outcomes, Part, Registry, Set, SourceId};
+pub use registry::{Changes, CheckKey, Outcome, Outcomes, Part, Registry, Set, SourceId};
 pub use snapshot::{SLOTS, Service, Slot, Snapshot};

@@ -190,7 +190,7 @@ pub struct Choice {
 }
 
 /// What is remembered of a service from one choice to the next.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct State {
     /// When the first choice was made.
     began: Option<Moment>,
@@ -199,7 +199,7 @@ pub struct State {
 }
 
 /// What is remembered of an instance.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Member {
     healthy_since: Option<Moment>,
     /// When it failed, the latest first.

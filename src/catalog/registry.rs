@@ -5,7 +5,7 @@
 //! change makes the next one, and says which answers it voids.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     hash::Hash,
     net::IpAddr,
     sync::Arc,
@@ -84,6 +84,9 @@ pub struct CheckKey {
     pub check: Arc<str>,
 }
 
+/// What a check has found: its status, and what it said.
+pub type Outcome = (CheckKey, Status, Arc<str>);
+
 /// What a change voids.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Changes {
@@ -105,6 +108,8 @@ struct Ruled {
     rules: Rules,
     state: State,
     wake: Option<Moment>,
+    /// What the state was until when, the latest last; for [`Registry::roll_back`].
+    past: VecDeque<(Moment, State)>,
 }
 
 /// What a change has touched so far.
@@ -200,31 +205,32 @@ impl Registry {
         now: Moment,
     ) -> Changes {
         let mut touched = Touched::default();
-        let set = |checks: &mut Vec<Check>| {
-            if let Some(check) = checks.iter_mut().find(|check| check.id == key.check) {
-                check.status = status;
-                if *check.output != *output {
-                    check.output = output.into();
-                }
-            }
-        };
-        match &key.service_id {
-            None => {
-                if let Some(node) = own_version(&self.nodes, &key.node, source) {
-                    let mut node = Node::clone(node);
-                    set(&mut node.checks);
-                    let node = Some(node.into());
-                    self.put_node(source, key.node.clone(), node, Outcomes::Published, &mut touched);
-                }
-            }
-            Some(id) => {
-                let instance_key = InstanceKey { node: key.node.clone(), id: id.clone() };
-                if let Some(instance) = own_version(&self.instances, &instance_key, source) {
-                    let mut instance = Instance::clone(instance);
-                    set(&mut instance.checks);
-                    let instance = Some(instance.into());
-                    self.put_instance(source, instance_key, instance, Outcomes::Published, &mut touched);
-                }
+        self.put_outcome(source, key, status, output, &mut touched);
+        self.commit(touched, now)
+    }
+
+    /// Takes in the outcomes of several checks as one change: nobody chooses among instances of which some are as they
+    /// were and some as they are.
+    pub fn set_checks(&mut self, source: SourceId, outcomes: &[Outcome], now: Moment) -> Changes {
+        let mut touched = Touched::default();
+        for (key, status, output) in outcomes {
+            self.put_outcome(source, key, *status, output, &mut touched);
+        }
+        self.commit(touched, now)
+    }
+
+    /// The same with outcomes of the past: that they have been others since is believed no longer, and what policies have
+    /// made of that is forgotten.
+    pub fn roll_back(&mut self, source: SourceId, outcomes: &[Outcome], since: Moment, now: Moment) -> Changes {
+        let mut touched = Touched::default();
+        for (key, status, output) in outcomes {
+            self.put_outcome(source, key, *status, output, &mut touched);
+        }
+        for service in &touched.services {
+            let Some(ruled) = self.policies.get_mut(service) else { continue };
+            let place = ruled.past.partition_point(|(until, _)| *until < since);
+            if let Some((_, state)) = ruled.past.drain(place..).next() {
+                ruled.state = state;
             }
         }
         self.commit(touched, now)
@@ -252,6 +258,36 @@ impl Registry {
         let services = self.members.keys().cloned().collect();
         let slots = Slot::all().collect();
         self.commit(Touched { slots, services, anything: true }, now)
+    }
+
+    fn put_outcome(&mut self, source: SourceId, key: &CheckKey, status: Status, output: &str, touched: &mut Touched) {
+        let set = |checks: &mut Vec<Check>| {
+            if let Some(check) = checks.iter_mut().find(|check| check.id == key.check) {
+                check.status = status;
+                if *check.output != *output {
+                    check.output = output.into();
+                }
+            }
+        };
+        match &key.service_id {
+            None => {
+                if let Some(node) = own_version(&self.nodes, &key.node, source) {
+                    let mut node = Node::clone(node);
+                    set(&mut node.checks);
+                    let node = Some(node.into());
+                    self.put_node(source, key.node.clone(), node, Outcomes::Published, touched);
+                }
+            }
+            Some(id) => {
+                let instance_key = InstanceKey { node: key.node.clone(), id: id.clone() };
+                if let Some(instance) = own_version(&self.instances, &instance_key, source) {
+                    let mut instance = Instance::clone(instance);
+                    set(&mut instance.checks);
+                    let instance = Some(instance.into());
+                    self.put_instance(source, instance_key, instance, Outcomes::Published, touched);
+                }
+            }
+        }
     }
 
     fn add(&mut self, source: SourceId, set: Set, outcomes: Outcomes, touched: &mut Touched) {
@@ -404,9 +440,15 @@ impl Registry {
             rules: rules.clone(),
             state: State::default(),
             wake: None,
+            past: VecDeque::new(),
         });
         ruled.rules = rules;
+        let before = ruled.state.clone();
         let choice = ruled.state.choose(&ruled.rules, &candidates, now);
+        if ruled.state != before {
+            ruled.past.push_back((now, before));
+            ruled.past.drain(..ruled.past.len().saturating_sub(MOST_STATES));
+        }
         if ruled.wake != choice.wake {
             let before = std::mem::replace(&mut ruled.wake, choice.wake);
             if let Some(wake) = before {
@@ -541,6 +583,9 @@ fn carry_over(new: &[Check], old: &[Check]) -> Option<Vec<Check>> {
         new.iter().map(carry).collect()
     })
 }
+
+/// So many changes of a service can be taken back; an outage changes it once for each of its instances.
+const MOST_STATES: usize = 64;
 
 #[cfg(test)]
 #[path = "registry_tests.rs"]

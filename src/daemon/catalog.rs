@@ -6,22 +6,25 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     future::pending,
+    net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::{
     sync::{Notify, mpsc},
-    time::{Instant, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::guard::{self, Guard, Remote, Verdict};
 use crate::{
     catalog::{
         CheckKey, Config, Identity, Instance, InstanceKey, Live, Outcomes, Registry, Settings, Snapshot, SourceId,
         System,
-        check::{self, Declaration, Definition, Dialer, Event, Limits, Runner, Scripts},
+        check::{self, Declaration, Definition, Dialer, Event, Limits, Link, Runner, Scripts},
         health::Status,
         source::{
             file::{self, Owner, Scope},
@@ -29,6 +32,7 @@ use crate::{
         },
     },
     clock::Moment,
+    forward,
     metrics::Metrics,
 };
 
@@ -46,6 +50,10 @@ pub(super) struct Plan {
     files: Arc<Files>,
     identity: Identity,
     settings: Settings,
+    /// For how long the last set is kept while we are cut off.
+    cut_off_hold: Duration,
+    /// All addresses of this host.
+    own: HashSet<IpAddr>,
     /// In what the files may differ from these.
     since: Option<(Arc<Files>, HashSet<Owner>)>,
 }
@@ -63,6 +71,8 @@ pub(super) struct Loaded {
 struct Shared {
     live: Arc<Live>,
     runner: Runner,
+    /// Which upstreams there are: whether all of them are down says something of our own link.
+    upstreams: Mutex<Vec<Arc<forward::Group>>>,
     state: Mutex<State>,
     /// The registry may want to be woken earlier.
     changed: Notify,
@@ -76,11 +86,14 @@ struct State {
     checks: HashMap<Arc<str>, Known>,
     /// Services whose checks were critical for too long, by their ids.
     deregistered: HashSet<Arc<str>>,
+    guard: Guard,
 }
 
 struct Known {
     key: CheckKey,
     status: Status,
+    /// If its instance is on another host.
+    remote: Option<Remote>,
 }
 
 /// Loads the definition files of a configuration, if it has any. What has not changed is taken from `running`, and so is
@@ -95,7 +108,8 @@ pub(super) fn load(config: &Config, running: Option<&Catalog>, scope: Scope<'_>)
     let (files, identity) = previous.unzip();
     let outcome = Files::load(&source.directory, files.as_deref(), scope, &|value| define(value, scripts));
     let mut faults: Vec<String> = outcome.faults.iter().map(ToString::to_string).collect();
-    let identity = match Identity::new(config, &outcome.files.agent(), &System::read()) {
+    let system = System::read();
+    let identity = match Identity::new(config, &outcome.files.agent(), &system) {
         Ok(identity) => Some(identity),
         Err(unknown) => {
             faults.push(unknown.to_string());
@@ -105,6 +119,8 @@ pub(super) fn load(config: &Config, running: Option<&Catalog>, scope: Scope<'_>)
     let plan = identity.map(|identity| Plan {
         settings: config.settings(&identity),
         files: outcome.files.into(),
+        cut_off_hold: config.cut_off_hold,
+        own: guard::own_addresses(&system.addresses).into_iter().chain([identity.address.to_canonical()]).collect(),
         identity,
         since: files.map(|files| (files, outcome.changed)),
     });
@@ -128,7 +144,14 @@ impl Catalog {
         let shared = Arc::new(Shared {
             live: live.into(),
             runner,
-            state: Mutex::new(State { plan, registry, checks: HashMap::new(), deregistered: HashSet::new() }),
+            upstreams: Mutex::default(),
+            state: Mutex::new(State {
+                plan,
+                registry,
+                checks: HashMap::new(),
+                deregistered: HashSet::new(),
+                guard: Guard::default(),
+            }),
             changed: Notify::new(),
             metrics,
         });
@@ -144,6 +167,11 @@ impl Catalog {
     /// Where its answers come from, from now on.
     pub fn live(&self) -> Arc<Live> {
         self.shared.live.clone()
+    }
+
+    /// Which upstreams there are, from now on.
+    pub fn set_upstreams(&self, groups: &[Arc<forward::Group>]) {
+        *self.shared.upstreams.lock() = groups.to_vec();
     }
 
     /// The folders whose files may change.
@@ -178,6 +206,8 @@ impl Shared {
 
     /// Takes in what the checks find, and does in time what policies have put off.
     async fn follow(&self, mut news: mpsc::Receiver<Event>, closing: CancellationToken) {
+        let mut looks = interval(LOOK_INTERVAL);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let wake = self.state.lock().registry.wake();
             let sleep = async {
@@ -195,7 +225,15 @@ impl Shared {
                     while let Ok(event) = news.try_recv() {
                         state.take_in(event, self);
                     }
+                    // Before anybody sees that the last of the others is gone.
+                    state.look_out(self);
                 }),
+                _ = looks.tick() => {
+                    let mut state = self.state.lock();
+                    if state.look_out(self) {
+                        state.registry.publish_to(&self.live);
+                    }
+                }
                 () = sleep => self.publish(|state| drop(state.registry.tick(Moment::now()))),
             }
         }
@@ -233,12 +271,12 @@ impl State {
         self.registry.publish(FILES, set, Outcomes::Ours, now);
 
         let definitions = files.definitions(identity).filter(|(key, _)| is_in(key.service_id.as_ref()));
-        let (keys, checks): (Vec<_>, _) = definitions.map(|(key, definition)| check_of(key, definition)).unzip();
-        runner.replace(checks);
+        let definitions: Vec<_> = definitions.map(|(key, definition)| (key, definition.clone())).collect();
+        runner.replace(definitions.iter().map(check_of).collect());
         let mut before = std::mem::take(&mut self.checks);
-        for key in keys {
+        for (key, definition) in definitions {
             let known = before.remove(&key.check);
-            self.note(key, known, runner, now);
+            self.note(key, &definition, known, runner, now);
         }
     }
 
@@ -254,8 +292,8 @@ impl State {
         self.registry.publish_part(FILES, part, Outcomes::Ours, now);
 
         let definitions = present.iter().flat_map(|owner| files.definitions_of(owner, identity));
-        let (keys, checks): (Vec<_>, Vec<_>) = definitions.map(|(key, definition)| check_of(key, definition)).unzip();
-        let wanted: HashSet<&Arc<str>> = keys.iter().map(|key: &CheckKey| &key.check).collect();
+        let definitions: Vec<_> = definitions.map(|(key, definition)| (key, definition.clone())).collect();
+        let wanted: HashSet<&Arc<str>> = definitions.iter().map(|(key, _)| &key.check).collect();
         let mut ran = HashMap::new();
         for (key, _) in owners.iter().flat_map(|owner| before.definitions_of(owner, identity)) {
             let Some(known) = self.checks.remove(&key.check) else { continue };
@@ -264,21 +302,29 @@ impl State {
             }
             ran.insert(key.check, known);
         }
-        checks.into_iter().for_each(|check| runner.start(check));
-        for key in keys {
+        definitions.iter().for_each(|check| runner.start(check_of(check)));
+        for (key, definition) in definitions {
             let known = ran.remove(&key.check);
-            self.note(key, known, runner, now);
+            self.note(key, &definition, known, runner, now);
         }
     }
 
     /// Notes a check that runs now, and has run as `before`.
-    fn note(&mut self, key: CheckKey, before: Option<Known>, runner: &Runner, now: Moment) {
-        let Some(event) = runner.state(&id_of(&key)) else { return };
+    fn note(&mut self, key: CheckKey, definition: &Definition, before: Option<Known>, runner: &Runner, now: Moment) {
+        let id = id_of(&key);
+        let Some(event) = runner.state(&id) else { return };
         // The registry keeps the state of a check that stays where it is, the runner that of all.
-        if before.is_some_and(|before| before.key != key) {
+        if before.as_ref().is_some_and(|before| before.key != key) && !self.guard.holds(&id) {
             self.registry.set_check(FILES, &key, event.status, &event.output, now);
         }
-        self.checks.insert(key.check.clone(), Known { key, status: event.status });
+        let Plan { files, own, .. } = &self.plan;
+        let remote = Remote::new(files.address(&key.service_id), definition, own);
+        let is_new = before.is_none();
+        let mut remote = remote.map(|remote| remote.follow(before.and_then(|before| before.remote)));
+        if let Some(remote) = remote.as_mut().filter(|_| is_new) {
+            remote.note(event.at, event.status, event.output);
+        }
+        self.checks.insert(key.check.clone(), Known { key, status: event.status, remote });
     }
 
     fn take_in(&mut self, event: Event, shared: &Shared) {
@@ -287,8 +333,14 @@ impl State {
         let (check, status) = (&*event.id.check, event.status);
         if known.status != status {
             known.status = status;
+            if let Some(remote) = &mut known.remote {
+                remote.note(event.at, status, event.output.clone());
+            }
             shared.metrics.levels().catalog_check_changes.add(1);
             tracing::info!(service = service.as_deref(), node, check, %status, "check changed state");
+        }
+        if self.guard.holds(&event.id) {
+            return;
         }
         if event.is_overdue
             && let Some(service) = service
@@ -305,6 +357,65 @@ impl State {
         }
         self.registry.set_check(FILES, &known.key, status, &event.output, Moment::now());
     }
+
+    /// Sees whether we are cut off from all other hosts; what their checks say is not believed then. Whether anything is
+    /// believed otherwise now.
+    fn look_out(&mut self, shared: &Shared) -> bool {
+        let now = Moment::now();
+        let seen = shared.runner.sightings(|check| self.checks.get(&check.id.check)?.remote.as_ref()?.way());
+        let cut_off = guard::cut_off(seen, shared.upstreams());
+        let verdict = self.guard.judge(cut_off, self.plan.cut_off_hold, now);
+        match verdict {
+            None => {}
+            Some(Verdict::CutOff(since)) => {
+                let remote = self.checks.values().filter_map(|known| Some((&known.key, known.remote.as_ref()?)));
+                let (ids, outcomes): (Vec<_>, Vec<_>) = remote
+                    .filter_map(|(key, remote)| {
+                        let (status, output) = remote.before(since)?;
+                        Some((id_of(key), (key.clone(), status, output.clone())))
+                    })
+                    .unzip();
+                let (seconds, checks) = (now.since(since).as_secs(), ids.len());
+                tracing::warn!(seconds, checks, "cut off from all other hosts; their instances stay as they were");
+                self.guard.hold(ids);
+                self.registry.roll_back(FILES, &outcomes, since, now);
+            }
+            Some(Verdict::Contact) => {
+                tracing::warn!("no longer cut off; other hosts' instances count again as they are checked");
+                shared.runner.hurry(self.guard.held());
+            }
+            Some(Verdict::GiveUp) => {
+                tracing::warn!("cut off for longer than catalog.cut_off_hold; what the checks say is believed again");
+            }
+        }
+        shared.metrics.levels().catalog_cut_off.set(self.guard.is_cut_off().into());
+        let released = self.guard.release(|id, contact| match shared.runner.state(id) {
+            Some(_) => shared.runner.is_fresh(id, contact),
+            None => Some(true),
+        });
+        // As one change, for a policy must not choose one of them that is about to fail as well.
+        let events: Vec<Event> = released.iter().filter_map(|id| shared.runner.state(id)).collect();
+        let known =
+            |event: &Event| Some((self.checks.get(&event.id.check)?.key.clone(), event.status, event.output.clone()));
+        let outcomes: Vec<_> = events.iter().filter_map(known).collect();
+        self.registry.set_checks(FILES, &outcomes, now);
+        let is_changed = verdict.is_some() || !events.is_empty();
+        events.into_iter().filter(|event| event.is_overdue).for_each(|event| self.take_in(event, shared));
+        is_changed
+    }
+}
+
+impl Shared {
+    /// What the upstreams tell of our own link; those on this host, nothing.
+    fn upstreams(&self) -> Link {
+        let groups = self.upstreams.lock();
+        let mut remote =
+            groups.iter().flat_map(|group| group.upstreams()).filter(|up| !up.url().is_loopback()).peekable();
+        match remote.peek().is_some() && remote.all(|upstream| !upstream.is_up()) {
+            true => Link::AtFault,
+            false => Link::Sound,
+        }
+    }
 }
 
 /// How many instances, and how many checks, are passing, warning and critical.
@@ -320,14 +431,15 @@ pub(super) fn count(catalog: &Snapshot) -> ([u64; 3], [u64; 3]) {
     (instances, checks)
 }
 
-fn check_of(key: CheckKey, definition: &Arc<Definition>) -> (CheckKey, check::Check) {
-    let (id, service) = (id_of(&key), key.service_id.clone());
-    (key, check::Check { id, service, definition: definition.clone() })
+fn check_of((key, definition): &(CheckKey, Arc<Definition>)) -> check::Check {
+    check::Check { id: id_of(key), service: key.service_id.clone(), definition: definition.clone() }
 }
 
 fn id_of(key: &CheckKey) -> check::Id {
     check::Id { node: key.node.name().into(), check: key.check.clone() }
 }
 
+/// How often it is looked whether we are cut off, or no longer: not at all while any other host answers.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// The only source as yet.
 const FILES: SourceId = SourceId(0);

@@ -5,6 +5,7 @@
 //! service. SIGTERM and SIGINT stop: what is asked already is still replied to.
 
 mod catalog;
+mod guard;
 mod listen;
 mod watch;
 
@@ -423,8 +424,15 @@ impl Daemon {
         let address = listener.local_addr().context("cannot serve control.listen")?;
         let listener = tokio::net::TcpListener::from_std(listener).context("cannot serve control.listen")?;
         let status = self.status.clone();
-        let shown =
-            control::Shown { metrics: self.metrics.clone(), readiness: Arc::new(move || status.lock().missing()) };
+        let metrics = self.metrics.clone();
+        let readiness = move || {
+            let mut missing = status.lock().missing();
+            if metrics.levels().catalog_cut_off.read() > 0 {
+                missing.push("cut off from all other hosts; their instances are given as they were before".into());
+            }
+            missing
+        };
+        let shown = control::Shown { metrics: self.metrics.clone(), readiness: Arc::new(readiness) };
         let closing = self.stopping.child_token();
         self.tasks.spawn(control::serve(listener, shown, closing.clone()));
         self.control = Some((configured, closing));
@@ -468,6 +476,9 @@ impl Daemon {
 
     /// Notes what scrapes and `/ready` tell of the configuration and the files.
     fn note_state(&self, zone_faults: usize) {
+        if let Some(catalog) = &self.catalog {
+            catalog.set_upstreams(&self.groups);
+        }
         let levels = self.metrics.levels();
         levels.cache_limit_bytes.set(self.loaded.config.cache.size.as_u64());
         levels.set_zone_files(self.files.generations().count(), zone_faults);

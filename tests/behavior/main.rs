@@ -8,6 +8,7 @@ mod clients;
 mod consul;
 mod consul_equality;
 mod control_api;
+mod cut_off;
 mod equality;
 mod failover;
 mod garbage;

@@ -75,6 +75,19 @@ pub enum Probe {
     Script(Vec<String>),
 }
 
+impl Probe {
+    /// The host that is asked, if one is; of a URL without the brackets of an address.
+    pub fn host(&self) -> Option<&str> {
+        match self {
+            Self::Tcp(target, _) | Self::Udp(target) | Self::Grpc(target, ..) | Self::H2Ping(target, _) => {
+                Some(&target.host)
+            }
+            Self::Http(http) => http.url.host_str().map(|host| host.trim_matches(['[', ']'])),
+            Self::Script(_) => None,
+        }
+    }
+}
+
 /// An HTTP request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Http {

@@ -145,9 +145,23 @@ impl Runner {
         self.table.lock().event(id, Moment::now())
     }
 
-    /// What the probes of some checks have seen of the hosts, for [`cut_off_since`].
-    pub fn sightings(&self, is_wanted: impl FnMut(&Check) -> bool) -> Vec<Sighting> {
-        self.table.lock().sightings(is_wanted)
+    /// What the probes of those checks have seen of their hosts for which there is a `T`, for [`cut_off_since`]; up to the
+    /// first that has answered, which settles the matter.
+    pub fn sightings<T>(&self, wanted: impl FnMut(&Check) -> Option<T>) -> Vec<(T, Sighting)> {
+        self.table.lock().sightings(wanted)
+    }
+
+    /// Runs the probes of some checks soon, as if they were new.
+    pub fn hurry<'a>(&self, ids: impl IntoIterator<Item = &'a Id>) {
+        let mut table = self.table.lock();
+        let (now, rng) = (Moment::now(), &mut rand::rng());
+        ids.into_iter().for_each(|id| table.hurry(id, now, rng));
+        self.changed.notify_one();
+    }
+
+    /// Whether a check's probe was started since, or shows that its host is there; `None` for a check that has no probe.
+    pub fn is_fresh(&self, id: &Id, since: Moment) -> Option<bool> {
+        self.table.lock().is_fresh(id, since)
     }
 
     /// Runs the checks until the token fires or nobody holds the receiver of the news.

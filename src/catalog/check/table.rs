@@ -14,8 +14,8 @@ use tokio::sync::oneshot;
 use super::{
     Check, Error, Event, Id,
     definition::{Alias, Kind, Probe},
-    guard::Sighting,
-    schedule::{Schedule, next_start},
+    guard::{Reach, Sighting},
+    schedule::{Pace, Schedule, next_start},
     state::{Outcome, State, head},
 };
 use crate::{catalog::health::Status, clock::Moment};
@@ -43,6 +43,8 @@ struct Slot {
     /// When the probe is to start, or the TTL ends. None while the probe runs.
     due: Option<Moment>,
     running: Option<Running>,
+    /// When the last probe that has ended was started.
+    begun: Option<Moment>,
     is_news: bool,
     /// Whether it was said that the service should go.
     is_given_up: bool,
@@ -89,7 +91,16 @@ impl Table {
             None => {
                 let state = State::new(check.definition.initial, now);
                 let (id, usage) = (check.id.clone(), self.uses);
-                let slot = Slot { check, state, usage, due: None, running: None, is_news: false, is_given_up: false };
+                let slot = Slot {
+                    check,
+                    state,
+                    usage,
+                    due: None,
+                    running: None,
+                    begun: None,
+                    is_news: false,
+                    is_given_up: false,
+                };
                 let key = self.slots.insert(slot);
                 self.keys.insert(id, key);
                 key
@@ -176,6 +187,7 @@ impl Table {
         let (Some(running), &Kind::Probe { interval, .. }) = (slot.running.take(), &slot.check.definition.kind) else {
             return;
         };
+        slot.begun = Some(running.started);
         let is_news = slot.state.settle(outcome, slot.check.definition.thresholds, now);
         let wait = slot.step(interval, rng);
         slot.due = Some(next_start(running.started, wait, now));
@@ -225,10 +237,40 @@ impl Table {
         self.keys.get(id).map(|&key| self.slots[key].event(now))
     }
 
-    /// What the probes of some checks have seen.
-    pub fn sightings(&self, mut is_wanted: impl FnMut(&Check) -> bool) -> Vec<Sighting> {
-        let slots = self.slots.iter().map(|(_, slot)| slot).filter(|slot| is_wanted(&slot.check));
-        slots.filter_map(Slot::sighting).collect()
+    /// What the probes of those checks have seen for which there is a `T`, up to the first whose host has answered.
+    pub fn sightings<T>(&self, mut wanted: impl FnMut(&Check) -> Option<T>) -> Vec<(T, Sighting)> {
+        let mut sightings = Vec::new();
+        for (_, slot) in &self.slots {
+            let Some(sighting) = slot.sighting() else { continue };
+            let Some(of) = wanted(&slot.check) else { continue };
+            sightings.push((of, sighting));
+            if sighting.reach == Reach::Answered {
+                break;
+            }
+        }
+        sightings
+    }
+
+    /// Runs the probe of a check soon, as if it were new.
+    pub fn hurry(&mut self, id: &Id, now: Moment, rng: &mut impl Rng) {
+        let Some(&key) = self.keys.get(id) else { return };
+        let slot = &mut self.slots[key];
+        let Kind::Probe { interval, .. } = slot.check.definition.kind else { return };
+        slot.state.pace = Pace::First;
+        // One that runs now was started too early, and is followed by another.
+        if slot.running.is_none() {
+            let soon = now + slot.step(interval, rng);
+            slot.due = Some(slot.due.map_or(soon, |due| due.min(soon)));
+            self.arm(key);
+        }
+    }
+
+    /// Whether a check's probe was started since, or shows that its host is there; `None` for a check that has no probe.
+    pub fn is_fresh(&self, id: &Id, since: Moment) -> Option<bool> {
+        let slot = self.keys.get(id).map(|&key| &self.slots[key])?;
+        let Kind::Probe { .. } = slot.check.definition.kind else { return None };
+        let has_answered = slot.state.reach().0 == Reach::Answered;
+        Some(has_answered || slot.begun.is_some_and(|begun| begun >= since))
     }
 
     fn follow_up(&mut self, key: usize, is_news: bool) {

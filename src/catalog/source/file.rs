@@ -23,7 +23,7 @@ use super::{
 use crate::{
     catalog::{
         identity::{Agent, Identity},
-        model::{Check, Instance, InstanceKey, Node, NodeKey, Registration},
+        model::{Check, Host, Instance, InstanceKey, Node, NodeKey, Registration},
         registry::{CheckKey, Part, Set},
     },
     location::Location,
@@ -250,6 +250,11 @@ impl<D> Files<D> {
         let (node, owner) = (identity.node().key(), owner.clone());
         let unit = self.index.unit(&owner).filter(|unit| owner.is_none() || unit.service().is_some());
         unit.into_iter().flat_map(move |unit| definitions(owner.clone(), unit, node.clone()))
+    }
+
+    /// The address of a service's own, if it has one.
+    pub fn address(&self, owner: &Owner) -> Option<&Host> {
+        self.index.unit(owner)?.service()?.address.as_ref()
     }
 
     /// Whether two checks have one id; then what one owner's checks are depends on the other's.

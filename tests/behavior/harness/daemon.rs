@@ -238,6 +238,11 @@ impl Daemon {
         self.log.lines().len()
     }
 
+    /// The lines logged behind the first `from`.
+    pub fn log_from(&self, from: usize) -> Vec<String> {
+        self.log.lines().split_off(from)
+    }
+
     /// Waits for a log line behind the first `from` that satisfies `wanted`, and gives it.
     #[track_caller]
     pub fn wait_for_log(&self, from: usize, wanted: impl Fn(&str) -> bool) -> String {

@@ -85,7 +85,8 @@ impl Netns {
         command
     }
 
-    fn interface(&self) -> String {
+    /// The name of the test's own end.
+    pub fn interface(&self) -> String {
         format!("ws{}", &self.name["watershed".len()..])
     }
 

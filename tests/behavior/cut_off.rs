@@ -1,0 +1,138 @@
+//! While this host is cut off from all others, their instances stay in the answers; when they die, they do not.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, TcpListener},
+    process::Command,
+};
+
+use crate::harness::{daemon::forward, netns::Netns, *};
+
+/// Two hosts behind the link, each with a database and a candidate for the one writer.
+struct Site {
+    netns: Netns,
+    daemon: Daemon,
+    hosts: [IpAddr; 2],
+    _listeners: Vec<TcpListener>,
+}
+
+impl Site {
+    fn start() -> Option<Self> {
+        let netns = Netns::new("")?;
+        let IpAddr::V4(first) = netns.host() else { panic!("the harness speaks IPv4") };
+        let second = Ipv4Addr::new(198, 51, 100, first.octets()[3]);
+        ip(&format!("addr add {second}/32 dev {}", netns.interface()));
+        ip(&format!("-n {} route add {second} via {first}", netns.name()));
+        let hosts = [first, second].map(IpAddr::V4);
+        let listeners: Vec<_> = hosts.iter().map(|&host| TcpListener::bind((host, 0)).unwrap()).collect();
+        let services = ["db", "writer"].iter().flat_map(|name| {
+            listeners.iter().enumerate().map(move |(number, listener)| {
+                let address = listener.local_addr().unwrap();
+                let (ip, port) = (address.ip(), address.port());
+                format!(
+                    r#"{{"name": "{name}", "id": "{name}{number}", "address": "{ip}", "port": {port},
+                        "check": {{"tcp": "{address}", "interval": "1s", "timeout": "1s"}}}}"#
+                )
+            })
+        });
+        let text = format!("{{\"services\": [{}]}}", services.collect::<Vec<_>>().join(","));
+        let catalog = "[catalog]\nnode_name = \"monitor1\"\naddress = \"192.0.2.1\"\n\
+                       [catalog.files]\ndirectory = \"DIR/consul.d\"\n\
+                       [catalog.service.writer]\npolicy = \"one\"\norder = [\"writer1\", \"writer0\"]\n";
+        let config = format!("{catalog}{}", forward(".", &["127.0.0.1:9".parse().unwrap()]));
+        let daemon = Setup::new(&config).file("consul.d/all.json", &text).within(&netns).start();
+        Some(Self { netns, daemon, hosts, _listeners: listeners })
+    }
+
+    /// The addresses that a name has, asked from inside.
+    fn ask(&self, name: &str) -> Vec<String> {
+        let address = self.daemon.address();
+        let mut dig = self.netns.command("dig");
+        dig.args([&format!("@{}", address.ip()), "-p", &address.port().to_string(), "+short", name, "A"]);
+        let output = run(&mut dig);
+        let mut addresses: Vec<String> = output.lines().map(str::to_owned).collect();
+        addresses.sort();
+        addresses
+    }
+
+    fn both(&self) -> Vec<String> {
+        let mut both = self.hosts.map(|host| host.to_string()).to_vec();
+        both.sort();
+        both
+    }
+
+    /// Both databases and the preferred writer are given.
+    #[track_caller]
+    fn assert_complete(&self, when: &str) {
+        assert_eq!(self.ask("db.service.consul"), self.both(), "{when}");
+        assert_eq!(self.ask("writer.service.consul"), [self.hosts[1].to_string()], "{when}");
+    }
+
+    /// Waits until every check has logged this state, and does this meanwhile.
+    #[track_caller]
+    fn until_all(&self, from: usize, state: &str, meanwhile: impl Fn()) {
+        let log = || self.daemon.log_from(from);
+        let said = |log: &[String], check: &str| {
+            log.iter().any(|line| {
+                line.contains("check changed state")
+                    && line.contains(check)
+                    && line.contains(&format!("status={state}"))
+            })
+        };
+        wait_until(&format!("all checks to be {state}"), PATIENCE, || {
+            meanwhile();
+            let log = log();
+            ["service:db0", "service:db1", "service:writer0", "service:writer1"]
+                .iter()
+                .all(|check| said(&log, check))
+                .then_some(())
+        });
+    }
+
+    fn metric(&self) -> String {
+        let control = self.daemon.control.unwrap();
+        let text = run(self.netns.command("curl").args(["-s", &format!("http://{control}/metrics")]));
+        let line = text.lines().find(|line| line.starts_with("watershed_catalog_cut_off ")).expect("the metric");
+        line.to_owned()
+    }
+}
+
+fn ip(arguments: &str) {
+    run(Command::new("ip").args(arguments.split(' ')));
+}
+
+#[test]
+fn who_is_cut_off_keeps_the_others_and_whose_link_is_sound_loses_them() {
+    let (Some(_), Some(_)) = (require::program("dig"), require::program("curl")) else { return };
+    let Some(site) = Site::start() else { return };
+    site.until_all(0, "passing", || {});
+    site.assert_complete("all is well");
+
+    let (name, outside) = (site.netns.name().to_owned(), site.netns.interface());
+    let route = format!("-n {name} route add {} via {}", site.hosts[1], site.hosts[0]);
+    for (cut, mend) in [
+        // The carrier is lost, and the routes are there.
+        (format!("link set {outside} down"), vec![format!("link set {outside} up")]),
+        // The routes are lost.
+        (format!("-n {name} link set inside down"), vec![format!("-n {name} link set inside up"), route]),
+    ] {
+        let from = site.daemon.log_length();
+        ip(&cut);
+        site.daemon.wait_for_log(from, |line| line.contains("cut off from all other hosts"));
+        site.until_all(from, "critical", || site.assert_complete(&cut));
+        assert_eq!(site.metric(), "watershed_catalog_cut_off 1", "{cut}");
+
+        let from = site.daemon.log_length();
+        mend.iter().for_each(|command| ip(command));
+        site.until_all(from, "passing", || site.assert_complete(&mend[0]));
+        site.daemon.wait_for_log(from, |line| line.contains("no longer cut off"));
+        assert_eq!(site.metric(), "watershed_catalog_cut_off 0", "{}", mend[0]);
+    }
+
+    // They die, and nothing is wrong with the link.
+    let from = site.daemon.log_length();
+    ip(&format!("addr flush dev {outside}"));
+    wait_until("the hosts to leave", PATIENCE, || site.ask("db.service.consul").is_empty().then_some(()));
+    assert_eq!(site.ask("writer.service.consul"), [""; 0]);
+    let log = site.daemon.log_from(from).join("\n");
+    assert!(!log.contains("cut off"), "{log}");
+}
