@@ -268,6 +268,40 @@ fn a_policy_is_kept_from_change_to_change_and_woken_when_due() {
 }
 
 #[test]
+fn what_is_taken_back_moves_no_writer() {
+    let at = |second: u64| Moment::from_millis(1_000_000 + second * 1000);
+    let settings = "service.web = { policy = \"one\", order = [\"n2\", \"n1\", \"n3\"] }";
+    let mut registry = Registry::new(Settings::example(settings));
+    registry.publish(FILES, set(), Outcomes::Ours, at(0));
+    assert_eq!(ask(&registry, "web.service.consul"), [2]);
+    let key =
+        |node: &str| CheckKey { node: NodeKey::new("dc1", node), service_id: Some("web".into()), check: "web".into() };
+    let fail = |registry: &mut Registry, node: &str, now| {
+        registry.set_check(FILES, &key(node), Status::Critical, "no answer", now);
+        ask(registry, "web.service.consul")
+    };
+    assert_eq!(fail(&mut registry, "n3", at(1)), [2], "long before, by itself");
+    // An outage, which the checks notice one by one.
+    assert_eq!((fail(&mut registry, "n2", at(100)), fail(&mut registry, "n1", at(104))), (vec![1], vec![]));
+    let before = ["n1", "n2"].map(|node| (key(node), Status::Passing, "ok".into()));
+    let changes = registry.roll_back(FILES, &before, at(100), at(105));
+    assert_eq!((ask(&registry, "web.service.consul"), changes.slots), (vec![2], vec![service_slot("web")]));
+    assert_eq!(registry.wake(), None, "nobody is waiting to take over");
+    assert_eq!(
+        registry.roll_back(FILES, &before, at(100), at(106)).slots,
+        [],
+        "there is nothing to take back any more"
+    );
+
+    // Both are lost at the same moment: none of them is given for a moment, nor has it been.
+    let now_lost = ["n1", "n2"].map(|node| (key(node), Status::Critical, "no answer".into()));
+    registry.set_checks(FILES, &now_lost, at(200));
+    assert!(ask(&registry, "web.service.consul").is_empty());
+    registry.set_checks(FILES, &before, at(201));
+    assert_eq!(ask(&registry, "web.service.consul"), [2], "the last keeps its claim");
+}
+
+#[test]
 fn another_datacenter_has_other_names_for_its_addresses() {
     let mut registry = registry("datacenter = \"dc2\"");
     assert!(registry.snapshot().holder(Ipv4Addr::new(192, 0, 2, 1).into()).is_none());

@@ -198,3 +198,87 @@ fn thousands_of_checks_are_spread_over_their_interval() {
     assert!(late.iter().all(|starts| (120..=280).contains(starts)), "{starts:?}");
     assert!((11_700..=12_300).contains(&late.iter().sum::<i32>()), "{starts:?}");
 }
+
+#[test]
+fn two_thousand_checks_are_spread_and_each_keeps_its_interval() {
+    let (mut table, rng) = (Table::default(), &mut rng());
+    let names: Vec<String> = (0..2000).map(|number| format!("check{number}")).collect();
+    for name in &names {
+        table.start(check(name, json!({"tcp": "a:1", "interval": "10s", "timeout": "1s"})), at(0), rng);
+    }
+    // A world in which each probe takes 5 ms, and that looks at the table whenever it says so.
+    let took = Duration::from_millis(5);
+    let mut starts = HashMap::<Arc<str>, Vec<Moment>>::new();
+    let mut running = VecDeque::new();
+    let mut now = at(0);
+    while now < at(120) {
+        while let Some(&(ends, ticket)) = running.front().filter(|(ends, _)| *ends <= now) {
+            running.pop_front();
+            table.finish(ticket, outcome(Passing, "ok"), ends, rng);
+        }
+        while let Some(job) = table.next_job(now) {
+            starts.entry(job.check.id.check).or_default().push(now);
+            running.push_back((now + took, job.ticket));
+        }
+        let next = running.front().map(|(ends, _)| *ends).into_iter().chain(table.next_due()).min();
+        now = next.expect("there is always a next probe");
+    }
+    assert_eq!(starts.len(), names.len(), "every check runs");
+    let mut per_second = [0; 120];
+    for (name, starts) in &starts {
+        assert!(starts[0] <= at(3), "{name} begins within three seconds");
+        let gap = |pair: &[Moment]| pair[1].since(pair[0]).as_millis();
+        let gaps: Vec<_> = starts.windows(2).map(gap).collect();
+        assert!((1000..=10_000).contains(&gaps[0]), "{name}: {gaps:?}: at any point of the interval");
+        assert!(gaps[1..].iter().all(|gap| (9500..=10_500).contains(gap)), "{name}: {gaps:?}");
+        assert!(gaps[1..].iter().any(|&gap| gap != gaps[1]), "{name}: {gaps:?}: with jitter");
+        starts.iter().for_each(|start| per_second[start.as_secs() as usize] += 1);
+    }
+    // Once all have found their place, 200 a second are due.
+    let (least, most) = (per_second[20..].iter().min().unwrap(), per_second[20..].iter().max().unwrap());
+    assert!(*least > 100 && *most < 300, "{per_second:?}");
+}
+
+#[test]
+fn what_is_hurried_is_fresh_once_it_was_started_since() {
+    let (mut table, rng) = (Table::default(), &mut rng());
+    let probe = json!({"tcp": "a:1", "interval": "10m", "timeout": "1s"});
+    for name in ["idle", "running"] {
+        table.start(check(name, probe.clone()), at(0), rng);
+    }
+    table.start(check("told", json!({"ttl": "1h"})), at(0), rng);
+    let lost = || Outcome { reach: Reach::Silent, ..outcome(Critical, "no answer") };
+    let mut now = at(3);
+    let mut early = Vec::new();
+    while let Some(job) = table.next_job(now) {
+        early.push(job);
+    }
+    let place = early.iter().position(|job| job.check.id == id("idle")).unwrap();
+    table.finish(early.remove(place).ticket, lost(), at(4), rng);
+    let contact = at(5);
+    let fresh = |table: &Table| ["idle", "running", "told", "none"].map(|name| table.is_fresh(&id(name), contact));
+    assert_eq!(fresh(&table), [Some(false), Some(false), None, None]);
+    for name in ["idle", "running", "told", "none"] {
+        table.hurry(&id(name), contact, rng);
+    }
+    now = now + Duration::from_secs(5);
+    let job = table.next_job(now).unwrap();
+    assert_eq!(job.check.id, id("idle"), "in seconds, not minutes");
+    table.finish(job.ticket, lost(), now, rng);
+    // The other ends late: what it says is about the time before, and it is run once more.
+    table.finish(early.remove(0).ticket, lost(), now, rng);
+    assert_eq!(fresh(&table), [Some(true), Some(false), None, None]);
+    now = now + Duration::from_secs(3);
+    let job = table.next_job(now).unwrap();
+    assert_eq!(job.check.id, id("running"));
+    table.finish(job.ticket, outcome(Passing, "ok"), now, rng);
+    assert_eq!(fresh(&table), [Some(true), Some(true), None, None]);
+    assert_eq!(table.is_fresh(&id("running"), at(999)), Some(true), "a host that has answered is there");
+
+    // A host that has answered settles the matter.
+    let seen = table.sightings(|check| (&*check.id.check != "idle").then(|| check.id.check.clone()));
+    assert_eq!(
+        seen.iter().map(|(name, seen)| (&**name, seen.reach)).collect::<Vec<_>>(),
+        [("running", Reach::Answered)]
+    );
+}
