@@ -63,7 +63,7 @@ fn judge(case: &Case, ours: &Message, theirs: &Message, whole: &Message) -> Resu
     let is_too_long = theirs.length > case.asking.limit_bytes();
     demand(!is_fewer || is_srv || is_too_long, "as many as Consul gives")?;
     demand(ours.length <= case.asking.limit_bytes(), "it fits")?;
-    let is_full = |length: usize| length + least_bytes(case, whole) > case.asking.limit_bytes();
+    let is_full = |length: usize| length + longest_bytes(case, whole) > case.asking.limit_bytes();
     demand(count == most || is_full(ours.length), "as many as fit")?;
     additional(ours, whole).map_err(|record| format!("  additional: {record}"))?;
 
@@ -111,17 +111,17 @@ fn target(srv: &Record) -> String {
     srv.data().rsplit(' ').next().unwrap_or_default().to_owned()
 }
 
-/// The octets of the shortest record that may be added, its address included.
-fn least_bytes(case: &Case, whole: &Message) -> usize {
+/// The octets of the longest record, its address included: one that did not fit was no longer.
+fn longest_bytes(case: &Case, whole: &Message) -> usize {
     let owner = 2;
-    let shortest = |record: &Record| match record.rtype {
-        // A target may share the end of names that are there.
-        33 => owner + 10 + 6 + 4 + if whole.additional.is_empty() { 0 } else { 2 + 10 + 4 },
+    let longest = |record: &Record| match record.rtype {
+        // Targets are written out, and their addresses point to them.
+        33 => owner + 10 + record.rdata.len() + if whole.additional.is_empty() { 0 } else { owner + 10 + 16 },
         _ => owner + 10 + record.rdata.len(),
     };
-    let least = whole.answer.iter().map(shortest).max().unwrap_or(0);
+    let longest = whole.answer.iter().map(longest).max().unwrap_or(0);
     // Estimates may lie on the safe side by what compression saves.
-    least + SLACK_BYTES.min(case.asking.limit_bytes() / 10)
+    longest + SLACK_BYTES.min(case.asking.limit_bytes() / 10)
 }
 
 fn is_part(some: &[Record], all: &[Record]) -> bool {
