@@ -3,7 +3,7 @@
 //! A forger has to guess port and id. So a query to another host leaves by a socket chosen at random among 256, each
 //! bound to a random port when it is first chosen and given up after eight queries or ten seconds. It stays open until
 //! the last of its queries is over, for late replies are welcome. On loopback nobody can forge, and a few sockets serve
-//! for as long as they are used.
+//! for as long as they are used, each once those before it are busy.
 //!
 //! All sockets are connected: the kernel drops what does not come from the upstream. What goes to loopback is gathered,
 //! and leaves and comes in batches.
@@ -107,9 +107,12 @@ impl Sockets {
     ) -> io::Result<usize> {
         let is_loopback = peer.ip().to_canonical().is_loopback();
         let slot_count = if is_loopback { LOOPBACK_SLOTS } else { SLOTS };
-        for _ in 0..MAX_TRIES {
+        for attempt in 0..MAX_TRIES {
             let slots = self.slots.entry(peer).or_insert_with(|| vec![None; slot_count]);
-            let slot = rng.random_range(0..slots.len());
+            // What goes by one socket goes in one batch, so the next one is for what is too much for one.
+            let has_room = |slot: &Option<usize>| slot.is_none_or(|key| self.open[key].awaited < LOOPBACK_AWAITED);
+            let with_room = slots.iter().position(has_room).filter(|_| is_loopback && attempt == 0);
+            let slot = with_room.unwrap_or_else(|| rng.random_range(0..slots.len()));
             let key = match slots[slot] {
                 Some(key) if !self.open[key].is_worn(now) => key,
                 // No room for a new one: one that is worn will do.
@@ -274,6 +277,8 @@ impl Socket {
 const SLOTS: usize = 256;
 /// Few, so that a batch of queries makes few batches here.
 const LOOPBACK_SLOTS: usize = 4;
+/// So many replies, and not more, find room in a receive buffer of the default size.
+const LOOPBACK_AWAITED: usize = 128;
 /// Datagrams gathered for one socket.
 const BATCH: usize = 64;
 /// Room for most queries.

@@ -199,40 +199,43 @@ impl Worker {
 
     /// Brings what has come of exchanges to where it belongs.
     fn take_reports(&mut self) {
+        // The listener that the gathered replies leave by.
+        let mut current = None;
         while let Some(report) = self.driver.next_report() {
             let job = report.tag;
             match report.news {
                 News::OutOfPatience => {
                     let settled = self.face.resolver().lose_patience(&job, self.now);
-                    self.deliver(settled);
+                    self.deliver(settled, &mut current);
                 }
                 News::NeedsStream(exchange) => self.face.drive(Next::Exchange(*exchange, job)),
                 News::Done(outcome) => match self.face.resolver().finish(job, outcome, self.now, &mut self.rng) {
-                    Next::Settled(settled) => self.deliver(settled),
+                    Next::Settled(settled) => self.deliver(settled, &mut current),
                     Next::Exchange(exchange, job) => self.driver.start(job, exchange, self.now, &self.poller),
                     wait @ Next::Wait(..) => self.face.drive(wait),
                 },
             }
         }
+        self.send_from(current.as_ref());
     }
 
-    /// Replies to all who wait: those of UDP from the own socket of the listener that they asked.
-    fn deliver(&mut self, settled: Vec<Settled>) {
+    /// Replies to all who wait: those of UDP from the own socket of the listener that they asked. Replies are gathered
+    /// for `current`, and sent when another listener has its turn.
+    fn deliver(&mut self, settled: Vec<Settled>, current: &mut Option<Listener>) {
         let mut elsewhere = Vec::new();
         for Settled { response, ttls, waiters } in settled {
             let mut others = Vec::new();
-            let mut current: Option<(u32, Arc<UdpSocket>)> = None;
             for waiter in waiters {
                 let Way::Datagram { listener, peer, local } = waiter.way else {
                     others.push(waiter);
                     continue;
                 };
-                if current.as_ref().is_none_or(|(number, _)| *number != listener) || self.outbox.is_full() {
-                    if let Some((_, socket)) = &current {
-                        send(&mut self.outbox, socket, &self.cells);
-                    }
-                    let own = self.listeners.iter().find(|own| own.number == listener);
-                    current = own.map(|own| (listener, own.socket.clone()));
+                let is_other = current.as_ref().is_none_or(|current| current.number != listener);
+                if is_other || self.outbox.is_full() {
+                    self.send_from(current.as_ref());
+                }
+                if is_other {
+                    *current = self.listeners.iter().find(|own| own.number == listener).cloned();
                 }
                 if current.is_none() {
                     others.push(waiter);
@@ -243,15 +246,19 @@ impl Worker {
                 wire::write_reply(response.view(), &waiter.asker, &waiter.question, ttls, &mut self.rng, out);
                 self.outbox.queue(peer, local);
             }
-            if let Some((_, socket)) = &current {
-                send(&mut self.outbox, socket, &self.cells);
-            }
             if !others.is_empty() {
                 elsewhere.push(Settled { response, ttls, waiters: others });
             }
         }
         if !elsewhere.is_empty() {
             self.face.deliver(elsewhere);
+        }
+    }
+
+    /// Sends the replies that are gathered for a listener.
+    fn send_from(&mut self, listener: Option<&Listener>) {
+        if let Some(listener) = listener {
+            send(&mut self.outbox, &listener.socket, &self.cells);
         }
     }
 }
