@@ -70,10 +70,19 @@ pub fn lifetime(response: &Response, policy: &Policy) -> Option<Life> {
 /// Writes the TTLs that clients are given, from the cache or not.
 pub fn clamp(response: &mut Response, policy: &Policy) {
     let bounds = Bounds::of(response, policy);
-    let mut ttls: Vec<u32> = response.records().map(|record| bounds.ttl(&record)).collect();
-    level_rrsets(response, &mut ttls);
-    let mut ttls = ttls.into_iter();
-    response.map_ttls(|record| ttls.next().unwrap_or(record.ttl));
+    let mut first = None;
+    let mut is_level = true;
+    response.map_ttls(|record| {
+        let ttl = bounds.ttl(record);
+        is_level &= *first.get_or_insert(ttl) == ttl;
+        ttl
+    });
+    if !is_level {
+        let mut ttls: Vec<u32> = response.records().map(|record| record.ttl).collect();
+        level_rrsets(response, &mut ttls);
+        let mut ttls = ttls.into_iter();
+        response.map_ttls(|record| ttls.next().unwrap_or(record.ttl));
+    }
 }
 
 /// How long the last of so many failures in a row is kept.
@@ -104,7 +113,7 @@ fn is_answer(response: &Response) -> bool {
 /// What one response's TTLs have to keep to.
 struct Bounds {
     is_negative: bool,
-    /// The bound on the SOA record of a negative answer.
+    /// The bound on the SOA record of a negative answer; `None` for others.
     soa: Option<u32>,
     min: u32,
     max: u32,
@@ -114,9 +123,11 @@ impl Bounds {
     fn of(response: &Response, policy: &Policy) -> Self {
         let seconds = |span: Duration| u32::try_from(span.as_secs()).unwrap_or(MAX_TTL).min(MAX_TTL);
         let max = seconds(policy.max_ttl);
+        let is_negative = response.rcode() == Rcode::NXDOMAIN || is_nodata(response);
+        let soa = if is_negative { response.soa() } else { None };
         Self {
-            is_negative: response.rcode() == Rcode::NXDOMAIN || is_nodata(response),
-            soa: response.soa().map(|(_, minimum)| written(minimum).min(seconds(policy.max_negative_ttl))),
+            is_negative,
+            soa: soa.map(|(_, minimum)| written(minimum).min(seconds(policy.max_negative_ttl))),
             min: seconds(policy.min_ttl).min(max),
             max,
         }
@@ -125,7 +136,7 @@ impl Bounds {
     fn ttl(&self, record: &RecordView) -> u32 {
         let ttl = written(record.ttl);
         match self.soa {
-            Some(bound) if self.is_negative && is_soa(record) => ttl.min(bound).min(self.max),
+            Some(bound) if is_soa(record) => ttl.min(bound).min(self.max),
             _ => ttl.clamp(self.min, self.max),
         }
     }

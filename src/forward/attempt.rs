@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     clock::Moment,
-    wire::{Name, Question, UpstreamEdns, UpstreamQuery},
+    wire::{MAX_NAME_BYTES, Name, Question, UpstreamEdns, UpstreamQuery},
 };
 
 /// An upstream that has been asked. However often that is repeated, id and letters stay the same.
@@ -96,18 +96,15 @@ impl Attempt {
 
 /// The name with each letter in upper or lower case at random: bits that a forger has to guess.
 pub(super) fn mix_letters(qname: &Name, rng: &mut impl Rng) -> Name {
-    let mut wire = qname.wire().to_vec();
-    for octets in wire.chunks_mut(64) {
-        let mut bits = rng.next_u64();
-        for octet in octets {
-            // Length octets are below the letters.
-            if octet.is_ascii_alphabetic() && bits & 1 == 1 {
-                *octet ^= 0x20;
-            }
-            bits >>= 1;
-        }
+    let mut buffer = [0; MAX_NAME_BYTES];
+    let mixed = &mut buffer[..qname.wire().len()];
+    rng.fill_bytes(mixed);
+    for (random, octet) in mixed.iter_mut().zip(qname.wire()) {
+        // Length octets are below the letters.
+        let flip = if octet.is_ascii_alphabetic() { *random & 0x20 } else { 0 };
+        *random = octet ^ flip;
     }
-    Name::from_wire(&wire).unwrap_or_else(|_| qname.clone())
+    Name::from_wire(mixed).unwrap_or_else(|_| qname.clone())
 }
 
 /// What is offered to most upstreams: it survives almost every path (DNS flag day 2020).

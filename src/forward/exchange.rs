@@ -9,13 +9,15 @@
 //!
 //! Whoever drives an exchange does its [`Action`]s and tells it [`Event`]s; an attempt is known by its number.
 
-use std::{collections::VecDeque, fmt, io, sync::Arc, time::Duration};
+use std::{fmt, io, sync::Arc, time::Duration};
 
 use rand::{Rng, RngExt};
+use smallvec::SmallVec;
 
 use super::{
     Group, Upstream,
     attempt::{Attempt, Reason, State, mix_letters},
+    group::Order,
     upstream::INITIAL_TIMEOUT,
     verdict::{Doubt, Over, Verdict, is_complaint, judge},
 };
@@ -34,15 +36,16 @@ pub struct Exchange {
     deadline: Moment,
     patience_ends: Option<Moment>,
     /// Places in the group; those before `attempts.len()` have been asked.
-    order: Vec<usize>,
-    attempts: Vec<Attempt>,
+    order: Order,
+    attempts: SmallVec<[Attempt; 1]>,
     /// The attempt sent last: it is the one whose reply is awaited.
     current: usize,
     resend_at: Moment,
     /// How often the wait for a reply has been in vain.
     overdue: u32,
     best_failure: Option<Response>,
-    actions: VecDeque<Action>,
+    /// In the order in which they are to be done.
+    actions: SmallVec<[Action; 1]>,
     is_finished: bool,
 }
 
@@ -147,12 +150,12 @@ impl Exchange {
             options,
             deadline: now + options.timeout,
             patience_ends: options.patience.map(|patience| now + patience),
-            attempts: Vec::new(),
+            attempts: SmallVec::new(),
             current: 0,
             resend_at: now,
             overdue: 0,
             best_failure: None,
-            actions: VecDeque::new(),
+            actions: SmallVec::new(),
             is_finished: false,
         };
         if !exchange.ask_next(now, rng) {
@@ -173,12 +176,12 @@ impl Exchange {
 
     /// Takes the next action; `None` until the next event.
     pub fn next_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        (!self.actions.is_empty()).then(|| self.actions.remove(0))
     }
 
     /// Puts back an action that another driver shall do.
     pub(super) fn put_back(&mut self, action: Action) {
-        self.actions.push_front(action);
+        self.actions.insert(0, action);
     }
 
     /// When to tell it [`Event::Time`].
@@ -246,13 +249,15 @@ impl Exchange {
         self.attempts.push(Attempt::new(place, over, rng.random(), qname, habits, now));
         self.group.note_send();
         upstream.note_sent(false);
-        self.send(self.attempts.len() - 1, now);
+        self.send(self.attempts.len() - 1, habits.timeout, now);
         true
     }
 
     fn send_again(&mut self, index: usize, now: Moment) {
-        self.upstream(index).note_sent(true);
-        self.send(index, now);
+        let upstream = self.upstream(index);
+        upstream.note_sent(true);
+        let timeout = upstream.habits(now).timeout;
+        self.send(index, timeout, now);
     }
 
     /// Sends again what is not the same any more: its time counts from now.
@@ -261,19 +266,19 @@ impl Exchange {
         self.send_again(index, now);
     }
 
-    fn send(&mut self, index: usize, now: Moment) {
+    /// `timeout` is the upstream's.
+    fn send(&mut self, index: usize, timeout: Duration, now: Moment) {
         let upstream = Arc::clone(self.upstream(index));
-        self.actions.push_back(match self.attempts[index].state {
+        self.actions.push(match self.attempts[index].state {
             State::Waiting(Over::Stream) => Action::SendStream { attempt: index, upstream },
             _ => Action::SendUdp { attempt: index, upstream },
         });
         self.current = index;
-        self.resend_at = now + self.patience_with(index, now);
+        self.resend_at = now + self.patience_with(index, timeout);
     }
 
     /// How long to wait for the reply to an attempt just sent.
-    fn patience_with(&self, index: usize, now: Moment) -> Duration {
-        let timeout = self.upstream(index).habits(now).timeout;
+    fn patience_with(&self, index: usize, timeout: Duration) -> Duration {
         let timeout = match self.attempts[index].state {
             // A stream may have to be opened first, which takes a round trip or two more.
             State::Waiting(Over::Stream) => (3 * timeout).max(INITIAL_TIMEOUT),
@@ -295,7 +300,7 @@ impl Exchange {
         }
         if self.patience_ends.is_some_and(|patience_ends| now >= patience_ends) {
             self.patience_ends = None;
-            self.actions.push_back(Action::OutOfPatience);
+            self.actions.push(Action::OutOfPatience);
         }
         if now < self.resend_at {
             return;
@@ -313,7 +318,10 @@ impl Exchange {
             .find(|&index| self.attempts[index].state == State::Waiting(Over::Udp));
         match silent {
             Some(index) if self.group.take_resend(now) => self.send_again(index, now),
-            _ => self.resend_at = now + self.patience_with(self.current, now),
+            _ => {
+                let timeout = self.upstream(self.current).habits(now).timeout;
+                self.resend_at = now + self.patience_with(self.current, timeout);
+            }
         }
     }
 
@@ -413,14 +421,14 @@ impl Exchange {
 
     /// Goes on with the same upstream over its stream.
     fn ask_over_stream(&mut self, index: usize, now: Moment) {
-        self.actions.push_back(Action::CloseUdp { attempt: index });
+        self.actions.push(Action::CloseUdp { attempt: index });
         self.attempts[index].state = State::Waiting(Over::Stream);
         self.send_changed(index, now);
     }
 
     fn fail_attempt(&mut self, index: usize, reason: Reason, now: Moment, rng: &mut impl Rng) {
         if self.attempts[index].state == State::Waiting(Over::Udp) {
-            self.actions.push_back(Action::CloseUdp { attempt: index });
+            self.actions.push(Action::CloseUdp { attempt: index });
         }
         self.attempts[index].state = State::Failed(reason);
         if !self.ask_next(now, rng) && !(0..self.attempts.len()).any(|other| self.is_waiting(other)) {
@@ -478,7 +486,7 @@ impl Exchange {
 
     fn finish(&mut self, outcome: Outcome) {
         self.is_finished = true;
-        self.actions.push_back(Action::Finish(outcome));
+        self.actions.push(Action::Finish(outcome));
     }
 }
 

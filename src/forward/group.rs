@@ -10,6 +10,7 @@ use std::{
 
 use parking_lot::Mutex;
 use rand::{Rng, RngExt};
+use smallvec::SmallVec;
 
 use super::{CaFileError, Policy, Rule, Upstream, trust::Trust};
 use crate::{clock::Moment, metrics::Metrics};
@@ -26,6 +27,9 @@ pub struct Group {
     turn: AtomicUsize,
     budget: Mutex<Budget>,
 }
+
+/// Places in [`Group::upstreams`].
+pub(super) type Order = SmallVec<[usize; 4]>;
 
 /// What may be sent again: a twentieth of what is sent, and always a few a second, so that a quiet host, which has
 /// saved up little, is not left to its luck.
@@ -124,9 +128,9 @@ impl Group {
     }
 
     /// Places in [`Self::upstreams`] in the order in which they are to be asked. Down ones come last; none is left out.
-    pub(super) fn order(&self, rng: &mut impl Rng) -> Vec<usize> {
+    pub(super) fn order(&self, rng: &mut impl Rng) -> Order {
         let count = self.upstreams.len();
-        let mut order: Vec<usize> = (0..count).collect();
+        let mut order: Order = (0..count).collect();
         if count < 2 {
             return order;
         }
@@ -206,12 +210,12 @@ mod tests {
     fn down_upstreams_are_asked_last_but_asked() {
         let mut rng = StdRng::seed_from_u64(1);
         let group = group(THREE);
-        assert_eq!(group.order(&mut rng), [0, 1, 2]);
+        assert_eq!(group.order(&mut rng)[..], [0, 1, 2]);
         take_down(&group.upstreams()[0]);
-        assert_eq!(group.order(&mut rng), [1, 2, 0]);
+        assert_eq!(group.order(&mut rng)[..], [1, 2, 0]);
         take_down(&group.upstreams()[1]);
         take_down(&group.upstreams()[2]);
-        assert_eq!(group.order(&mut rng), [0, 1, 2], "all down: as if all were up");
+        assert_eq!(group.order(&mut rng)[..], [0, 1, 2], "all down: as if all were up");
     }
 
     #[test]

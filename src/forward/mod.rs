@@ -18,6 +18,7 @@ mod udp;
 mod upstream;
 mod url;
 mod verdict;
+mod wheel;
 
 use std::{ops::Range, path::PathBuf, time::Duration};
 

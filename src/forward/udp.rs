@@ -4,8 +4,7 @@
 //! has passed, and takes out what has come of it. What needs a stream comes back to be continued by [`super::run`].
 
 use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, VecDeque},
+    collections::VecDeque,
     io,
     net::{SocketAddr, UdpSocket},
     os::fd::AsFd,
@@ -13,10 +12,12 @@ use std::{
 
 use rand::rngs::StdRng;
 use slab::Slab;
+use smallvec::SmallVec;
 
 use super::{
     Action, Event, Exchange, Outcome,
     sockets::{Recipient, Sockets, Waiting},
+    wheel::Wheel,
 };
 use crate::{
     clock::Moment,
@@ -27,9 +28,7 @@ use crate::{
 /// The exchanges of one worker, each with a tag that says whom its outcome is for.
 pub struct UdpDriver<T> {
     running: Slab<Running<T>>,
-    /// How many exchanges there have been: tells an exchange from one that had its place before.
-    started: u64,
-    timers: BinaryHeap<Reverse<(Moment, u64, usize)>>,
+    timers: Wheel,
     sockets: Sockets,
     reports: VecDeque<Report<T>>,
     outgoing: Vec<u8>,
@@ -85,10 +84,9 @@ pub enum News {
 struct Running<T> {
     tag: T,
     exchange: Exchange,
-    number: u64,
-    /// The earliest of its timers that is set.
+    /// When its timer is set for.
     timer_at: Moment,
-    places: Vec<Place>,
+    places: SmallVec<[Place; 1]>,
 }
 
 /// Where the replies to an attempt come in.
@@ -104,8 +102,7 @@ impl<T: Clone> UdpDriver<T> {
     pub fn new(first_token: u64, limits: Limits, rng: StdRng) -> Self {
         Self {
             running: Slab::new(),
-            started: 0,
-            timers: BinaryHeap::new(),
+            timers: Wheel::new(),
             sockets: Sockets::new(first_token, limits.sockets),
             reports: VecDeque::new(),
             outgoing: Vec::with_capacity(512),
@@ -132,9 +129,7 @@ impl<T: Clone> UdpDriver<T> {
             self.reports.push_back(Report { tag, news: News::Done(outcome) });
             return;
         }
-        self.started += 1;
-        let running = Running { tag, exchange, number: self.started, timer_at: NEVER, places: Vec::new() };
-        let key = self.running.insert(running);
+        let key = self.running.insert(Running { tag, exchange, timer_at: NEVER, places: SmallVec::new() });
         self.act(key, now, registry);
     }
 
@@ -165,23 +160,18 @@ impl<T: Clone> UdpDriver<T> {
 
     /// When to call [`Self::expire`] at the latest.
     pub fn wake_at(&self) -> Option<Moment> {
-        self.timers.peek().map(|Reverse((at, ..))| *at)
+        self.timers.next()
     }
 
     /// Tells the exchanges that wait for a time that it has come.
     pub fn expire(&mut self, now: Moment, registry: &impl Registry) {
-        while let Some(&Reverse((at, number, key))) = self.timers.peek()
-            && at <= now
-        {
-            self.timers.pop();
-            // Others are of exchanges that are over, or that have set an earlier timer since.
-            if let Some(running) = self.running.get_mut(key).filter(|r| r.number == number && r.timer_at == at) {
-                running.timer_at = NEVER;
-                if running.exchange.wake_at() <= now {
-                    self.tell(key, Event::Time, now, registry);
-                } else {
-                    self.set_timer(key);
-                }
+        while let Some(key) = self.timers.take_due(now) {
+            let Some(running) = self.running.get_mut(key) else { continue };
+            running.timer_at = NEVER;
+            if running.exchange.wake_at() <= now {
+                self.tell(key, Event::Time, now, registry);
+            } else {
+                self.set_timer(key, now);
             }
         }
         self.sockets.sweep(now);
@@ -241,7 +231,7 @@ impl<T: Clone> UdpDriver<T> {
                 }
             }
         }
-        self.set_timer(key);
+        self.set_timer(key, now);
     }
 
     fn send(
@@ -275,6 +265,7 @@ impl<T: Clone> UdpDriver<T> {
 
     fn let_go(&mut self, key: usize) -> Running<T> {
         let running = self.running.remove(key);
+        self.timers.cancel(key);
         for place in &running.places {
             self.sockets.release(place.socket, place.id);
         }
@@ -282,12 +273,12 @@ impl<T: Clone> UdpDriver<T> {
     }
 
     /// Sets a timer unless one is set that comes early enough; that one will set the next.
-    fn set_timer(&mut self, key: usize) {
+    fn set_timer(&mut self, key: usize, now: Moment) {
         let Some(running) = self.running.get_mut(key) else { return };
         let wake_at = running.exchange.wake_at();
         if wake_at < running.timer_at {
             running.timer_at = wake_at;
-            self.timers.push(Reverse((wake_at, running.number, key)));
+            self.timers.set(key, wake_at, now);
         }
     }
 }

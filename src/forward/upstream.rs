@@ -78,7 +78,7 @@ pub(super) struct Habits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cookie {
     octets: [u8; 40],
-    length: usize,
+    length: u8,
 }
 
 impl Upstream {
@@ -251,16 +251,16 @@ impl Cookie {
     pub fn new(client: [u8; CLIENT_COOKIE_BYTES]) -> Self {
         let mut octets = [0; 40];
         octets[..CLIENT_COOKIE_BYTES].copy_from_slice(&client);
-        Self { octets, length: CLIENT_COOKIE_BYTES }
+        Self { octets, length: CLIENT_COOKIE_BYTES as u8 }
     }
 
     pub fn octets(&self) -> &[u8] {
-        &self.octets[..self.length]
+        &self.octets[..usize::from(self.length)]
     }
 
     /// Whether the server's part is known, and so demanded of every reply.
     pub fn is_complete(&self) -> bool {
-        self.length > CLIENT_COOKIE_BYTES
+        usize::from(self.length) > CLIENT_COOKIE_BYTES
     }
 
     /// Whether a reply's cookie has our part in it.
@@ -271,10 +271,10 @@ impl Cookie {
     /// The cookie with the server's part of a reply; without one if the reply has none of proper length.
     pub fn completed_by(self, reply: &[u8]) -> Self {
         let mut cookie = self;
-        cookie.length = CLIENT_COOKIE_BYTES;
+        cookie.length = CLIENT_COOKIE_BYTES as u8;
         if let (true, 16..=40) = (self.is_repeated_by(reply), reply.len()) {
             cookie.octets[..reply.len()].copy_from_slice(reply);
-            cookie.length = reply.len();
+            cookie.length = reply.len() as u8;
         }
         cookie
     }

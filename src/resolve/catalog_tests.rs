@@ -171,7 +171,7 @@ fn a_name_without_one_type_waits_for_its_sister_that_is_open() {
         asker: crate::wire::Query::parse(&[0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, b'x', 0, 0, 1, 0, 1])
             .unwrap()
             .asker(LOCAL.size),
-        question: Box::default(),
+        question: Default::default(),
         way: Way::Datagram { listener: 0, peer: "127.0.0.1:9".parse().unwrap(), local: None },
     };
     cluster.bench.resolver.inflight.join(&party, NOW, Some(waiter), || None::<()>);

@@ -17,6 +17,7 @@ use std::{
 
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -61,7 +62,7 @@ pub struct Waiter {
     /// What its reply depends on.
     pub asker: Asker,
     /// Its question's bytes, in its letters.
-    pub question: Box<[u8]>,
+    pub question: SmallVec<[u8; 48]>,
     /// How the reply reaches it.
     pub way: Way,
 }
@@ -92,9 +93,12 @@ impl Way {
     }
 }
 
+/// Almost always one.
+pub type Waiters = SmallVec<[Waiter; 1]>;
+
 struct Flight<H> {
     started: Moment,
-    waiters: Vec<Waiter>,
+    waiters: Waiters,
     held: Option<H>,
 }
 
@@ -126,9 +130,9 @@ pub enum Verdict<H> {
 #[derive(Debug)]
 pub struct Landing<H> {
     /// Those who wait for the question itself; `None` if the answer is held back.
-    pub waiters: Option<Vec<Waiter>>,
+    pub waiters: Option<Waiters>,
     /// What had been held back for this question's sake, with those who wait for it.
-    pub sister: Option<(H, Vec<Waiter>)>,
+    pub sister: Option<(H, Waiters)>,
 }
 
 impl<H> InFlight<H> {
@@ -226,7 +230,7 @@ impl<H> InFlight<H> {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
-    fn release(shard: &mut Shard<H>, party: &Party) -> Option<(H, Vec<Waiter>)> {
+    fn release(shard: &mut Shard<H>, party: &Party) -> Option<(H, Waiters)> {
         let sister = party.sister()?;
         shard.get(&sister)?.held.as_ref()?;
         let flight = shard.remove(&sister)?;
@@ -234,7 +238,7 @@ impl<H> InFlight<H> {
     }
 
     fn counted_out(&self, landing: Landing<H>) -> Landing<H> {
-        let own = landing.waiters.as_ref().map_or(0, Vec::len);
+        let own = landing.waiters.as_ref().map_or(0, SmallVec::len);
         let sisters = landing.sister.as_ref().map_or(0, |(_, waiters)| waiters.len());
         self.waiting.fetch_sub(own + sisters, Relaxed);
         landing
@@ -276,7 +280,7 @@ mod tests {
                 edns: None,
                 limit_bytes: 512,
             },
-            question: Box::new([]),
+            question: SmallVec::new(),
             way: Way::Datagram { listener: 0, peer: "127.0.0.1:1".parse().unwrap(), local: None },
         })
     }

@@ -9,7 +9,7 @@ use super::{
     Client, Resolver,
     chase::{Arrival, Said, Walk},
     hit::{Asking, FromCache, STALE_ANSWER},
-    inflight::{Join, Landing, Party, Verdict as Lands, Waiter},
+    inflight::{Join, Landing, Party, Verdict as Lands, Waiter, Waiters},
     tables::{Catalog, Chance, Decision, Route, Sharing, Tables, catalog_rule, is_catalog_rule},
 };
 use crate::{
@@ -116,7 +116,7 @@ pub struct Settled {
     /// What its TTLs become.
     pub ttls: Ttls,
     /// Whom to reply to.
-    pub waiters: Vec<Waiter>,
+    pub waiters: Waiters,
 }
 
 /// A NODATA answer held back for its sister's sake.

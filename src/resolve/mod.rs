@@ -16,7 +16,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 pub use hit::{AtOnce, From};
-pub use inflight::{Waiter, Way};
+pub use inflight::{Waiter, Waiters, Way};
 pub use miss::{Begun, Job, Miss, Next, Pending, Reason, Settled};
 pub use tables::{Catalog, Route, Rules, Tables};
 

@@ -22,7 +22,7 @@ use crate::{
     clock::Moment,
     forward::{Limits, News, UdpDriver},
     metrics::{Cells, Transport},
-    resolve::{Job, Next, Settled, Waiter, Way},
+    resolve::{Job, Next, Settled, Waiter, Waiters, Way},
     sys::{Inbox, Outbox, Poller, Waker},
     wire,
 };
@@ -224,7 +224,7 @@ impl Worker {
     fn deliver(&mut self, settled: Vec<Settled>, current: &mut Option<Listener>) {
         let mut elsewhere = Vec::new();
         for Settled { response, ttls, waiters } in settled {
-            let mut others = Vec::new();
+            let mut others = Waiters::new();
             for waiter in waiters {
                 let Way::Datagram { listener, peer, local } = waiter.way else {
                     others.push(waiter);

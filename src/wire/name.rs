@@ -4,6 +4,7 @@ use std::{
     cmp::Ordering,
     fmt,
     hash::{Hash, Hasher},
+    ops::Deref,
     str::FromStr,
 };
 
@@ -13,7 +14,14 @@ use std::{
 /// one of RFC 4034 §6.1, in which a name sorts before all that is below it.
 #[derive(Clone)]
 pub struct Name {
-    wire: Box<[u8]>,
+    wire: Wire,
+}
+
+/// The octets of a name. Almost all names are short enough to lie in place, so that a copy allocates nothing.
+#[derive(Clone)]
+enum Wire {
+    Short(u8, [u8; SHORT_BYTES]),
+    Long(Box<[u8]>),
 }
 
 /// Why text or bytes are not a name.
@@ -39,7 +47,7 @@ pub enum NameError {
 impl Name {
     /// The root.
     pub fn root() -> Self {
-        Self { wire: Box::new([0]) }
+        Self { wire: [0].as_slice().into() }
     }
 
     /// Reads exactly one uncompressed name.
@@ -101,7 +109,12 @@ impl Name {
 
     /// The same name in lower case.
     pub fn to_lower(&self) -> Self {
-        Self { wire: self.wire.to_ascii_lowercase().into() }
+        let mut lower = self.clone();
+        match &mut lower.wire {
+            Wire::Short(_, octets) => octets.make_ascii_lowercase(),
+            Wire::Long(octets) => octets.make_ascii_lowercase(),
+        }
+        lower
     }
 
     /// The labels from left to right, the root's empty one left out.
@@ -146,7 +159,7 @@ impl Name {
         if 1 + label.len() + self.wire.len() > MAX_NAME_BYTES {
             return Err(NameError::LongName);
         }
-        Ok(Self { wire: [&[length], label, &self.wire].concat().into() })
+        Ok(Self { wire: [&[length], label, &*self.wire].concat().into() })
     }
 
     /// The name with the suffix `from` replaced by `to`, as a DNAME record does (RFC 6672 §2.2).
@@ -160,7 +173,37 @@ impl Name {
         if kept + to.wire.len() > MAX_NAME_BYTES {
             return Some(Err(NameError::LongName));
         }
-        Some(Ok(Self { wire: [&self.wire[..kept], &to.wire].concat().into() }))
+        Some(Ok(Self { wire: [&self.wire[..kept], &*to.wire].concat().into() }))
+    }
+}
+
+impl Deref for Wire {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Short(length, octets) => &octets[..usize::from(*length)],
+            Self::Long(octets) => octets,
+        }
+    }
+}
+
+impl From<&[u8]> for Wire {
+    fn from(wire: &[u8]) -> Self {
+        let mut octets = [0; SHORT_BYTES];
+        match octets.get_mut(..wire.len()) {
+            Some(place) => {
+                place.copy_from_slice(wire);
+                Self::Short(wire.len() as u8, octets)
+            }
+            None => Self::Long(wire.into()),
+        }
+    }
+}
+
+impl From<Vec<u8>> for Wire {
+    fn from(wire: Vec<u8>) -> Self {
+        wire.as_slice().into()
     }
 }
 
@@ -278,7 +321,7 @@ impl Eq for Name {}
 
 impl Hash for Name {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        for octet in &self.wire {
+        for octet in &*self.wire {
             state.write_u8(octet.to_ascii_lowercase());
         }
     }
@@ -301,6 +344,8 @@ impl PartialOrd for Name {
 
 /// Longest name in wire form (RFC 1035 §2.3.4).
 pub const MAX_NAME_BYTES: usize = 255;
+/// Names up to this length lie in place. With it a name is six words, what a box would take with its octets.
+const SHORT_BYTES: usize = 46;
 
 #[cfg(test)]
 mod tests {
@@ -340,6 +385,24 @@ mod tests {
         }
         let longest = format!("{}abcde.", "abcdefg.".repeat(31));
         assert_eq!(name(&longest).wire().len(), MAX_NAME_BYTES);
+    }
+
+    #[test]
+    fn short_and_long_names_are_alike() {
+        assert_eq!(size_of::<Name>(), 48);
+        for length in [3, SHORT_BYTES - 1, SHORT_BYTES, SHORT_BYTES + 1, MAX_NAME_BYTES] {
+            let mut wire = vec![0];
+            while wire.len() < length {
+                let label = vec![b'A'; (length - wire.len() - 1).min(63)];
+                wire.splice(0..0, [&[label.len() as u8], &*label].concat());
+            }
+            let name = Name::from_wire(&wire).unwrap();
+            assert_eq!((name.wire(), name.to_string().parse()), (&*wire, Ok(name.clone())));
+            assert_eq!(name.to_lower().wire(), wire.to_ascii_lowercase());
+            assert_eq!(name.to_lower(), name);
+            let child = name.child(b"x").map(|child| child.parent());
+            assert_eq!(child, if length < MAX_NAME_BYTES { Ok(Some(name)) } else { Err(NameError::LongName) });
+        }
     }
 
     #[test]

@@ -315,9 +315,20 @@ impl Response {
 
     /// Changes the TTL of every record: `change` gets the record and its TTL, and gives the new one.
     pub fn map_ttls(&mut self, mut change: impl FnMut(&RecordView) -> u32) {
-        let changed: Vec<(usize, u32)> = self.records().map(|record| (record.ttl_at, change(&record))).collect();
-        for (at, ttl) in changed {
-            self.message[at..at + 4].copy_from_slice(&ttl.to_be_bytes());
+        self.change_records(|message, record| {
+            message[record.ttl_at..record.ttl_at + 4].copy_from_slice(&change(&record).to_be_bytes());
+        });
+    }
+
+    /// Lends the message once for each record, to be changed in no length and no count.
+    fn change_records(&mut self, mut change: impl FnMut(&mut [u8], RecordView)) {
+        let mut at = self.records_at;
+        for ((_, section), count) in SECTIONS.into_iter().zip(self.counts()) {
+            for _ in 0..count {
+                let Some(record) = skip_record(&self.message, at) else { return };
+                at = record.end;
+                change(&mut self.message, RecordView { section, ..record });
+            }
         }
     }
 
@@ -326,15 +337,14 @@ impl Response {
     /// Queries go out with letters mixed at random; no client shall see those.
     pub fn set_letters(&mut self, qname: &Name) {
         self.set_letters_of_synthesized_cname(qname);
-        let places: Vec<usize> = std::iter::once(HEADER_BYTES)
-            .chain(self.records().map(|record| record.owner_at))
-            .filter(|&at| {
-                self.message.get(at..at + qname.wire().len()).is_some_and(|w| w.eq_ignore_ascii_case(qname.wire()))
-            })
-            .collect();
-        for at in places {
-            self.message[at..at + qname.wire().len()].copy_from_slice(qname.wire());
-        }
+        let set = |message: &mut [u8], at: usize| {
+            let place = message.get_mut(at..at + qname.wire().len());
+            if let Some(place) = place.filter(|place| place.eq_ignore_ascii_case(qname.wire())) {
+                place.copy_from_slice(qname.wire());
+            }
+        };
+        set(&mut self.message, HEADER_BYTES);
+        self.change_records(|message, record| set(message, record.owner_at));
     }
 
     /// The CNAME that a server makes of a DNAME begins with labels of the question (RFC 6672 §3.1).
@@ -383,7 +393,8 @@ impl Received {
         let Some((asked, rest)) = question.split_at_checked(qname.wire().len()) else {
             return Match::Different;
         };
-        if rest != [qtype.0.to_be_bytes(), qclass.0.to_be_bytes()].concat() {
+        let ([t0, t1], [c0, c1]) = (qtype.0.to_be_bytes(), qclass.0.to_be_bytes());
+        if rest != [t0, t1, c0, c1] {
             Match::Different
         } else if asked == qname.wire() {
             Match::Exact
