@@ -1,4 +1,4 @@
-//! Many datagrams with one system call: `recvmmsg` and `sendmmsg`.
+//! Many datagrams with one system call: `recvmmsg` here, `sendmmsg` in [`super::outbox`].
 //!
 //! Buffers, headers and addresses are allocated once. A datagram on a wildcard socket carries the address it was sent
 //! to (PKTINFO), and a reply can be given the address to leave from.
@@ -36,35 +36,22 @@ pub struct Datagram<'a> {
 /// Room for a batch of datagrams to receive.
 pub struct Inbox {
     slots: Slots,
-    datagram_bytes: usize,
+    /// From the start of one datagram to that of the next.
+    stride_bytes: usize,
     /// How many slots the last call filled: the kernel has changed the lengths in their headers.
     filled: usize,
-}
-
-/// Room for a batch of datagrams to send.
-pub struct Outbox {
-    slots: Slots,
-    payloads: Vec<Vec<u8>>,
-    queued: usize,
-}
-
-/// What became of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Sent {
-    /// Handed to the kernel.
-    pub sent: usize,
-    /// Refused by the kernel: no route to the client, or its buffer is full.
-    pub dropped: usize,
 }
 
 impl Inbox {
     /// Room for `room` datagrams of at most `datagram_bytes` each; longer ones are cut.
     pub fn new(room: usize, datagram_bytes: usize) -> Self {
-        let mut slots = Slots::new(room, room * datagram_bytes);
-        for (slot, buffer) in slots.buffer.chunks_exact_mut(datagram_bytes).enumerate() {
+        // An odd number of cache lines: at multiples of a page all datagrams would contend for the same few lines.
+        let stride_bytes = (datagram_bytes.div_ceil(CACHE_LINE_BYTES) | 1) * CACHE_LINE_BYTES;
+        let mut slots = Slots::new(room, room * stride_bytes);
+        for (slot, buffer) in slots.buffer.chunks_exact_mut(stride_bytes).enumerate() {
             slots.iovecs[slot] = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: datagram_bytes };
         }
-        Self { slots, datagram_bytes, filled: room }
+        Self { slots, stride_bytes, filled: room }
     }
 
     /// Receives what waits, without waiting for more: the number of datagrams, 0 if there are none.
@@ -125,7 +112,7 @@ impl Inbox {
     /// `None` if its sender's address is neither IPv4 nor IPv6.
     pub fn get(&self, slot: usize) -> Option<Datagram<'_>> {
         let header = self.slots.headers.get(slot)?;
-        let start = slot * self.datagram_bytes;
+        let start = slot * self.stride_bytes;
         let payload = self.slots.buffer.get(start..start + header.msg_len as usize)?;
         let peer = read_address(&self.slots.names[slot])?;
         Some(Datagram { payload, peer, local: read_local(&self.slots.controls[slot], &header.msg_hdr) })
@@ -137,105 +124,23 @@ impl Inbox {
     }
 }
 
-impl Outbox {
-    /// Room for `room` datagrams; each buffer starts with `datagram_bytes` and grows if it must.
-    pub fn new(room: usize, datagram_bytes: usize) -> Self {
-        let payloads = (0..room).map(|_| Vec::with_capacity(datagram_bytes)).collect();
-        Self { slots: Slots::new(room, 0), payloads, queued: 0 }
-    }
-
-    /// Whether it must be sent before another datagram can be queued.
-    pub fn is_full(&self) -> bool {
-        self.queued == self.payloads.len()
-    }
-
-    /// Whether nothing is queued.
-    pub fn is_empty(&self) -> bool {
-        self.queued == 0
-    }
-
-    /// The buffer of the next datagram, to be filled and then [`queue`](Self::queue)d. Must not be full.
-    pub fn buffer(&mut self) -> &mut Vec<u8> {
-        &mut self.payloads[self.queued]
-    }
-
-    /// Queues what [`buffer`](Self::buffer) holds, to `peer`, from `local` if that is given.
-    pub fn queue(&mut self, peer: SocketAddr, local: Option<Local>) {
-        self.queue_to(Some(peer), local);
-    }
-
-    /// Queues what [`buffer`](Self::buffer) holds, for a connected socket.
-    pub fn queue_connected(&mut self) {
-        self.queue_to(None, None);
-    }
-
-    fn queue_to(&mut self, peer: Option<SocketAddr>, local: Option<Local>) {
-        let slot = self.queued;
-        let payload = &mut self.payloads[slot];
-        self.slots.iovecs[slot] = libc::iovec { iov_base: payload.as_mut_ptr().cast(), iov_len: payload.len() };
-        let header = &mut self.slots.headers[slot].msg_hdr;
-        let name = &mut self.slots.names[slot];
-        (header.msg_name, header.msg_namelen) = match peer {
-            Some(peer) => (ptr::from_mut(name).cast(), write_address(peer, name)),
-            None => (ptr::null_mut(), 0),
-        };
-        header.msg_controllen = match local {
-            Some(local) => write_local(local, &mut self.slots.controls[slot]),
-            None => 0,
-        };
-        self.queued += 1;
-    }
-
-    /// Sends all that is queued, and is empty afterwards. What cannot be sent at the second attempt is dropped: the first
-    /// error may be that of an earlier datagram.
-    pub fn send(&mut self, socket: BorrowedFd<'_>) -> Sent {
-        let mut outcome = Sent::default();
-        let mut next = 0;
-        let mut has_failed = false;
-        while next < self.queued {
-            // SAFETY: headers `next..queued` point into `slots`, whose boxes nobody moves while `self` lives, and into
-            // payloads that were not touched since `queue`, for only `buffer` gives access, to the one after.
-            let sent = unsafe {
-                libc::sendmmsg(
-                    socket.as_raw_fd(),
-                    self.slots.headers.as_mut_ptr().add(next),
-                    (self.queued - next) as u32,
-                    libc::MSG_DONTWAIT,
-                )
-            };
-            if sent > 0 {
-                outcome.sent += sent as usize;
-                next += sent as usize;
-                has_failed = false;
-            } else if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-                // The error is the first datagram's; those behind it may well go.
-                outcome.dropped += usize::from(has_failed);
-                next += usize::from(has_failed);
-                has_failed = !has_failed;
-            }
-        }
-        self.queued = 0;
-        outcome
-    }
-}
-
 /// Headers with all that they point to. Not `Send`: it stays with the thread that made it.
-struct Slots {
-    headers: Box<[libc::mmsghdr]>,
-    iovecs: Box<[libc::iovec]>,
-    names: Box<[libc::sockaddr_storage]>,
-    controls: Box<[Control]>,
+pub(super) struct Slots {
+    pub headers: Box<[libc::mmsghdr]>,
+    pub iovecs: Box<[libc::iovec]>,
+    pub names: Box<[libc::sockaddr_storage]>,
+    pub controls: Box<[Control]>,
     buffer: Box<[u8]>,
     _stays: PhantomData<*mut u8>,
 }
 
-/// Room for one PKTINFO message, aligned as `cmsghdr` demands.
+/// Room for a PKTINFO message and one that gives the size of segments, aligned as `cmsghdr` demands.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
-struct Control([u8; CONTROL_BYTES]);
+pub(super) struct Control(pub [u8; CONTROL_BYTES]);
 
 impl Slots {
-    fn new(room: usize, buffer_bytes: usize) -> Self {
+    pub fn new(room: usize, buffer_bytes: usize) -> Self {
         // SAFETY: these are plain C structs, for which all zeros are valid values.
         let zeroed = unsafe { mem::zeroed::<(libc::mmsghdr, libc::iovec, libc::sockaddr_storage)>() };
         let mut slots = Self {
@@ -276,35 +181,6 @@ fn read_address(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
     }
 }
 
-/// Returns the length of the address.
-fn write_address(address: SocketAddr, storage: &mut libc::sockaddr_storage) -> u32 {
-    match address {
-        SocketAddr::V4(address) => {
-            let raw = libc::sockaddr_in {
-                sin_family: libc::AF_INET as u16,
-                sin_port: address.port().to_be(),
-                sin_addr: libc::in_addr { s_addr: u32::from(*address.ip()).to_be() },
-                sin_zero: [0; 8],
-            };
-            // SAFETY: the storage is large and aligned enough for any socket address.
-            unsafe { *ptr::from_mut(storage).cast() = raw };
-            mem::size_of_val(&raw) as u32
-        }
-        SocketAddr::V6(address) => {
-            let raw = libc::sockaddr_in6 {
-                sin6_family: libc::AF_INET6 as u16,
-                sin6_port: address.port().to_be(),
-                sin6_flowinfo: address.flowinfo(),
-                sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
-                sin6_scope_id: address.scope_id(),
-            };
-            // SAFETY: as above.
-            unsafe { *ptr::from_mut(storage).cast() = raw };
-            mem::size_of_val(&raw) as u32
-        }
-    }
-}
-
 fn read_local(control: &Control, header: &libc::msghdr) -> Option<Local> {
     // The macro reads the header's fields alone, so it may be given a copy that points at our borrow.
     let mut header = *header;
@@ -334,44 +210,14 @@ fn read_local(control: &Control, header: &libc::msghdr) -> Option<Local> {
     }
 }
 
-/// Returns the length of the control message.
-fn write_local(local: Local, control: &mut Control) -> usize {
-    match local.ip {
-        IpAddr::V4(ip) => {
-            // The kernel takes the source address from `ipi_spec_dst`. The interface is left to the routes.
-            let source = libc::in_addr { s_addr: u32::from(ip).to_be() };
-            let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: source, ipi_addr: libc::in_addr { s_addr: 0 } };
-            write_control(libc::IPPROTO_IP, libc::IP_PKTINFO, info, control)
-        }
-        IpAddr::V6(ip) => {
-            let interface = if ip.is_unicast_link_local() { local.interface } else { 0 };
-            let info =
-                libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: ip.octets() }, ipi6_ifindex: interface };
-            write_control(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info, control)
-        }
-    }
-}
-
-fn write_control<T>(level: i32, kind: i32, data: T, control: &mut Control) -> usize {
-    let bytes = mem::size_of::<T>() as u32;
-    // SAFETY: arithmetic on a length alone.
-    let (space, length) = unsafe { (libc::CMSG_SPACE(bytes) as usize, libc::CMSG_LEN(bytes) as usize) };
-    assert!(space <= CONTROL_BYTES);
-    let head = control.0.as_mut_ptr().cast::<libc::cmsghdr>();
-    // SAFETY: `control` is aligned for a `cmsghdr` and has room for `space` octets, as was just made sure.
-    unsafe { *head = libc::cmsghdr { cmsg_len: length, cmsg_level: level, cmsg_type: kind } };
-    // SAFETY: the data begins behind the head; `length` octets from `head` on are ours.
-    unsafe { ptr::write_unaligned(libc::CMSG_DATA(head).cast::<T>(), data) };
-    space
-}
-
-/// Room for an `in6_pktinfo` behind its head: 16 + 20, rounded up.
-const CONTROL_BYTES: usize = 40;
+const CACHE_LINE_BYTES: usize = 64;
+/// Room for an `in6_pktinfo` behind its head, 16 + 20, and for a `u16` behind its own, both rounded up.
+pub(super) const CONTROL_BYTES: usize = 40 + 24;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::bind_udp;
+    use crate::sys::{Outbox, Sent, bind_udp};
     use std::{net::UdpSocket, os::fd::AsFd};
 
     /// Sends through `Outbox` or one by one, receives through `Inbox` or one by one: all agree.

@@ -1,9 +1,11 @@
 //! The system calls that the standard library lacks; the only room with unsafe code.
 
 mod batch;
+mod outbox;
 mod poll;
 mod socket;
 
-pub use batch::{Datagram, Inbox, Local, Outbox, Sent};
+pub use batch::{Datagram, Inbox, Local};
+pub use outbox::{Outbox, Sent};
 pub use poll::{Poller, Waker};
 pub use socket::{adopt_udp, bind_tcp, bind_udp, is_exhaustion, raise_open_files_limit};
