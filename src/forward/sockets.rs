@@ -11,7 +11,7 @@
 use std::{
     collections::HashMap,
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{SocketAddr, UdpSocket},
     os::fd::AsFd,
     time::Duration,
 };
@@ -23,7 +23,7 @@ use slab::Slab;
 use super::Registry;
 use crate::{
     clock::Moment,
-    sys::{Inbox, Outbox},
+    sys::{Inbox, Outbox, connect_udp},
 };
 
 /// All sockets of a worker; the key of a socket is its number.
@@ -242,15 +242,8 @@ impl Sockets {
 
 impl Socket {
     fn connect(peer: SocketAddr, is_loopback: bool, now: Moment) -> io::Result<Self> {
-        // For port 0 the kernel chooses one at random.
-        let socket = match peer {
-            SocketAddr::V4(_) => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?,
-            SocketAddr::V6(_) => UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?,
-        };
-        socket.set_nonblocking(true)?;
-        socket.connect(peer)?;
         Ok(Self {
-            socket,
+            socket: connect_udp(peer)?,
             gathered: is_loopback.then(|| Outbox::new(BATCH, QUERY_BYTES)),
             opened_at: now,
             used_at: now,

@@ -34,6 +34,13 @@ pub fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
+/// A nonblocking UDP socket that sends to `peer` and hears nobody else. The kernel chooses its port at random.
+pub fn connect_udp(peer: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(peer), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    socket.connect(&peer.into())?;
+    Ok(socket.into())
+}
+
 /// Sets a bound UDP socket up as [`bind_udp`] does; for one that somebody else has bound.
 pub fn adopt_udp(socket: &UdpSocket) -> io::Result<()> {
     socket.set_nonblocking(true)?;
@@ -104,6 +111,17 @@ mod tests {
         assert_eq!(bind_tcp(address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         let _first = bind_udp(address).unwrap();
         let _second = bind_udp(address).unwrap();
+    }
+
+    #[test]
+    fn connected_sockets_have_ports_that_do_not_follow_from_each_other() {
+        let peer = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let sockets: Vec<UdpSocket> = (0..20).map(|_| connect_udp(peer).unwrap()).collect();
+        let ports: Vec<u16> = sockets.iter().map(|socket| socket.local_addr().unwrap().port()).collect();
+        let steps: std::collections::HashSet<i32> =
+            ports.windows(2).map(|pair| i32::from(pair[1]) - i32::from(pair[0])).collect();
+        assert!(steps.len() > 10, "{ports:?}");
+        assert_eq!(sockets[0].recv(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]
