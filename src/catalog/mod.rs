@@ -27,4 +27,4 @@ pub use model::{
 };
 pub use names::{Said, Verdict};
 pub use registry::{Changes, CheckKey, Outcome, Outcomes, Part, Registry, Set, SourceId};
-pub use snapshot::{SLOTS, Service, Slot, Snapshot};
+pub use snapshot::{SLOTS, Service, Slot, Snapshot, Tally};

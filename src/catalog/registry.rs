@@ -18,7 +18,7 @@ use super::{
     health::Status,
     model::{Check, Host, Instance, InstanceKey, Kind, Node, NodeKey, ServiceKey},
     policy::{Candidate, Health, Rules, State},
-    snapshot::{Chosen, Holder, Service, Slot, Snapshot},
+    snapshot::{Chosen, Holder, Service, Slot, Snapshot, Tally},
 };
 use crate::clock::Moment;
 
@@ -327,6 +327,8 @@ impl Registry {
                 touched.services(versions.into_iter().flat_map(|(_, instance)| instance.service_keys()));
             }
         }
+        let tally = |node: &Option<Arc<Node>>| node.as_deref().map(Tally::of_node);
+        self.snapshot.tally.exchange(tally(&before), tally(&after));
         match after {
             Some(node) => self.snapshot.nodes.insert_mut(key, node),
             None => drop(self.snapshot.nodes.remove_mut(&key)),
@@ -402,6 +404,11 @@ impl Registry {
             if before.and_then(|service| service.chosen.as_ref()) != service.as_ref().and_then(|s| s.chosen.as_ref()) {
                 touched.slots.insert(Slot::of(&key));
             }
+            if key.kind() == Kind::Service {
+                let tally = |service: &Service| service.tally;
+                let before = before.map(|service| tally(service));
+                self.snapshot.tally.exchange(before, service.as_ref().map(tally));
+            }
             match service {
                 Some(service) => self.snapshot.services.insert_mut(key, service.into()),
                 None => drop(self.snapshot.services.remove_mut(&key)),
@@ -425,7 +432,9 @@ impl Registry {
         let instance = |key: &InstanceKey| self.instances.get(key)?.first().map(|(_, instance)| instance.clone());
         let instances: Vec<Arc<Instance>> = members.iter().filter_map(instance).collect();
         let chosen = self.choose(key, &instances, now);
-        Some(Service { instances, chosen })
+        let counted = instances.iter().map(|instance| (&**instance, self.snapshot.status(instance)));
+        let tally = Tally::of_instances(counted);
+        Some(Service { instances, chosen, tally })
     }
 
     fn choose(&mut self, key: &ServiceKey, instances: &[Arc<Instance>], now: Moment) -> Option<Chosen> {

@@ -301,6 +301,61 @@ fn what_is_taken_back_moves_no_writer() {
     assert_eq!(ask(&registry, "web.service.consul"), [2], "the last keeps its claim");
 }
 
+/// Counted anew, by looking at everything.
+fn count(snapshot: &Snapshot) -> Tally {
+    let mut tally = Tally::default();
+    for (_, node) in snapshot.nodes() {
+        node.checks.iter().for_each(|check| tally.checks[check.status as usize] += 1);
+    }
+    for instance in snapshot.services().flat_map(|(_, service)| &service.instances) {
+        tally.instances[snapshot.status(instance) as usize] += 1;
+        instance.checks.iter().for_each(|check| tally.checks[check.status as usize] += 1);
+    }
+    tally
+}
+
+#[test]
+fn what_is_counted_is_what_is_there() {
+    let mut registry = registry("service.web = { policy = \"one\" }");
+    assert_eq!(registry.snapshot().tally(), Tally { instances: [6, 0, 0], checks: [9, 0, 0] });
+    let mut theirs = set();
+    theirs.nodes.push(node("n4", [192, 0, 2, 4]));
+    theirs.instances.push(instance("n4", "web", 80, Status::Warning));
+    theirs.instances.push(instance("n5", "unknown node", 80, Status::Critical));
+    let mut fewer = set();
+    fewer.nodes.pop();
+    fewer.instances.drain(2..);
+    type Step = Box<dyn Fn(&mut Registry)>;
+    let steps: [Step; 8] = [
+        Box::new(|registry| drop(flip(registry, "n1", Some("web"), Status::Critical))),
+        Box::new(|registry| drop(flip(registry, "n1", None, Status::Warning))),
+        Box::new(move |registry| {
+            registry.publish(AGENT, theirs.clone(), Outcomes::Published, Moment::default());
+        }),
+        Box::new(|registry| drop(flip(registry, "n2", None, Status::Critical))),
+        Box::new(|registry| {
+            let gone = vec![InstanceKey { node: NodeKey::new("dc1", "n2"), id: "db".into() }];
+            registry.publish_part(FILES, Part { gone, ..Part::default() }, Outcomes::Ours, Moment::default());
+        }),
+        Box::new(move |registry| {
+            registry.publish(FILES, fewer.clone(), Outcomes::Ours, Moment::default());
+        }),
+        Box::new(|registry| {
+            registry.reconfigure(Settings::example("datacenter = \"dc2\""), Moment::default());
+        }),
+        Box::new(|registry| {
+            registry.publish(AGENT, Set::default(), Outcomes::Published, Moment::default());
+            registry.publish(FILES, Set::default(), Outcomes::Published, Moment::default());
+            assert_eq!(registry.snapshot().tally(), Tally::default());
+        }),
+    ];
+    for (number, step) in steps.iter().enumerate() {
+        step(&mut registry);
+        let snapshot = registry.snapshot();
+        assert_eq!(snapshot.tally(), count(&snapshot), "after step {number}");
+    }
+}
+
 #[test]
 fn another_datacenter_has_other_names_for_its_addresses() {
     let mut registry = registry("datacenter = \"dc2\"");

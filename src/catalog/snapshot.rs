@@ -26,6 +26,16 @@ pub struct Snapshot {
     pub(super) nodes: HashTrieMapSync<NodeKey, Arc<Node>, RandomState>,
     pub(super) services: HashTrieMapSync<ServiceKey, Arc<Service>, RandomState>,
     pub(super) holders: RedBlackTreeSetSync<(IpAddr, Holder)>,
+    pub(super) tally: Tally,
+}
+
+/// How many are passing, warning and critical.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// Instances of services, by the worst of their checks and their node's.
+    pub instances: [u64; 3],
+    /// Checks of nodes and instances.
+    pub checks: [u64; 3],
 }
 
 /// The instances that one name finds.
@@ -35,6 +45,7 @@ pub struct Service {
     pub instances: Vec<Arc<Instance>>,
     /// Under a policy or a guard, the places of those that are given.
     pub(super) chosen: Option<Chosen>,
+    pub(super) tally: Tally,
 }
 
 /// What a policy or a guard has decided.
@@ -97,6 +108,7 @@ impl Snapshot {
             nodes: HashTrieMapSync::new_with_hasher_and_ptr_kind(RandomState::default()),
             services: HashTrieMapSync::new_with_hasher_and_ptr_kind(RandomState::default()),
             holders: RedBlackTreeSetSync::new_sync(),
+            tally: Tally::default(),
         }
     }
 
@@ -128,6 +140,11 @@ impl Snapshot {
     /// All services, in no order.
     pub fn services(&self) -> impl Iterator<Item = (&ServiceKey, &Arc<Service>)> {
         self.services.iter().filter(|(key, _)| key.kind() == Kind::Service)
+    }
+
+    /// How many instances and checks there are; known without counting.
+    pub fn tally(&self) -> Tally {
+        self.tally
     }
 
     /// The status of an instance with that of its node.
@@ -177,6 +194,39 @@ impl Service {
     /// Whether a policy or a guard decides which instances are given: then nobody else may answer for it.
     pub fn is_ruled(&self) -> bool {
         self.chosen.is_some()
+    }
+}
+
+impl Tally {
+    /// That of a node's own checks.
+    pub(super) fn of_node(node: &Node) -> Self {
+        let mut tally = Self::default();
+        node.checks.iter().for_each(|check| tally.checks[check.status as usize] += 1);
+        tally
+    }
+
+    /// That of instances, with their statuses.
+    pub(super) fn of_instances<'a>(instances: impl Iterator<Item = (&'a Instance, Status)>) -> Self {
+        let mut tally = Self::default();
+        for (instance, status) in instances {
+            tally.instances[status as usize] += 1;
+            instance.checks.iter().for_each(|check| tally.checks[check.status as usize] += 1);
+        }
+        tally
+    }
+
+    /// Counts what is there now in place of what was.
+    pub(super) fn exchange(&mut self, before: Option<Self>, after: Option<Self>) {
+        let cells = |tally: Option<Self>| tally.map_or([0; 6], Self::cells);
+        let own = self.instances.iter_mut().chain(&mut self.checks);
+        for ((own, before), after) in own.zip(cells(before)).zip(cells(after)) {
+            *own = (*own + after).saturating_sub(before);
+        }
+    }
+
+    fn cells(self) -> [u64; 6] {
+        let ([a, b, c], [d, e, f]) = (self.instances, self.checks);
+        [a, b, c, d, e, f]
     }
 }
 

@@ -22,8 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::guard::{self, Guard, Remote, Verdict};
 use crate::{
     catalog::{
-        CheckKey, Config, Identity, Instance, InstanceKey, Live, Outcomes, Registry, Settings, Snapshot, SourceId,
-        System,
+        CheckKey, Config, Identity, Instance, InstanceKey, Live, Outcomes, Registry, Settings, SourceId, System,
         check::{self, Declaration, Definition, Dialer, Event, Limits, Link, Runner, Scripts},
         health::Status,
         source::{
@@ -361,6 +360,9 @@ impl State {
     /// Sees whether we are cut off from all other hosts; what their checks say is not believed then. Whether anything is
     /// believed otherwise now.
     fn look_out(&mut self, shared: &Shared) -> bool {
+        if self.plan.cut_off_hold.is_zero() && self.guard.held().is_empty() {
+            return false;
+        }
         let now = Moment::now();
         let seen = shared.runner.sightings(|check| self.checks.get(&check.id.check)?.remote.as_ref()?.way());
         let cut_off = guard::cut_off(seen, shared.upstreams());
@@ -416,19 +418,6 @@ impl Shared {
             false => Link::Sound,
         }
     }
-}
-
-/// How many instances, and how many checks, are passing, warning and critical.
-pub(super) fn count(catalog: &Snapshot) -> ([u64; 3], [u64; 3]) {
-    let (mut instances, mut checks) = ([0; 3], [0; 3]);
-    for (_, node) in catalog.nodes() {
-        node.checks.iter().for_each(|check| checks[check.status as usize] += 1);
-    }
-    for instance in catalog.services().flat_map(|(_, service)| &service.instances) {
-        instances[catalog.status(instance) as usize] += 1;
-        instance.checks.iter().for_each(|check| checks[check.status as usize] += 1);
-    }
-    (instances, checks)
 }
 
 fn check_of((key, definition): &(CheckKey, Arc<Definition>)) -> check::Check {

@@ -469,8 +469,8 @@ impl Daemon {
             levels.queue_depth.set(face.exchanges() as u64);
             levels.tcp_connections.set(connections.count() as u64);
             let tables = face.resolver().tables();
-            let (instances, checks) = tables.catalog().map(|now| catalog::count(&now.load())).unwrap_or_default();
-            levels.set_catalog(instances, checks);
+            let tally = tables.catalog().map(|now| now.load().tally()).unwrap_or_default();
+            levels.set_catalog(tally.instances, tally.checks);
         });
     }
 

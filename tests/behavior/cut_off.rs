@@ -118,6 +118,7 @@ fn who_is_cut_off_keeps_the_others_and_whose_link_is_sound_loses_them() {
         let from = site.daemon.log_length();
         ip(&cut);
         site.daemon.wait_for_log(from, |line| line.contains("cut off from all other hosts"));
+        wait_until("the others to be back", PATIENCE, || (site.ask("db.service.consul") == site.both()).then_some(()));
         site.until_all(from, "critical", || site.assert_complete(&cut));
         assert_eq!(site.metric(), "watershed_catalog_cut_off 1", "{cut}");
 
@@ -131,8 +132,8 @@ fn who_is_cut_off_keeps_the_others_and_whose_link_is_sound_loses_them() {
     // They die, and nothing is wrong with the link.
     let from = site.daemon.log_length();
     ip(&format!("addr flush dev {outside}"));
-    for service in ["db.service.consul", "writer.service.consul"] {
-        wait_until("the hosts to leave", PATIENCE, || site.ask(service).is_empty().then_some(()));
+    for name in ["db.service.consul", "writer.service.consul"] {
+        wait_until("the hosts to leave", PATIENCE, || site.ask(name).is_empty().then_some(()));
     }
     let log = site.daemon.log_from(from).join("\n");
     assert!(!log.contains("cut off"), "{log}");
