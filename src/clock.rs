@@ -60,5 +60,10 @@ pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
+/// Milliseconds since 1970 on the wall clock: for numbers that go on growing in the next process.
+pub fn unix_millis() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
 /// A month: entries saved by an earlier process may carry times before the start of this one.
 const BEFORE_START_MS: u64 = 30 * 24 * 3600 * 1000;

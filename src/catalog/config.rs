@@ -1,11 +1,17 @@
 //! The section `[catalog]`: Consul's `dns_config` keys by the same names, and where the catalog comes from.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use humantime_serde::re::humantime::format_duration;
 use serde::{Deserialize, Serialize};
 
-use super::{Identity, policy::Rules};
+use super::{Identity, model::NodeKey, policy::Rules};
 use crate::wire::{Name, NameError};
 
 /// The discovery catalog, section `[catalog]`. It exists only if one of its sources does.
@@ -72,6 +78,8 @@ pub struct Config {
     /// Definition files as a source. Default: none. Applies at reload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub files: Option<FilesConfig>,
+    /// Consul's HTTP API, and what is registered over it. Applies at reload.
+    pub api: ApiConfig,
     /// Which instances of a service are given, by its name. Default: every healthy one. Applies at reload.
     pub service: BTreeMap<String, Rules>,
 }
@@ -86,6 +94,43 @@ pub struct FilesConfig {
     /// false. Applies at reload.
     #[serde(default)]
     pub enable_script_checks: bool,
+}
+
+/// Consul's HTTP API, section `[catalog.api]`. It answers from the catalog, if there is one, on the control address.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ApiConfig {
+    /// An address of its own, beside that of `[control]`, on which nothing else is served. Default: none. Applies at reload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// Whether services and checks may be registered, and set into maintenance. They never run programs. What is
+    /// registered is a source of the catalog, and outlives a restart if there is a state directory. Default false. Applies
+    /// at reload.
+    pub enable_registration: bool,
+    /// Whoever changes anything must show it, as `X-Consul-Token`. Without one, those on loopback addresses may, and nobody
+    /// else. Default: none. Applies at reload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<Token>,
+}
+
+/// A secret, which no log shows.
+#[derive(Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(transparent)]
+pub struct Token(String);
+
+impl Token {
+    /// Whether this is it. The time that takes tells nothing of where the two differ.
+    pub fn is(&self, shown: &[u8]) -> bool {
+        let own = self.0.as_bytes();
+        let differing = own.iter().zip(shown).fold(0, |differing, (a, b)| differing | (a ^ b));
+        own.len() == shown.len() && std::hint::black_box(differing) == 0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("\"...\"")
+    }
 }
 
 /// The numbers of SOA records, section `[catalog.soa]`, in seconds.
@@ -151,6 +196,9 @@ pub enum Problem {
         /// What is allowed.
         range: &'static str,
     },
+    /// A token that anybody can guess.
+    #[error("api.token is empty; write a long one of random letters, or leave it out")]
+    EmptyToken,
     /// A preference where there is nothing to prefer.
     #[error("service {0} has an order or prefer_tag but not policy = \"one\"; add that, or remove them")]
     NothingToPrefer(String),
@@ -162,6 +210,7 @@ impl Problem {
         match self {
             Self::NotAName { key, .. } | Self::Unspeakable { key, .. } | Self::OutOfRange { key, .. } => key,
             Self::Root(key) => key,
+            Self::EmptyToken => "api",
             Self::ServiceOutOfRange { .. } | Self::NothingToPrefer(_) => "service",
         }
     }
@@ -189,6 +238,7 @@ impl Default for Config {
             use_cache: false,
             disable_compression: false,
             files: None,
+            api: ApiConfig::default(),
             service: BTreeMap::new(),
         }
     }
@@ -201,6 +251,11 @@ impl Default for SoaConfig {
 }
 
 impl Config {
+    /// Whether there is anything that says what is in the catalog: without, there is none.
+    pub fn has_source(&self) -> bool {
+        self.files.is_some() || self.api.enable_registration
+    }
+
     /// All that is wrong with it.
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
@@ -229,6 +284,9 @@ impl Config {
         check("cut_off_hold", self.cut_off_hold <= DAY, text(self.cut_off_hold), "from \"0s\" to \"1d\"");
         let limit = self.udp_answer_limit.unwrap_or(1);
         check("udp_answer_limit", (1..=8).contains(&limit), limit.to_string(), "from 1 to 8");
+        if self.api.token.as_ref().is_some_and(|token| token.0.is_empty()) {
+            problems.push(Problem::EmptyToken);
+        }
         for (service, rules) in &self.service {
             let found = rules.out_of_range().into_iter();
             problems.extend(found.map(|(key, range)| Problem::ServiceOutOfRange {
@@ -286,6 +344,16 @@ impl Settings {
     /// The domains whose names the catalog answers.
     pub fn domains(&self) -> &[Name] {
         &self.domains
+    }
+
+    /// Our own datacenter, in lower case.
+    pub fn datacenter(&self) -> &str {
+        &self.datacenter
+    }
+
+    /// By what our own node is known.
+    pub fn own_node(&self) -> NodeKey {
+        NodeKey::new(&self.datacenter, &self.node_name)
     }
 
     /// The longest of our domains that `name` is at or below.
@@ -351,6 +419,7 @@ mod tests {
             udp_answer_limit = 9
             max_stale = "31d"
             cut_off_hold = "25h"
+            api = { token = "" }
             [service.db]
             order = ["a"]
             hold_down = "2d"
@@ -373,6 +442,7 @@ mod tests {
                 "max_stale",
                 "cut_off_hold",
                 "udp_answer_limit",
+                "api",
                 "service",
                 "service",
                 "service",

@@ -10,7 +10,7 @@ use std::sync::{
 };
 
 use arc_swap::{ArcSwap, Guard};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     model::ServiceKey,
@@ -23,6 +23,8 @@ pub struct Live {
     snapshot: ArcSwap<Snapshot>,
     /// For each slot the version of its last change.
     changed: Box<[AtomicU32]>,
+    /// The version of the snapshot, for those who wait for another one.
+    version: watch::Sender<u32>,
     wishes: mpsc::Sender<Wish>,
 }
 
@@ -43,7 +45,8 @@ impl Live {
         let (wishes, heard) = mpsc::channel(WISHES);
         let changed = (0..SLOTS).map(|_| AtomicU32::new(0)).collect();
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        (Self { id, snapshot: ArcSwap::from_pointee(snapshot), changed, wishes }, heard)
+        let version = watch::Sender::new(snapshot.version());
+        (Self { id, snapshot: ArcSwap::from_pointee(snapshot), changed, version, wishes }, heard)
     }
 
     /// Tells this catalog from every other of the process.
@@ -64,7 +67,14 @@ impl Live {
         for slot in slots {
             self.changed[slot.index()].store(snapshot.version(), Ordering::Release);
         }
+        let version = snapshot.version();
         self.snapshot.store(Arc::new(snapshot));
+        self.version.send_replace(version);
+    }
+
+    /// Tells of every snapshot that takes the place of another, once it has.
+    pub fn changes(&self) -> watch::Receiver<u32> {
+        self.version.subscribe()
     }
 
     /// The version of the last change to a slot, by its index.

@@ -19,7 +19,7 @@ mod snapshot;
 pub mod source;
 mod subject;
 
-pub use config::{Config, FilesConfig, Problem, Settings, SoaConfig, Span};
+pub use config::{ApiConfig, Config, FilesConfig, Problem, Settings, SoaConfig, Span, Token};
 pub use identity::{Agent, Identity, System, Unknown};
 pub use live::{Live, Wish};
 pub use model::{

@@ -112,6 +112,8 @@ pub struct Check {
     pub name: Arc<str>,
     /// For people.
     pub notes: Arc<str>,
+    /// Consul's word for how it is found out, the `Type` of its API; empty if nobody has said.
+    pub kind: Arc<str>,
     /// The outcome.
     pub status: Status,
     /// What it said.

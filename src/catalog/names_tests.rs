@@ -36,6 +36,7 @@ fn read(text: &str) -> Set {
             id: id.into(),
             name: id.into(),
             notes: "".into(),
+            kind: "".into(),
             output: "".into(),
             status: match status {
                 "passing" => Status::Passing,

@@ -10,7 +10,7 @@ const FILES: SourceId = SourceId(0);
 const AGENT: SourceId = SourceId(1);
 
 fn check(id: &str, status: Status) -> Check {
-    Check { id: id.into(), name: id.into(), notes: "".into(), status, output: "".into() }
+    Check { id: id.into(), name: id.into(), notes: "".into(), kind: "".into(), status, output: "".into() }
 }
 
 fn node(name: &str, address: [u8; 4]) -> Arc<Node> {

@@ -88,6 +88,16 @@ impl Slot {
         Self((FixedState::default().hash_one(what) % SLOTS as u64) as u16)
     }
 
+    /// That of the instances of a service.
+    pub fn of_service(key: &ServiceKey) -> Self {
+        Self::of(key)
+    }
+
+    /// That of a node; what runs on it is not in it.
+    pub fn of_node(key: &NodeKey) -> Self {
+        Self::of(key)
+    }
+
     /// All of them.
     pub(super) fn all() -> impl Iterator<Item = Self> {
         (0..SLOTS as u16).map(Self)

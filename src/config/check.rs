@@ -121,6 +121,14 @@ impl Check<'_> {
         if let Some(control) = config.control.listen.filter(|control| is_taken(*control, server)) {
             found.push((self.document.locate_key("control", 0, "listen"), Problem::ControlOnDns(control)));
         }
+        if let Some(api) = config.catalog.api.listen {
+            let location = self.document.locate_key("catalog", 0, "api");
+            if is_taken(api, server) {
+                found.push((location, Problem::ControlOnDns(api)));
+            } else if api.port() != 0 && config.control.listen == Some(api) {
+                found.push((location, Problem::ApiOnControl(api)));
+            }
+        }
         for written in &config.forward {
             match written.rule() {
                 // Those of the file are known already.
@@ -166,7 +174,7 @@ enum Claim {
 fn catalog_domains(catalog: &catalog::Config) -> Vec<(&'static str, Name)> {
     let domain = catalog.domain.as_deref().unwrap_or(CONSUL);
     let domains = [("domain", Some(domain)), ("alt_domain", catalog.alt_domain.as_deref())];
-    let domains = domains.into_iter().filter(|_| catalog.files.is_some());
+    let domains = domains.into_iter().filter(|_| catalog.has_source());
     domains.filter_map(|(key, text)| Some((key, text?.parse().ok()?))).collect()
 }
 

@@ -183,8 +183,8 @@ impl Source {
             };
         }
         let consul = read_name(&unwritten(CONSUL)).expect("a constant that is a name");
-        // With definition files, we are the ones who know.
-        if config.catalog.files.is_none() && !config.claims(&consul) {
+        // With a catalog, we are the ones who know.
+        if !config.catalog.has_source() && !config.claims(&consul) {
             let agent = SocketAddr::from((Ipv4Addr::LOCALHOST, CONSUL_PORT));
             config.forward.push(rule(CONSUL, &[agent]));
         }
@@ -346,6 +346,9 @@ pub enum Problem {
     /// DNS and HTTP on one address.
     #[error("{0} is an address of [server] too; choose another port")]
     ControlOnDns(SocketAddr),
+    /// Two HTTP listeners on one address.
+    #[error("{0} is control.listen, where the API is served anyway; remove one of the two, or choose another port")]
+    ApiOnControl(SocketAddr),
 }
 
 /// A forward rule that nobody has written.

@@ -1,8 +1,10 @@
-//! What faces operators, over HTTP: metrics and health.
+//! What faces operators and their tools, over HTTP: metrics, health, and Consul's API.
 //!
-//! The listener has no accounts. It is bound to loopback unless told otherwise, nothing on it changes state, and a
-//! request must name us as its host, so that no page in a browser on this host can read it under another name.
+//! The listener has no accounts. It is bound to loopback unless told otherwise, nothing on it changes state without
+//! loopback or a token, and a request must name us as its host, so that no page in a browser on this host can read it under
+//! another name.
 
+pub mod consul;
 mod health;
 
 use std::{
@@ -16,10 +18,11 @@ use axum::{
     Router,
     extract::{Request, State},
     http::{StatusCode, header, uri::Authority},
-    middleware::{Next, from_fn_with_state},
+    middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::get,
 };
+use http_body_util::BodyExt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +33,7 @@ use crate::metrics::Metrics;
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The address on which `/metrics`, `/live` and `/ready` are served: `IP:PORT` or `[IPv6]:PORT`; `""` for none.
+    /// The address on which `/metrics`, `/live`, `/ready` and Consul's API are served: `IP:PORT` or `[IPv6]:PORT`; `""` for none.
     /// Default "127.0.0.1:8653". Applies at reload.
     #[serde(serialize_with = "serialize_listen", deserialize_with = "deserialize_listen")]
     pub listen: Option<SocketAddr>,
@@ -52,6 +55,8 @@ pub struct Shown {
     pub metrics: Arc<Metrics>,
     /// For `/ready`.
     pub readiness: Readiness,
+    /// For `/v1/`.
+    pub catalog: consul::Feed,
 }
 
 impl fmt::Debug for Shown {
@@ -62,8 +67,18 @@ impl fmt::Debug for Shown {
 
 /// Serves the routes until `shutdown`, and requests that have begun for one second more.
 pub async fn serve(listener: TcpListener, shown: Shown, shutdown: CancellationToken) -> io::Result<()> {
-    let server =
-        axum::serve(listener, routes(shown, host_name())).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    serve_routes(listener, routes(shown, shutdown.clone()), shutdown).await
+}
+
+/// The same for Consul's API alone.
+pub async fn serve_consul(listener: TcpListener, feed: consul::Feed, shutdown: CancellationToken) -> io::Result<()> {
+    serve_routes(listener, consul::routes(feed, shutdown.clone()), shutdown).await
+}
+
+async fn serve_routes(listener: TcpListener, routes: Router, shutdown: CancellationToken) -> io::Result<()> {
+    let guarded = routes.layer(from_fn_with_state(host_name().into(), refuse_foreign_hosts)).layer(from_fn(take_body));
+    let service = guarded.into_make_service_with_connect_info::<SocketAddr>();
+    let server = axum::serve(listener, service).with_graceful_shutdown(shutdown.clone().cancelled_owned());
     tokio::select! {
         ended = server => ended,
         () = async { shutdown.cancelled().await; tokio::time::sleep(GRACE).await } => Ok(()),
@@ -71,13 +86,14 @@ pub async fn serve(listener: TcpListener, shown: Shown, shutdown: CancellationTo
 }
 
 /// The one list of routes.
-fn routes(shown: Shown, host_name: String) -> Router {
+fn routes(shown: Shown, shutdown: CancellationToken) -> Router {
+    let catalog = consul::routes(shown.catalog.clone(), shutdown);
     Router::new()
         .route("/live", get(health::live))
         .route("/ready", get(health::ready))
         .route("/metrics", get(metrics))
-        .layer(from_fn_with_state(host_name.into(), refuse_foreign_hosts))
         .with_state(shown)
+        .merge(catalog)
 }
 
 async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
@@ -96,6 +112,34 @@ async fn refuse_foreign_hosts(State(host_name): State<Arc<str>>, request: Reques
             (StatusCode::MISDIRECTED_REQUEST, advice).into_response()
         }
         _ => next.run(request).await,
+    }
+}
+
+/// Takes in all that a client sends before it is answered, whatever the answer is: of what is closed while the client
+/// still sends, the client may never see the answer.
+async fn take_body(request: Request, next: Next) -> Response {
+    let (parts, mut body) = request.into_parts();
+    let (mut taken, mut passed_over) = (Vec::new(), 0);
+    let taking = async {
+        while let Some(frame) = body.frame().await {
+            let frame = frame.ok()?;
+            let Some(data) = frame.data_ref() else { continue };
+            if taken.len() + data.len() <= MOST_BODY_BYTES {
+                taken.extend_from_slice(data);
+            } else {
+                passed_over += data.len();
+                if passed_over > MOST_PASSED_OVER_BYTES {
+                    break;
+                }
+            }
+        }
+        Some(())
+    };
+    match tokio::time::timeout(BODY_PATIENCE, taking).await {
+        Err(_) => (StatusCode::REQUEST_TIMEOUT, "the request was not sent in time\n").into_response(),
+        Ok(None) => (StatusCode::BAD_REQUEST, "the request was broken off\n").into_response(),
+        Ok(Some(())) if passed_over > 0 => (StatusCode::PAYLOAD_TOO_LARGE, "the request is too long\n").into_response(),
+        Ok(Some(())) => next.run(Request::from_parts(parts, taken.into())).await,
     }
 }
 
@@ -141,6 +185,12 @@ impl de::Visitor<'_> for ListenVisitor {
     }
 }
 
+/// As long as what Consul takes.
+const MOST_BODY_BYTES: usize = 512 << 10;
+/// Who sends more than this beyond is not waited for.
+const MOST_PASSED_OVER_BYTES: usize = 8 << 20;
+/// How long a client may take to send a request.
+const BODY_PATIENCE: Duration = Duration::from_secs(10);
 /// How long requests that have begun may take to end after the shutdown.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -178,7 +228,8 @@ mod tests {
         let missing = Arc::new(std::sync::Mutex::new(vec!["no upstream".to_owned()]));
         let readiness = missing.clone();
         let readiness: Readiness = Arc::new(move || readiness.lock().unwrap().clone());
-        let shown = Shown { metrics: Arc::new(Metrics::new()), readiness };
+        let (_, catalog) = tokio::sync::watch::channel(None);
+        let shown = Shown { metrics: Arc::new(Metrics::new()), readiness, catalog };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
@@ -196,6 +247,8 @@ mod tests {
             ("/ready", "localhost", 503, "no upstream\n"),
             ("/metrics", "127.0.0.1:8653", 200, "\nwatershed_build_info{"),
             ("/metrics", "attacker.example", 421, "not ours"),
+            ("/v1/catalog/services", "localhost", 503, "there is no catalog here"),
+            ("/v1/catalog/services", "attacker.example", 421, "not ours"),
             ("/nothing", "localhost", 404, ""),
         ] {
             let response = ask(path, host).await;

@@ -1,4 +1,4 @@
-//! The catalog while the daemon runs: its definition files, its checks, and what becomes of them.
+//! The catalog while the daemon runs: its definition files, what is registered, its checks, and what becomes of them.
 //!
 //! The checks' news, and what policies have put off, are taken in by a task; files and settings by whoever reloads. Both
 //! change the registry under one lock, and what it has become is published as a snapshot before they let go of it.
@@ -19,10 +19,14 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::guard::{self, Guard, Remote, Verdict};
+use super::{
+    guard::{self, Guard, Remote, Verdict},
+    registrations::{Place, Registrations},
+};
 use crate::{
     catalog::{
-        CheckKey, Config, Identity, Instance, InstanceKey, Live, Outcomes, Registry, Settings, SourceId, System,
+        ApiConfig, CheckKey, Config, Identity, Instance, InstanceKey, Live, Outcomes, Registry, Settings, SourceId,
+        System,
         check::{self, Declaration, Definition, Dialer, Event, Limits, Link, Runner, Scripts},
         health::Status,
         source::{
@@ -30,7 +34,8 @@ use crate::{
             value::{Fault, Value},
         },
     },
-    clock::Moment,
+    clock::{Moment, unix_millis},
+    control::consul::{Order, Served},
     forward,
     metrics::Metrics,
 };
@@ -42,11 +47,14 @@ type Files = file::Files<Definition>;
 pub(super) struct Catalog {
     shared: Arc<Shared>,
     closing: CancellationToken,
+    orders: mpsc::Sender<Order>,
+    /// When it came into service, in milliseconds since 1970.
+    began: u64,
 }
 
 /// What configuration and definition files come to.
 pub(super) struct Plan {
-    files: Arc<Files>,
+    pub(super) files: Arc<Files>,
     identity: Identity,
     settings: Settings,
     /// For how long the last set is kept while we are cut off.
@@ -67,29 +75,34 @@ pub(super) struct Loaded {
     pub unused: BTreeSet<String>,
 }
 
-struct Shared {
+pub(super) struct Shared {
     live: Arc<Live>,
-    runner: Runner,
+    pub(super) runner: Runner,
     /// Which upstreams there are: whether all of them are down says something of our own link.
     upstreams: Mutex<Vec<Arc<forward::Group>>>,
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
     /// The registry may want to be woken earlier.
     changed: Notify,
+    /// The registrations are others than those that are saved.
+    pub(super) unsaved: Notify,
     metrics: Arc<Metrics>,
 }
 
-struct State {
-    plan: Plan,
+pub(super) struct State {
+    pub(super) plan: Plan,
     registry: Registry,
+    pub(super) registrations: Registrations,
     /// The checks that run, by their ids.
-    checks: HashMap<Arc<str>, Known>,
+    pub(super) checks: HashMap<Arc<str>, Known>,
+    /// Their ids, by whose they are.
+    running: HashMap<Owner, HashSet<Arc<str>>>,
     /// Services whose checks were critical for too long, by their ids.
     deregistered: HashSet<Arc<str>>,
     guard: Guard,
 }
 
-struct Known {
-    key: CheckKey,
+pub(super) struct Known {
+    pub(super) key: CheckKey,
     status: Status,
     /// If its instance is on another host.
     remote: Option<Remote>,
@@ -98,14 +111,21 @@ struct Known {
 /// Loads the definition files of a configuration, if it has any. What has not changed is taken from `running`, and so is
 /// what was good before; what is not in the scope is not looked at.
 pub(super) fn load(config: &Config, running: Option<&Catalog>, scope: Scope<'_>) -> Option<Loaded> {
-    let source = config.files.as_ref()?;
-    let scripts = if source.enable_script_checks { Scripts::Allowed } else { Scripts::Refused };
+    if !config.has_source() {
+        return None;
+    }
     let previous = running.map(|catalog| {
         let state = catalog.shared.state.lock();
         (state.plan.files.clone(), state.plan.identity.clone())
     });
     let (files, identity) = previous.unzip();
-    let outcome = Files::load(&source.directory, files.as_deref(), scope, &|value| define(value, scripts));
+    let outcome = match &config.files {
+        Some(source) => {
+            let scripts = if source.enable_script_checks { Scripts::Allowed } else { Scripts::Refused };
+            Files::load(&source.directory, files.as_deref(), scope, &|value| define(value, scripts))
+        }
+        None => file::Outcome::default(),
+    };
     let mut faults: Vec<String> = outcome.faults.iter().map(ToString::to_string).collect();
     let system = System::read();
     let identity = match Identity::new(config, &outcome.files.agent(), &system) {
@@ -121,7 +141,7 @@ pub(super) fn load(config: &Config, running: Option<&Catalog>, scope: Scope<'_>)
         cut_off_hold: config.cut_off_hold,
         own: guard::own_addresses(&system.addresses).into_iter().chain([identity.address.to_canonical()]).collect(),
         identity,
-        since: files.map(|files| (files, outcome.changed)),
+        since: files.filter(|_| config.files.is_some()).map(|files| (files, outcome.changed)),
     });
     Some(Loaded { plan, faults, unused: outcome.unused })
 }
@@ -147,20 +167,42 @@ impl Catalog {
             state: Mutex::new(State {
                 plan,
                 registry,
+                registrations: Registrations::default(),
                 checks: HashMap::new(),
+                running: HashMap::new(),
                 deregistered: HashSet::new(),
                 guard: Guard::default(),
             }),
             changed: Notify::new(),
+            unsaved: Notify::new(),
             metrics,
         });
         let closing = stopping.child_token();
+        let (orders, heard) = mpsc::channel(ORDERS);
         shared.publish(|state| state.register(&shared.runner));
         tasks.spawn({
             let (shared, closing) = (shared.clone(), closing.clone());
-            async move { tokio::join!(shared.runner.run(closing.clone()), shared.follow(news, closing)) }
+            async move {
+                tokio::join!(
+                    shared.runner.run(closing.clone()),
+                    shared.follow(news, closing.clone()),
+                    shared.follow_orders(heard, closing)
+                )
+            }
         });
-        Self { shared, closing }
+        Self { shared, closing, orders, began: unix_millis() }
+    }
+
+    /// Keeps registrations at this place.
+    pub fn keep_registrations(&self, place: Place) {
+        self.shared.keep_registrations(place);
+    }
+
+    /// The catalog as the API serves it: as before, unless something about that has changed.
+    pub fn serve(&self, before: Option<&Arc<Served>>, config: &ApiConfig) -> Arc<Served> {
+        let before = before.filter(|served| served.is_for(&self.shared.live, config)).cloned();
+        let live = || self.shared.live.clone();
+        before.unwrap_or_else(|| Served::new(live(), self.orders.clone(), config.clone(), self.began).into())
     }
 
     /// Where its answers come from, from now on.
@@ -195,7 +237,7 @@ impl Drop for Catalog {
 
 impl Shared {
     /// Changes the registry, and lets everybody see it.
-    fn publish(&self, change: impl FnOnce(&mut State)) {
+    pub(super) fn publish(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.state.lock();
         change(&mut state);
         state.registry.publish_to(&self.live);
@@ -254,52 +296,60 @@ impl State {
         match changed.filter(|_| !has_shared_ids) {
             Some(mut changed) => {
                 changed.extend(deregistered.into_iter().map(Some));
-                self.register_some(&changed, &before.files, runner);
+                self.register_some(&changed, runner);
             }
             None => self.register(runner),
         }
     }
 
-    /// Makes what the files say, without what is deregistered, all there is, and runs its checks.
-    fn register(&mut self, runner: &Runner) {
+    /// Makes what the files say, without what is deregistered, and what is registered, all there is, and runs its checks.
+    pub(super) fn register(&mut self, runner: &Runner) {
         let now = Moment::now();
         let Plan { files, identity, .. } = &self.plan;
         let is_in = |id: Option<&Arc<str>>| id.is_none_or(|id| !self.deregistered.contains(id));
         let mut set = files.set(identity);
         set.instances.retain(|instance: &Arc<Instance>| is_in(Some(&instance.registration.id)));
+        let registered = self.registrations.registered();
+        registered.join(files, &identity.node().key(), &mut set);
         self.registry.publish(FILES, set, Outcomes::Ours, now);
 
-        let definitions = files.definitions(identity).filter(|(key, _)| is_in(key.service_id.as_ref()));
+        let definitions = files.definitions(identity).chain(registered.definitions(files, identity));
+        let definitions = definitions.filter(|(key, _)| is_in(key.service_id.as_ref()));
         let definitions: Vec<_> = definitions.map(|(key, definition)| (key, definition.clone())).collect();
         runner.replace(definitions.iter().map(check_of).collect());
         let mut before = std::mem::take(&mut self.checks);
+        self.running.clear();
         for (key, definition) in definitions {
             let known = before.remove(&key.check);
             self.note(key, &definition, known, runner, now);
         }
     }
 
-    /// The same for some services, or our node, alone. `before` is what was registered.
-    fn register_some(&mut self, owners: &HashSet<Owner>, before: &Files, runner: &Runner) {
+    /// The same for some services, or our node, alone.
+    pub(super) fn register_some(&mut self, owners: &HashSet<Owner>, runner: &Runner) {
         let now = Moment::now();
         let Plan { files, identity, .. } = &self.plan;
         let is_out = |owner: &Owner| owner.as_ref().is_some_and(|id| self.deregistered.contains(id));
         let (out, present): (Vec<_>, Vec<_>) = owners.iter().partition(|owner| is_out(owner));
         let mut part = files.part(present.iter().copied(), identity);
         let node = identity.node().key();
+        let registered = self.registrations.registered();
+        registered.join_part(files, &node, present.iter().copied(), &mut part);
         part.gone.extend(out.iter().copied().flatten().map(|id| InstanceKey { node: node.clone(), id: id.clone() }));
         self.registry.publish_part(FILES, part, Outcomes::Ours, now);
 
-        let definitions = present.iter().flat_map(|owner| files.definitions_of(owner, identity));
+        let definitions = present.iter().flat_map(|owner| {
+            files.definitions_of(owner, identity).chain(registered.definitions_of(owner, files, identity))
+        });
         let definitions: Vec<_> = definitions.map(|(key, definition)| (key, definition.clone())).collect();
         let wanted: HashSet<&Arc<str>> = definitions.iter().map(|(key, _)| &key.check).collect();
         let mut ran = HashMap::new();
-        for (key, _) in owners.iter().flat_map(|owner| before.definitions_of(owner, identity)) {
-            let Some(known) = self.checks.remove(&key.check) else { continue };
-            if !wanted.contains(&key.check) {
-                runner.stop(&id_of(&key));
+        for check in owners.iter().filter_map(|owner| self.running.remove(owner)).flatten() {
+            let Some(known) = self.checks.remove(&check) else { continue };
+            if !wanted.contains(&check) {
+                runner.stop(&id_of(&known.key));
             }
-            ran.insert(key.check, known);
+            ran.insert(check, known);
         }
         definitions.iter().for_each(|check| runner.start(check_of(check)));
         for (key, definition) in definitions {
@@ -317,16 +367,19 @@ impl State {
             self.registry.set_check(FILES, &key, event.status, &event.output, now);
         }
         let Plan { files, own, .. } = &self.plan;
-        let remote = Remote::new(files.address(&key.service_id), definition, own);
+        let registered = || self.registrations.registered().address(&key.service_id);
+        let address = files.address(&key.service_id).or_else(registered);
+        let remote = Remote::new(address, definition, own);
         let is_new = before.is_none();
         let mut remote = remote.map(|remote| remote.follow(before.and_then(|before| before.remote)));
         if let Some(remote) = remote.as_mut().filter(|_| is_new) {
             remote.note(event.at, event.status, event.output);
         }
+        self.running.entry(key.service_id.clone()).or_default().insert(key.check.clone());
         self.checks.insert(key.check.clone(), Known { key, status: event.status, remote });
     }
 
-    fn take_in(&mut self, event: Event, shared: &Shared) {
+    pub(super) fn take_in(&mut self, event: Event, shared: &Shared) {
         let Some(known) = self.checks.get_mut(&event.id.check) else { return };
         let (node, service) = (known.key.node.name(), known.key.service_id.clone());
         let (check, status) = (&*event.id.check, event.status);
@@ -350,9 +403,13 @@ impl State {
                 check,
                 "service deregistered; its check was critical for too long"
             );
-            self.deregistered.insert(service.clone());
-            let files = self.plan.files.clone();
-            return self.register_some(&HashSet::from_iter([Some(service)]), &files, &shared.runner);
+            if self.plan.files.has_service(&service) {
+                self.deregistered.insert(service.clone());
+            } else {
+                self.registrations.drop_service(&service);
+                shared.unsaved.notify_one();
+            }
+            return self.register_some(&HashSet::from_iter([Some(service)]), &shared.runner);
         }
         self.registry.set_check(FILES, &known.key, status, &event.output, Moment::now());
     }
@@ -424,11 +481,13 @@ fn check_of((key, definition): &(CheckKey, Arc<Definition>)) -> check::Check {
     check::Check { id: id_of(key), service: key.service_id.clone(), definition: definition.clone() }
 }
 
-fn id_of(key: &CheckKey) -> check::Id {
+pub(super) fn id_of(key: &CheckKey) -> check::Id {
     check::Id { node: key.node.name().into(), check: key.check.clone() }
 }
 
 /// How often it is looked whether we are cut off, or no longer: not at all while any other host answers.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// The only source as yet.
+/// The only source as yet: our own node, by the definition files and by what is registered.
 const FILES: SourceId = SourceId(0);
+/// So many orders may wait to be carried out.
+const ORDERS: usize = 1024;

@@ -6,7 +6,9 @@
 
 mod catalog;
 mod guard;
+mod http;
 mod listen;
+mod registrations;
 mod watch;
 
 use std::{
@@ -43,6 +45,7 @@ use crate::{
     sys, zone,
 };
 use catalog::Catalog;
+use http::Http;
 use listen::Listener;
 use watch::Watch;
 
@@ -90,7 +93,9 @@ struct Daemon {
     next_listener: u32,
     connections: Arc<Connections>,
     identity: Arc<Identity>,
-    control: Option<(SocketAddr, CancellationToken)>,
+    http: Http,
+    /// What the API serves.
+    feed: tokio::sync::watch::Sender<Option<Arc<control::consul::Served>>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
     worker_ended: CancellationToken,
@@ -150,6 +155,7 @@ impl Daemon {
         let certificate = server::load_certificate(&config.server).map_err(|error| Refused::new([error]))?;
         let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
         let catalog = plan.map(|plan| Catalog::start(plan, metrics.clone(), &tasks, &stopping));
+        catalog.iter().for_each(|catalog| catalog.keep_registrations(registrations_place(&loaded)));
         let tables = Tables::new(rules(&loaded, &outcome.files, &groups, catalog.as_ref()), epoch);
         let cache = Cache::new(config.cache.size.as_u64() as usize);
         let resolver = Arc::new(Resolver::new(cache, tables, config.server.max_in_flight));
@@ -168,7 +174,8 @@ impl Daemon {
             next_listener: 0,
             connections: Arc::default(),
             identity: Arc::default(),
-            control: None,
+            http: Http::default(),
+            feed: tokio::sync::watch::Sender::new(None),
             tasks,
             stopping,
             worker_ended: CancellationToken::new(),
@@ -179,7 +186,8 @@ impl Daemon {
             loaded,
         };
         daemon.identity.set(certificate);
-        let control = daemon.bind_control(&daemon.loaded)?;
+        daemon.show_catalog();
+        let control = daemon.http.bind(&daemon.loaded.config)?;
         for number in 0..worker_count {
             let worker =
                 server::spawn_worker(number, daemon.face.clone(), daemon.metrics.cells(), daemon.worker_ended.clone());
@@ -282,7 +290,7 @@ impl Daemon {
         }
         let groups = forward::Group::build_all(&loaded.rules, &self.groups, &self.metrics).map_err(Refused::new)?;
         let certificate = server::load_certificate(&loaded.config.server).map_err(|error| Refused::new([error]))?;
-        let control = self.bind_control(&loaded)?;
+        let control = self.http.bind(&loaded.config)?;
         warn(&outcome.warnings);
 
         self.loaded = loaded;
@@ -336,15 +344,35 @@ impl Daemon {
     /// Puts a catalog into service, or this plan in the place of the one it has. Without a plan it stays as it is, or
     /// goes if it is not configured any more. Whether tables have to be made anew.
     fn adopt_catalog(&mut self, plan: Option<catalog::Plan>) -> bool {
-        match (&self.catalog, plan) {
-            (Some(catalog), Some(plan)) => return catalog.adopt(plan),
+        let is_other = match (&self.catalog, plan) {
+            (Some(catalog), Some(plan)) => catalog.adopt(plan),
             (None, Some(plan)) => {
                 self.catalog = Some(Catalog::start(plan, self.metrics.clone(), &self.tasks, &self.stopping));
+                true
             }
-            (Some(_), None) if self.loaded.config.catalog.files.is_none() => self.catalog = None,
-            (_, None) => return false,
-        }
-        true
+            (Some(_), None) if !self.loaded.config.catalog.has_source() => {
+                self.catalog = None;
+                true
+            }
+            (_, None) => false,
+        };
+        self.catalog.iter().for_each(|catalog| catalog.keep_registrations(registrations_place(&self.loaded)));
+        self.show_catalog();
+        is_other
+    }
+
+    /// Lets the API serve the catalog that there is.
+    fn show_catalog(&self) {
+        let config = &self.loaded.config.catalog.api;
+        self.feed.send_if_modified(|before| {
+            let served = self.catalog.as_ref().map(|catalog| catalog.serve(before.as_ref(), config));
+            let is_same = match (&*before, &served) {
+                (Some(before), Some(served)) => Arc::ptr_eq(before, served),
+                (before, served) => before.is_none() && served.is_none(),
+            };
+            *before = served;
+            !is_same
+        });
     }
 
     fn swap_tables(&mut self) -> usize {
@@ -403,41 +431,19 @@ impl Daemon {
         }
     }
 
-    /// Binds the control address of a configuration, unless it is served already.
-    fn bind_control(&self, loaded: &Loaded) -> Result<Option<std::net::TcpListener>> {
-        let Some(address) = loaded.config.control.listen else { return Ok(None) };
-        if self.control.as_ref().is_some_and(|(served, _)| *served == address) {
-            return Ok(None);
-        }
-        sys::bind_tcp(address).map(Some).with_context(|| {
-            format!("cannot serve control.listen = \"{address}\"; choose another address, or \"\" for none")
-        })
-    }
-
-    /// Serves operators on this listener, if there is one; and no longer on an address that is not configured.
-    fn serve_control(&mut self, listener: Option<std::net::TcpListener>) -> Result<()> {
-        let configured = self.loaded.config.control.listen;
-        if let Some((_, closing)) = self.control.take_if(|(served, _)| Some(*served) != configured) {
-            closing.cancel();
-        }
-        let (Some(listener), Some(configured)) = (listener, configured) else { return Ok(()) };
-        let address = listener.local_addr().context("cannot serve control.listen")?;
-        let listener = tokio::net::TcpListener::from_std(listener).context("cannot serve control.listen")?;
+    /// Serves operators and their tools where it is configured, on what was bound for it.
+    fn serve_control(&mut self, bound: http::Bound) -> Result<()> {
         let status = self.status.clone();
         let metrics = self.metrics.clone();
-        let readiness = move || {
+        let readiness: control::Readiness = Arc::new(move || {
             let mut missing = status.lock().missing();
             if metrics.levels().catalog_cut_off.read() > 0 {
                 missing.push("cut off from all other hosts; their instances are given as they were before".into());
             }
             missing
-        };
-        let shown = control::Shown { metrics: self.metrics.clone(), readiness: Arc::new(readiness) };
-        let closing = self.stopping.child_token();
-        self.tasks.spawn(control::serve(listener, shown, closing.clone()));
-        self.control = Some((configured, closing));
-        tracing::info!(%address, "control listening");
-        Ok(())
+        });
+        let shown = control::Shown { metrics: self.metrics.clone(), readiness, catalog: self.feed.subscribe() };
+        self.http.serve(&self.loaded.config, bound, shown, &self.tasks, &self.stopping)
     }
 
     /// Asks upstreams that are down whether they are back.
@@ -641,10 +647,19 @@ fn rules(loaded: &Loaded, files: &zone::Files, groups: &[Arc<forward::Group>], c
     }
 }
 
-/// Where the cache is kept while no process runs: in the configured folder, or the service manager's.
-fn snapshot_file(loaded: &Loaded) -> Option<PathBuf> {
+/// Where things are kept while no process runs: the configured folder, or the service manager's.
+fn state_folder(loaded: &Loaded) -> Option<PathBuf> {
     let from_manager = || env::var_os("STATE_DIRECTORY").filter(|folder| !folder.is_empty()).map(PathBuf::from);
-    Some(loaded.config.server.state_directory.clone().or_else(from_manager)?.join("cache.snapshot"))
+    loaded.config.server.state_directory.clone().or_else(from_manager)
+}
+
+fn snapshot_file(loaded: &Loaded) -> Option<PathBuf> {
+    Some(state_folder(loaded)?.join("cache.snapshot"))
+}
+
+fn registrations_place(loaded: &Loaded) -> registrations::Place {
+    let is_enabled = loaded.config.catalog.api.enable_registration;
+    registrations::Place { is_enabled, folder: state_folder(loaded) }
 }
 
 fn warn(warnings: &[zone::Error]) {

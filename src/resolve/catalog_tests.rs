@@ -38,6 +38,7 @@ impl Cluster {
                 id: id.into(),
                 name: id.into(),
                 notes: "".into(),
+                kind: "".into(),
                 status: Status::Passing,
                 output: "".into(),
             };

@@ -6,6 +6,7 @@ mod cache;
 mod catalog_health;
 mod clients;
 mod consul;
+mod consul_api;
 mod consul_equality;
 mod control_api;
 mod cut_off;

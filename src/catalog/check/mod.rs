@@ -145,6 +145,11 @@ impl Runner {
         self.table.lock().event(id, Moment::now())
     }
 
+    /// When a TTL check is critical unless it is told something before.
+    pub fn expires(&self, id: &Id) -> Option<Moment> {
+        self.table.lock().expires(id)
+    }
+
     /// What the probes of those checks have seen of their hosts for which there is a `T`, for [`cut_off_since`]; up to the
     /// first that has answered, which settles the matter.
     pub fn sightings<T>(&self, wanted: impl FnMut(&Check) -> Option<T>) -> Vec<(T, Sighting)> {

@@ -237,6 +237,12 @@ impl Table {
         self.keys.get(id).map(|&key| self.slots[key].event(now))
     }
 
+    /// When a TTL check expires.
+    pub fn expires(&self, id: &Id) -> Option<Moment> {
+        let slot = self.keys.get(id).and_then(|&key| self.slots.get(key))?;
+        slot.due.filter(|_| matches!(slot.check.definition.kind, Kind::Ttl(_)))
+    }
+
     /// What the probes of those checks have seen for which there is a `T`, up to the first whose host has answered.
     pub fn sightings<T>(&self, mut wanted: impl FnMut(&Check) -> Option<T>) -> Vec<(T, Sighting)> {
         let mut sightings = Vec::new();

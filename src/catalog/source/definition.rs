@@ -53,6 +53,8 @@ pub(super) struct Check<D> {
     pub id: Arc<str>,
     pub name: Arc<str>,
     pub notes: Arc<str>,
+    /// Consul's word for how it is found out.
+    pub kind: &'static str,
     pub service_id: Option<Arc<str>>,
     pub initial: Status,
     pub definition: Arc<D>,
@@ -105,7 +107,8 @@ impl<D> Reader<'_, D> {
         contents
     }
 
-    fn service(&mut self, value: &Value) -> Option<Service<D>> {
+    /// A service.
+    pub fn service(&mut self, value: &Value) -> Option<Service<D>> {
         let errors_before = self.errors.len();
         let fields = self.fields("service", value)?;
         let mut id = None;
@@ -182,7 +185,7 @@ impl<D> Reader<'_, D> {
     }
 
     /// A check; one of a service has an id and a name by default.
-    fn check(&mut self, value: &Value, default: Option<(String, String)>) -> Option<Check<D>> {
+    pub fn check(&mut self, value: &Value, default: Option<(String, String)>) -> Option<Check<D>> {
         let errors_before = self.errors.len();
         let fields = self.fields("check", value)?;
         let (mut id, mut name, mut notes, mut service_id) = (None, None, None, None);
@@ -225,6 +228,7 @@ impl<D> Reader<'_, D> {
             name: name.or(default_name).unwrap_or_else(|| id.clone()).into(),
             id: id.into(),
             notes: notes.unwrap_or_default().into(),
+            kind: kind_of(fields),
             service_id: service_id.map(Into::into),
             initial,
             definition,
@@ -343,11 +347,33 @@ impl<D> Reader<'_, D> {
 }
 
 /// A key as it is compared.
-fn plain(key: &str) -> Cow<'_, str> {
+pub(super) fn plain(key: &str) -> Cow<'_, str> {
     match key.bytes().all(|octet| octet.is_ascii_lowercase()) {
         true => key.into(),
         false => key.replace('_', "").to_ascii_lowercase().into(),
     }
+}
+
+/// Consul's word for what a check does, which one of its keys tells.
+fn kind_of(fields: &[(String, Value)]) -> &'static str {
+    let is_there = |value: &Value| match &value.kind {
+        Kind::Null => false,
+        Kind::Text(text) => !text.is_empty(),
+        Kind::List(items) => !items.is_empty(),
+        _ => true,
+    };
+    let mut kinds = fields.iter().filter(|(_, value)| is_there(value)).filter_map(|(key, _)| match &*plain(key) {
+        "args" | "scriptargs" | "script" => Some("script"),
+        "http" => Some("http"),
+        "tcp" => Some("tcp"),
+        "udp" => Some("udp"),
+        "grpc" => Some("grpc"),
+        "h2ping" => Some("h2ping"),
+        "ttl" => Some("ttl"),
+        "aliasnode" | "aliasservice" => Some("alias"),
+        _ => None,
+    });
+    kinds.next_back().unwrap_or_default()
 }
 
 /// What stands before a colon or slash is no name: such an address has a port or a scheme.

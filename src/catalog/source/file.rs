@@ -65,6 +65,13 @@ pub struct Outcome<D> {
     pub unused: BTreeSet<String>,
 }
 
+impl<D> Default for Outcome<D> {
+    /// Of no folder.
+    fn default() -> Self {
+        Self { files: Files::default(), changed: HashSet::new(), faults: Vec::new(), unused: BTreeSet::new() }
+    }
+}
+
 /// A fault of a definition file: `file:line: what is wrong; what to do`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{location}: {problem}")]
@@ -161,17 +168,19 @@ impl<D> Clone for Loaded<D> {
     }
 }
 
+impl<D> Default for Files<D> {
+    /// Of no folder.
+    fn default() -> Self {
+        Self { files: RedBlackTreeMapSync::new_sync(), index: Index::new(), folders: Arc::default(), is_whole: true }
+    }
+}
+
 impl<D> Files<D> {
     /// Reads what is in a folder. `previous` is what has been loaded so far; what has not changed is taken from there, and
     /// nothing outside of the scope is looked at.
     pub fn load(directory: &Path, previous: Option<&Self>, scope: Scope<'_>, define: Define<'_, D>) -> Outcome<D> {
         let files = match previous {
-            None => Self {
-                files: RedBlackTreeMapSync::new_sync(),
-                index: Index::new(),
-                folders: Arc::default(),
-                is_whole: false,
-            },
+            None => Self::default(),
             Some(previous) => previous.clone(),
         };
         let mut outcome = Outcome { files, changed: HashSet::new(), faults: Vec::new(), unused: BTreeSet::new() };
@@ -186,6 +195,16 @@ impl<D> Files<D> {
         outcome.files.is_whole = outcome.faults.is_empty();
         outcome.faults.extend(outcome.files.index.faults());
         outcome
+    }
+
+    /// Whether a file defines a service of this id.
+    pub fn has_service(&self, id: &str) -> bool {
+        self.index.unit(&Some(id.into())).is_some_and(|unit| unit.service().is_some())
+    }
+
+    /// Whether a file defines a check of this id, of a service or of our own node.
+    pub fn has_check(&self, id: &str) -> bool {
+        self.index.has_check(id)
     }
 
     /// The folders to be watched, the files in which may change, come and go.
@@ -455,7 +474,7 @@ fn is_link_of_links(path: &Path) -> bool {
 }
 
 impl<D> definition::Service<D> {
-    fn register(&self, node: NodeKey) -> Registration {
+    pub(super) fn register(&self, node: NodeKey) -> Registration {
         Registration {
             node,
             id: self.id.clone(),
@@ -473,11 +492,12 @@ impl<D> definition::Service<D> {
 
 impl<D> definition::Check<D> {
     /// The check before it has run.
-    fn begin(&self) -> Check {
+    pub(super) fn begin(&self) -> Check {
         Check {
             id: self.id.clone(),
             name: self.name.clone(),
             notes: self.notes.clone(),
+            kind: self.kind.into(),
             status: self.initial,
             output: "".into(),
         }

@@ -86,6 +86,11 @@ impl<D> Index<D> {
         self.units.get(owner)
     }
 
+    /// Whether anybody has a check of this id.
+    pub fn has_check(&self, id: &str) -> bool {
+        self.checks.contains_key(id)
+    }
+
     /// What the agent keys say, in the order of the files.
     pub fn agents(&self) -> impl Iterator<Item = &Agent> {
         self.agents.values()

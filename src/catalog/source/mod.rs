@@ -5,4 +5,5 @@ pub mod file;
 mod hcl;
 mod index;
 mod json;
+pub mod registered;
 pub mod value;

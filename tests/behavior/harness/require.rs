@@ -18,6 +18,16 @@ pub fn program(name: &str) -> Option<PathBuf> {
     found
 }
 
+/// A file of a library; `None` tells the test to end.
+pub fn file(path: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(path);
+    let is_there = path.is_file();
+    if !is_there {
+        missing(&format!("the file {}", path.display()), "run `bash tests/run`, which installs what is missing");
+    }
+    is_there.then_some(path)
+}
+
 /// Whether the test may make network namespaces, bind low ports and change its user.
 pub fn root() -> bool {
     let uid = Command::new("id").arg("-u").output().expect("id");

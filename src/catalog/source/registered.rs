@@ -1,0 +1,592 @@
+//! What is registered over the API: services, checks, and what is in maintenance.
+//!
+//! A registration is a definition as a file could hold it, and is kept as it was written, so that what is restored is read
+//! as what is registered. It never runs a program. Where a definition file speaks of the same service or check, the file is
+//! believed; the registration stands back until the file has gone.
+
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+};
+
+use serde::Deserialize;
+use serde_json::{Map, Value as Json, json};
+
+use super::{
+    definition::{self, Reader, plain},
+    file::{Error, Files, Owner, Problem},
+    json,
+    value::{Fault, Kind, Value},
+};
+use crate::{
+    catalog::{
+        check::{self, Declaration, Definition, Scripts},
+        health::Status,
+        identity::Identity,
+        model::{Check, Host, Instance, NodeKey},
+        registry::{CheckKey, Part, Set},
+    },
+    location::Location,
+};
+
+/// All registrations.
+#[derive(Debug, Default)]
+pub struct Registered {
+    units: BTreeMap<Owner, Unit>,
+    /// Whose the checks are, by their ids.
+    owners: BTreeMap<Arc<str>, Owner>,
+    /// What all definitions take.
+    bytes: usize,
+}
+
+/// All that is registered of one service, or of our own node.
+#[derive(Debug, Default)]
+struct Unit {
+    service: Option<Entry<definition::Service<Definition>>>,
+    checks: BTreeMap<Arc<str>, Entry<definition::Check<Definition>>>,
+    /// Why it is in maintenance, if it is.
+    maintenance: Option<Arc<str>>,
+}
+
+/// A definition, and how it was written.
+#[derive(Debug)]
+struct Entry<T> {
+    read: T,
+    written: Json,
+    bytes: usize,
+}
+
+/// A service that is to be registered, with the checks that came with it.
+#[derive(Debug)]
+pub struct NewService {
+    service: Entry<definition::Service<Definition>>,
+    checks: Vec<Entry<definition::Check<Definition>>>,
+}
+
+/// A check that is to be registered.
+#[derive(Debug)]
+pub struct NewCheck(Entry<definition::Check<Definition>>);
+
+/// What becomes of the checks that a service has already when it is registered anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OtherChecks {
+    /// They stay.
+    Keep,
+    /// They go.
+    Drop,
+}
+
+/// Why something is not registered, or told: in Consul's words, as far as it has any.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// It is no definition.
+    #[error("Request decode failed: {0}")]
+    Undecodable(String),
+    /// A service without a name.
+    #[error("Missing service name")]
+    NoServiceName,
+    /// A check without a name.
+    #[error("Missing check name")]
+    NoCheckName,
+    /// An address that is none.
+    #[error("Invalid service address")]
+    Address,
+    /// Anything else about a service.
+    #[error("Invalid service: {0}")]
+    Service(String),
+    /// Anything about a check.
+    #[error("Invalid check: {0}")]
+    Check(String),
+    /// A check that would run a program.
+    #[error(
+        "Scripts are disabled on this agent from remote calls; to enable, define the check in a file of \
+         catalog.files.directory"
+    )]
+    Script,
+    /// A check of a service that is not there.
+    #[error("ServiceID {0:?} does not exist")]
+    NoSuchService(String),
+    /// Maintenance of a service that is not there.
+    #[error("No service registered with ID {0:?}")]
+    NothingToMaintain(String),
+    /// A service that a file defines.
+    #[error("service {0:?} is defined by a file, which outranks registrations; change the file")]
+    ServiceOfFile(String),
+    /// A check that a file defines.
+    #[error("check {0:?} is defined by a file, which outranks registrations; change the file")]
+    CheckOfFile(String),
+    /// A check that is not told how it is.
+    #[error("CheckID {0:?} does not have associated TTL")]
+    NotTtl(String),
+    /// There are too many.
+    #[error("the registrations take all of the {} MiB that they may; deregister some", MOST_BYTES >> 20)]
+    Full,
+    /// It is in force, but would not survive a restart.
+    #[error("in force, but not saved: {0}")]
+    Unsaved(String),
+}
+
+impl NewService {
+    /// Reads a definition, as `/v1/agent/service/register` takes it.
+    pub fn read(text: &str) -> Result<Self, Refused> {
+        Self::from_value(&json::read(text).map_err(|fault| Refused::Undecodable(fault.message))?)
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.service.read.id
+    }
+
+    fn from_value(value: &Value) -> Result<Self, Refused> {
+        let mut read = reading(value, |reader, value| reader.service(value))?;
+        if matches!(&read.address, Some(Host::Ip(ip)) if IpAddr::is_unspecified(ip)) {
+            return Err(Refused::Address);
+        }
+        let is_check = |key: &str| matches!(&*plain(key), "check" | "checks");
+        let mut written = to_json(value);
+        let fields = value.table().unwrap_or_default();
+        let declared = fields.iter().filter(|(key, _)| is_check(key)).flat_map(|(_, value)| value.items());
+        let declared = declared.filter(|value| value.kind != Kind::Null);
+        let checks = std::mem::take(&mut read.checks).into_iter().zip(declared).filter_map(|(check, value)| {
+            let mut check = Arc::into_inner(check)?;
+            check.service_id = Some(read.id.clone());
+            Some(Entry::of_check(check, value))
+        });
+        let checks = checks.collect();
+        if let Json::Object(fields) = &mut written {
+            fields.retain(|key, _| !is_check(key));
+        }
+        Ok(Self { service: Entry::new(read, written), checks })
+    }
+
+    fn bytes(&self) -> usize {
+        self.service.bytes + self.checks.iter().map(|check| check.bytes).sum::<usize>()
+    }
+}
+
+impl NewCheck {
+    /// Reads a definition, as `/v1/agent/check/register` takes it.
+    pub fn read(text: &str) -> Result<Self, Refused> {
+        Self::from_value(&json::read(text).map_err(|fault| Refused::Undecodable(fault.message))?)
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.0.read.id
+    }
+
+    /// Whose it is to be.
+    pub fn owner(&self) -> &Owner {
+        &self.0.read.service_id
+    }
+
+    fn from_value(value: &Value) -> Result<Self, Refused> {
+        let fields = value.table().unwrap_or_default();
+        let is_name = |(key, value): &(String, Value)| {
+            plain(key) == "name" && matches!(&value.kind, Kind::Text(text) if !text.is_empty())
+        };
+        if !fields.iter().any(is_name) {
+            return Err(Refused::NoCheckName);
+        }
+        let read = reading(value, |reader, value| reader.check(value, None))?;
+        Ok(Self(Entry::of_check(read, value)))
+    }
+}
+
+impl Registered {
+    /// Takes in a service. Its checks come with it; of two with one id the later counts. Here and below, what is returned
+    /// is whose state has changed.
+    pub fn put_service(
+        &mut self,
+        new: NewService,
+        others: OtherChecks,
+        files: &Files<Definition>,
+    ) -> Result<BTreeSet<Owner>, Refused> {
+        let id = new.service.read.id.clone();
+        if files.has_service(&id) {
+            return Err(Refused::ServiceOfFile(id.to_string()));
+        }
+        if let Some(check) = new.checks.iter().find(|check| files.has_check(&check.read.id)) {
+            return Err(Refused::CheckOfFile(check.read.id.to_string()));
+        }
+        let owner = Some(id);
+        if self.units.get(&owner).is_some_and(|unit| unit.is_like(&new, others)) {
+            return Ok(BTreeSet::new());
+        }
+        self.has_room_for(new.bytes())?;
+        if others == OtherChecks::Drop {
+            let known: Vec<_> =
+                self.units.get(&owner).into_iter().flat_map(|unit| unit.checks.keys()).cloned().collect();
+            known.iter().for_each(|id| drop(self.take_check(id)));
+        }
+        let mut changed = BTreeSet::from([owner.clone()]);
+        self.bytes += new.service.bytes;
+        let before = self.units.entry(owner).or_default().service.replace(new.service);
+        self.bytes -= before.map_or(0, |before| before.bytes);
+        changed.extend(new.checks.into_iter().filter_map(|check| self.add_check(check)));
+        Ok(changed)
+    }
+
+    /// Takes in a check.
+    pub fn put_check(&mut self, new: NewCheck, files: &Files<Definition>) -> Result<BTreeSet<Owner>, Refused> {
+        if files.has_check(new.id()) {
+            return Err(Refused::CheckOfFile(new.id().to_owned()));
+        }
+        let owner = new.owner().clone();
+        if let Some(id) = owner.as_deref().filter(|id| !self.is_there(id, files)) {
+            return Err(Refused::NoSuchService(id.to_owned()));
+        }
+        self.has_room_for(new.0.bytes)?;
+        let before = self.add_check(new.0);
+        Ok([owner].into_iter().chain(before).collect())
+    }
+
+    /// Takes out a service with its checks; one that is not there is no harm.
+    pub fn remove_service(&mut self, id: &str, files: &Files<Definition>) -> Result<BTreeSet<Owner>, Refused> {
+        if files.has_service(id) {
+            return Err(Refused::ServiceOfFile(id.to_owned()));
+        }
+        Ok(self.drop_service(id))
+    }
+
+    /// The same, whatever the files say.
+    pub fn drop_service(&mut self, id: &str) -> BTreeSet<Owner> {
+        let Some((owner, unit)) = self.units.remove_entry(&Some(Arc::from(id))) else { return BTreeSet::new() };
+        unit.checks.keys().for_each(|id| drop(self.owners.remove(id)));
+        self.bytes -= unit.service.map_or(0, |service| service.bytes);
+        self.bytes -= unit.checks.values().map(|check| check.bytes).sum::<usize>();
+        BTreeSet::from([owner])
+    }
+
+    /// Takes out a check; one that is not there is no harm.
+    pub fn remove_check(&mut self, id: &str, files: &Files<Definition>) -> Result<BTreeSet<Owner>, Refused> {
+        if files.has_check(id) {
+            return Err(Refused::CheckOfFile(id.to_owned()));
+        }
+        Ok(self.take_check(id).into_iter().collect())
+    }
+
+    /// Sets a service, or our own node, into maintenance for this reason, or ends it.
+    pub fn maintain(
+        &mut self,
+        owner: Owner,
+        reason: Option<&str>,
+        files: &Files<Definition>,
+    ) -> Result<BTreeSet<Owner>, Refused> {
+        if let Some(id) = owner.as_deref().filter(|id| !self.is_there(id, files)) {
+            return Err(Refused::NothingToMaintain(id.to_owned()));
+        }
+        let what = if owner.is_some() { "service" } else { "node" };
+        let default = format!(
+            "Maintenance mode is enabled for this {what}, but no reason was provided. This is a default message."
+        );
+        let unit = self.units.entry(owner.clone()).or_default();
+        unit.maintenance = reason.map(|reason| if reason.is_empty() { default.into() } else { reason.into() });
+        self.forget_if_empty(&owner);
+        Ok(BTreeSet::from([owner]))
+    }
+
+    /// Adds all that is registered to what the definition files say of our own node.
+    pub fn join(&self, files: &Files<Definition>, node: &NodeKey, set: &mut Set) {
+        self.join_files(files, node, set);
+        set.instances.extend(self.units.iter().filter_map(|(owner, unit)| unit.instance(owner, files, node)));
+    }
+
+    /// The same for some owners, to what the files say of them.
+    pub fn join_part<'a>(
+        &self,
+        files: &Files<Definition>,
+        node: &NodeKey,
+        owners: impl IntoIterator<Item = &'a Owner>,
+        part: &mut Part,
+    ) {
+        let mut set = Set { nodes: std::mem::take(&mut part.nodes), instances: std::mem::take(&mut part.instances) };
+        self.join_files(files, node, &mut set);
+        let units = owners.into_iter().filter_map(|owner| self.units.get_key_value(owner));
+        let added: Vec<_> = units.filter_map(|(owner, unit)| unit.instance(owner, files, node)).collect();
+        let ids: HashSet<&Arc<str>> = added.iter().map(|instance| &instance.registration.id).collect();
+        part.gone.retain(|gone| !ids.contains(&gone.id));
+        part.nodes = set.nodes;
+        part.instances = set.instances;
+        part.instances.extend(added);
+    }
+
+    /// The address of a service's own, if it has one.
+    pub fn address(&self, owner: &Owner) -> Option<&Host> {
+        self.units.get(owner)?.service.as_ref()?.read.address.as_ref()
+    }
+
+    /// The checks that are to be run, on our own node.
+    pub fn definitions<'a>(
+        &'a self,
+        files: &'a Files<Definition>,
+        identity: &Identity,
+    ) -> impl Iterator<Item = (CheckKey, &'a Arc<Definition>)> {
+        let node = identity.node().key();
+        self.units.iter().flat_map(move |(owner, unit)| unit.definitions(owner, files, &node))
+    }
+
+    /// Those of them that are an owner's.
+    pub fn definitions_of<'a>(
+        &'a self,
+        owner: &Owner,
+        files: &'a Files<Definition>,
+        identity: &Identity,
+    ) -> impl Iterator<Item = (CheckKey, &'a Arc<Definition>)> {
+        let node = identity.node().key();
+        let unit = self.units.get_key_value(owner);
+        unit.into_iter().flat_map(move |(owner, unit)| unit.definitions(owner, files, &node))
+    }
+
+    /// As it is kept while no process runs.
+    pub fn save(&self) -> Vec<u8> {
+        let units = || self.units.iter();
+        let services: Vec<&Json> = units().filter_map(|(_, unit)| Some(&unit.service.as_ref()?.written)).collect();
+        let checks: Vec<&Json> =
+            units().flat_map(|(_, unit)| unit.checks.values()).map(|entry| &entry.written).collect();
+        let maintenance: Vec<Json> = units()
+            .filter_map(|(owner, unit)| {
+                Some(json!({ "ServiceID": owner.as_deref(), "Reason": unit.maintenance.as_deref()? }))
+            })
+            .collect();
+        let all = json!({ "Version": VERSION, "Services": services, "Checks": checks, "Maintenance": maintenance });
+        let mut text = format!("{all:#}").into_bytes();
+        text.push(b'\n');
+        text
+    }
+
+    /// Reads what was saved, as much as is good; and says what is not.
+    pub fn restore(saved: &[u8]) -> (Self, Vec<String>) {
+        let mut registered = Self::default();
+        let text = String::from_utf8_lossy(saved);
+        let root = match json::read(&text) {
+            Ok(root) => root,
+            Err(fault) => return (registered, vec![fault.message]),
+        };
+        let files = Files::default();
+        let mut faults = Vec::new();
+        let fields = root.table().unwrap_or_default();
+        let listed = |name: &str| {
+            let list = fields.iter().find(|(key, _)| key == name).map(|(_, value)| value);
+            list.map(|list| if let Kind::List(items) = &list.kind { &items[..] } else { &[] })
+        };
+        let version = fields.iter().find(|(key, _)| key == "Version").map(|(_, version)| to_json(version));
+        let (Some(services), Some(checks), Some(maintenance)) =
+            (listed("Services"), listed("Checks"), listed("Maintenance"))
+        else {
+            return (registered, vec!["it holds no registrations".to_owned()]);
+        };
+        if version != Some(json!(VERSION)) {
+            faults.push("it is of another version".to_owned());
+        }
+        let mut note = |outcome: Result<BTreeSet<Owner>, Refused>| faults.extend(outcome.err().map(|e| e.to_string()));
+        for value in services {
+            let new = NewService::from_value(value);
+            note(new.and_then(|new| registered.put_service(new, OtherChecks::Keep, &files)));
+        }
+        for value in checks {
+            // A service that a file defined may be defined again.
+            note(NewCheck::from_value(value).map(|new| registered.add_check(new.0).into_iter().collect()));
+        }
+        for value in maintenance {
+            let value = to_json(value);
+            let (owner, reason) = (value["ServiceID"].as_str(), value["Reason"].as_str().unwrap_or_default());
+            registered.units.entry(owner.map(Into::into)).or_default().maintenance = Some(reason.into());
+        }
+        (registered, faults)
+    }
+
+    /// Adds what is registered to nodes and services that files define.
+    fn join_files(&self, files: &Files<Definition>, node: &NodeKey, set: &mut Set) {
+        let own_node = set.nodes.iter_mut().find(|own| own.key() == *node);
+        if let (Some(own), Some(unit)) = (own_node, self.units.get(&None)) {
+            Arc::make_mut(own).checks.extend(unit.checks(&None, files));
+        }
+        if self.units.is_empty() {
+            return;
+        }
+        for instance in &mut set.instances {
+            let owner = Some(instance.registration.id.clone());
+            if let Some(unit) = self.units.get(&owner) {
+                Arc::make_mut(instance).checks.extend(unit.checks(&owner, files));
+            }
+        }
+    }
+
+    /// Whether somebody has defined this service.
+    fn is_there(&self, id: &str, files: &Files<Definition>) -> bool {
+        files.has_service(id) || self.units.get(&Some(Arc::from(id))).is_some_and(|unit| unit.service.is_some())
+    }
+
+    fn has_room_for(&self, bytes: usize) -> Result<(), Refused> {
+        if self.bytes + bytes > MOST_BYTES { Err(Refused::Full) } else { Ok(()) }
+    }
+
+    /// Whose the check was before, if it was another's.
+    fn add_check(&mut self, check: Entry<definition::Check<Definition>>) -> Option<Owner> {
+        let (id, owner) = (check.read.id.clone(), check.read.service_id.clone());
+        let before = self.take_check(&id).filter(|before| *before != owner);
+        self.bytes += check.bytes;
+        self.owners.insert(id.clone(), owner.clone());
+        self.units.entry(owner).or_default().checks.insert(id, check);
+        before
+    }
+
+    fn take_check(&mut self, id: &str) -> Option<Owner> {
+        let owner = self.owners.remove(id)?;
+        if let Some(check) = self.units.get_mut(&owner).and_then(|unit| unit.checks.remove(id)) {
+            self.bytes -= check.bytes;
+        }
+        self.forget_if_empty(&owner);
+        Some(owner)
+    }
+
+    fn forget_if_empty(&mut self, owner: &Owner) {
+        let is_empty = |unit: &Unit| unit.service.is_none() && unit.checks.is_empty() && unit.maintenance.is_none();
+        if self.units.get(owner).is_some_and(is_empty) {
+            self.units.remove(owner);
+        }
+    }
+}
+
+impl Unit {
+    /// Whether registering this would change nothing.
+    fn is_like(&self, new: &NewService, others: OtherChecks) -> bool {
+        let is_known = |check: &Entry<definition::Check<Definition>>| {
+            self.checks.get(&check.read.id).is_some_and(|known| known.written == check.written)
+        };
+        self.service.as_ref().is_some_and(|service| service.written == new.service.written)
+            && new.checks.iter().all(is_known)
+            && (others == OtherChecks::Keep || self.checks.len() == new.checks.len())
+    }
+
+    /// The instance of a registered service, unless a file defines it.
+    fn instance(&self, owner: &Owner, files: &Files<Definition>, node: &NodeKey) -> Option<Arc<Instance>> {
+        let service = self.service.as_ref().filter(|service| !files.has_service(&service.read.id))?;
+        let registration = service.read.register(node.clone()).into();
+        Some(Instance { registration, checks: self.checks(owner, files).collect() }.into())
+    }
+
+    /// The checks that are to be run.
+    fn definitions<'a>(
+        &'a self,
+        owner: &'a Owner,
+        files: &'a Files<Definition>,
+        node: &NodeKey,
+    ) -> impl Iterator<Item = (CheckKey, &'a Arc<Definition>)> + use<'a> {
+        let node = node.clone();
+        let is_there = self.service.is_some() || owner.as_deref().is_none_or(|id| files.has_service(id));
+        self.running(files).filter(move |_| is_there).map(move |check| {
+            (CheckKey { node: node.clone(), service_id: owner.clone(), check: check.id.clone() }, &check.definition)
+        })
+    }
+
+    /// The checks that no file outranks.
+    fn running<'a>(&'a self, files: &'a Files<Definition>) -> impl Iterator<Item = &'a definition::Check<Definition>> {
+        // Of a registered service that a file defines as well, nothing is in force.
+        let is_outranked = self.service.as_ref().is_some_and(|service| files.has_service(&service.read.id));
+        let checks = self.checks.values().filter(move |_| !is_outranked).map(|entry| &entry.read);
+        checks.filter(|check| !files.has_check(&check.id))
+    }
+
+    /// What the catalog shows of them before they have run, and of maintenance.
+    fn checks<'a>(&'a self, owner: &Owner, files: &'a Files<Definition>) -> impl Iterator<Item = Check> {
+        let (id, name) = match owner {
+            Some(id) => (format!("_service_maintenance:{id}"), "Service Maintenance Mode"),
+            None => ("_node_maintenance".to_owned(), "Node Maintenance Mode"),
+        };
+        let maintenance = self.maintenance.as_ref().map(|reason| Check {
+            id: id.into(),
+            name: name.into(),
+            notes: reason.clone(),
+            kind: "maintenance".into(),
+            status: Status::Critical,
+            output: "".into(),
+        });
+        self.running(files).map(definition::Check::begin).chain(maintenance)
+    }
+}
+
+impl<T> Entry<T> {
+    fn new(read: T, written: Json) -> Self {
+        let bytes = written.to_string().len();
+        Self { read, written, bytes }
+    }
+}
+
+impl Entry<definition::Check<Definition>> {
+    /// Written so that it stands for itself, wherever it stood.
+    fn of_check(read: definition::Check<Definition>, value: &Value) -> Self {
+        let mut fields = match to_json(value) {
+            Json::Object(fields) => fields,
+            _ => Map::new(),
+        };
+        fields.retain(|key, _| !matches!(&*plain(key), "id" | "checkid" | "name" | "serviceid"));
+        fields.insert("CheckID".to_owned(), json!(&*read.id));
+        fields.insert("Name".to_owned(), json!(&*read.name));
+        if let Some(id) = &read.service_id {
+            fields.insert("ServiceID".to_owned(), json!(&**id));
+        }
+        Self::new(read, Json::Object(fields))
+    }
+}
+
+/// Reads a definition as one of a file is read, but for programs; the first fault counts.
+fn reading<T>(
+    value: &Value,
+    read: impl FnOnce(&mut Reader<'_, Definition>, &Value) -> Option<T>,
+) -> Result<T, Refused> {
+    let has_script = Cell::new(false);
+    let define = |value: &Value| {
+        let declaration = Declaration::deserialize(value).map_err(|fault| vec![fault])?;
+        if !declaration.args.is_empty() || declaration.script.is_some() {
+            has_script.set(true);
+        }
+        let fault = |problem: check::Problem| Fault { line: None, message: problem.to_string() };
+        declaration.define(Scripts::Refused).map_err(|problems| problems.into_iter().map(fault).collect())
+    };
+    let location = Location::file(Path::new("request"));
+    let mut reader = Reader { location, define: &define, errors: Vec::new(), unused: Vec::new() };
+    let read = read(&mut reader, value);
+    let fault = reader.errors.into_iter().next().map(|Error { problem, .. }| problem);
+    match (read, fault) {
+        _ if has_script.get() => Err(Refused::Script),
+        (_, Some(problem)) => Err(refusal(problem)),
+        (Some(read), None) => Ok(read),
+        (None, None) => Err(Refused::Undecodable("there is nothing in it".to_owned())),
+    }
+}
+
+fn refusal(problem: Problem) -> Refused {
+    match problem {
+        Problem::NoName => Refused::NoServiceName,
+        Problem::NamelessCheck => Refused::NoCheckName,
+        Problem::UnknownKey { key, .. } => Refused::Undecodable(format!("json: unknown field {key:?}")),
+        Problem::Check(problem) => Refused::Check(problem),
+        problem @ Problem::Shape { .. } => Refused::Undecodable(problem.to_string()),
+        problem => Refused::Service(problem.to_string()),
+    }
+}
+
+fn to_json(value: &Value) -> Json {
+    match &value.kind {
+        Kind::Null => Json::Null,
+        Kind::Flag(flag) => Json::Bool(*flag),
+        Kind::Number(number) => Json::Number(number.clone()),
+        Kind::Text(text) => Json::String(text.clone()),
+        Kind::List(items) => Json::Array(items.iter().map(to_json).collect()),
+        Kind::Table(fields) => Json::Object(fields.iter().map(|(key, value)| (key.clone(), to_json(value))).collect()),
+    }
+}
+
+/// What all definitions may take as text; in memory it is several times that.
+const MOST_BYTES: usize = 32 << 20;
+/// Of what is saved.
+const VERSION: u32 = 1;
+
+#[cfg(test)]
+#[path = "registered_tests.rs"]
+mod tests;

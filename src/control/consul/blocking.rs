@@ -1,0 +1,160 @@
+//! Blocking queries: whoever knows the present state waits for another.
+
+use std::{future::pending, time::Duration};
+
+use axum::{
+    http::{HeaderName, StatusCode},
+    response::Response,
+};
+use rand::RngExt;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::{Api, Refusal, Served, asked::Asked, json, views::View};
+use crate::catalog::{ServiceKey, Slot};
+
+/// What is said, and what that was made of.
+pub(super) struct Said {
+    basis: Basis,
+    body: Vec<u8>,
+}
+
+/// What a response is made of, and so by what another one is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Basis {
+    /// The instances of a service: an index.
+    Service(ServiceKey),
+    /// Anything: an index.
+    All,
+    /// Something of an agent's own, with this hash.
+    Hash(String),
+}
+
+/// What the next look at the catalog is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// To see whether there is anything new.
+    News,
+    /// To say what there is, new or not.
+    Last,
+}
+
+impl Said {
+    pub fn new(basis: Basis, body: Vec<u8>) -> Self {
+        Self { basis, body }
+    }
+}
+
+/// Answers, at once or when the answer is another than the one that is known, or after the time to wait.
+///
+/// A request that knows an index which is not ours has it from elsewhere, and is answered at once.
+pub(super) async fn answer(
+    api: &Api,
+    asked: &Asked,
+    view: impl Fn(&View<'_>) -> Result<Said, Refusal>,
+) -> Result<Response, Refusal> {
+    // As Consul does it, so that not all who came together come again together.
+    let jitter = asked.wait.mul_f64(rand::rng().random_range(0.0..JITTER));
+    let deadline = Instant::now() + asked.wait + jitter;
+    let mut look = if asked.index.is_some() || asked.hash.is_some() { Look::News } else { Look::Last };
+    let mut feed = api.feed.clone();
+    let mut place = None;
+    loop {
+        let served = feed.borrow_and_update().clone().ok_or_else(Refusal::no_catalog)?;
+        // Before the snapshot is looked at, so that no change is missed.
+        let mut changes = served.live.changes();
+        let basis = match look_at(&served, asked, look, &view)? {
+            Found::Answer(response) => return Ok(response),
+            Found::NoNews(basis) => basis,
+            Found::Older => continue,
+        };
+        if place.is_none() {
+            let full = |_| Refusal(StatusCode::TOO_MANY_REQUESTS, "Too many requests wait for a change".to_owned());
+            place = Some(api.waiting.try_acquire().map_err(full)?);
+        }
+        let change = async {
+            while changes.changed().await.is_ok() {
+                match &basis {
+                    Basis::Service(key) => {
+                        let index = served.index(served.live.last_change(Slot::of_service(key).index()));
+                        if asked.index.is_some_and(|known| known < index) {
+                            return;
+                        }
+                    }
+                    // What is made of everything changes often, and takes long to make.
+                    Basis::All | Basis::Hash(_) => return sleep(BREATH).await,
+                }
+            }
+            pending().await
+        };
+        tokio::select! {
+            () = change => {}
+            Ok(()) = feed.changed() => {}
+            () = sleep_until(deadline) => look = Look::Last,
+            () = api.closing.cancelled() => look = Look::Last,
+        }
+    }
+}
+
+enum Found {
+    Answer(Response),
+    /// What there is is known to whoever asks.
+    NoNews(Basis),
+    /// Somebody has looked at a later snapshot meanwhile.
+    Older,
+}
+
+fn look_at(
+    served: &Served,
+    asked: &Asked,
+    look: Look,
+    view: impl Fn(&View<'_>) -> Result<Said, Refusal>,
+) -> Result<Found, Refusal> {
+    let snapshot = served.live.load();
+    let version = snapshot.version();
+    // Another who asks the same may have looked already.
+    let since = served.memory.known(&asked.identity, version).filter(|_| look == Look::News);
+    if since.is_some_and(|since| Some(served.index(since)) == asked.index) {
+        return Ok(Found::NoNews(Basis::All));
+    }
+    let Said { basis, body } = view(&View::new(served, &snapshot, asked)?)?;
+    let index = match &basis {
+        Basis::Service(key) => served.slot_index(Slot::of_service(key), version),
+        Basis::All => match served.memory.since(&asked.identity, &body, version) {
+            Some(since) => served.index(since),
+            None => return Ok(Found::Older),
+        },
+        Basis::Hash(hash) if look == Look::News && asked.hash.as_ref() == Some(hash) => {
+            return Ok(Found::NoNews(basis));
+        }
+        Basis::Hash(hash) => {
+            let mut response = json(body);
+            response.headers_mut().extend(hash.parse().ok().map(|hash| (CONTENT_HASH, hash)));
+            return Ok(Found::Answer(response));
+        }
+    };
+    if look == Look::News && asked.index == Some(index) {
+        return Ok(Found::NoNews(basis));
+    }
+    Ok(Found::Answer(respond(asked, body, index)))
+}
+
+fn respond(asked: &Asked, body: Vec<u8>, index: u64) -> Response {
+    let consistency = if asked.get("stale").is_some() { "stale" } else { "leader" };
+    let mut response = json(body);
+    let fields = [
+        ("x-consul-effective-consistency", consistency.to_owned()),
+        ("x-consul-index", index.to_string()),
+        ("x-consul-knownleader", "true".to_owned()),
+        ("x-consul-lastcontact", "0".to_owned()),
+    ];
+    let read =
+        fields.into_iter().filter_map(|(name, value)| Some((HeaderName::from_static(name), value.parse().ok()?)));
+    response.headers_mut().extend(read);
+    response
+}
+
+/// The most that is waited longer than asked for, as a part of it.
+const JITTER: f64 = 1.0 / 16.0;
+/// How long changes are gathered before all of the catalog is looked at again.
+const BREATH: Duration = Duration::from_millis(100);
+const CONTENT_HASH: HeaderName = HeaderName::from_static("x-consul-contenthash");
