@@ -401,11 +401,11 @@ impl<D> Outcome<D> {
     }
 
     fn load_one(&mut self, path: &Path, define: Define<'_, D>) {
+        let stamp = Stamp::of(path).ok();
         // One that has gone says nothing any more; but if its folder is gone too, nobody knows what was meant.
-        if is_gone(path) && path.parent().is_some_and(Path::is_dir) {
+        if stamp.is_none() && is_gone(path) && path.parent().is_some_and(Path::is_dir) {
             return self.put(path, None);
         }
-        let stamp = Stamp::of(path).ok();
         let known = self.files.files.get(path);
         if known.is_some_and(|known| known.stamp.is_some() && known.stamp == stamp) {
             return;
