@@ -69,6 +69,11 @@ impl Metrics {
             declare.gauges("catalog_cut_off", "1 while we are cut off from all other hosts, whose instances are given as they were before.", &[], |b, put| put(&[], b.levels.catalog_cut_off.read())),
             declare.gauges("catalog_faults", "Faults of definition files, whose last good versions stay in service.", &[], |b, put| put(&[], b.levels.catalog_faults.read())),
 
+            declare.gauges("catalog_source_up", "1 while the source is followed, 0 while what it said last stays in service or nothing is known.", &["source"], |b, put| put(&["consul"], b.levels.catalog_source_up.read())),
+            declare.gauges("catalog_source_contact_timestamp_seconds", "When the source has answered last, since 1970; 0 for never.", &["source"], |b, put| put(&["consul"], b.levels.catalog_source_contact.read())),
+            declare.gauges("catalog_source_followed", "Services whose changes are followed at the source.", &["source"], |b, put| put(&["consul"], b.levels.catalog_source_followed.read())),
+            declare.counters("catalog_source_requests_total", "Requests to the source.", &["source", "result"], |b, put| b.levels.catalog_requests.put(["ok", "failed"], &mut |labels, value| put(&["consul", labels[0]], value))),
+
             declare.counters("daemon_reloads_total", "Reloads since the start.", &["result"], |b, put| b.levels.reloads.put(["ok", "failed"], put)),
             declare.gauges("daemon_last_reload_successful", "1 if the last reload, or the start, took effect.", &[], |b, put| put(&[], b.levels.last_reload_successful.read())),
             declare.gauges("daemon_last_reload_success_timestamp_seconds", "When the running configuration was loaded, since 1970.", &[], |b, put| put(&[], b.levels.last_reload_success.read())),
@@ -411,6 +416,13 @@ pub struct Levels {
     pub catalog_faults: Level,
     /// 1 while other hosts' instances are kept as they were, for we are cut off.
     pub catalog_cut_off: Level,
+    /// 1 while the source is followed.
+    pub catalog_source_up: Level,
+    /// When it has answered last, since 1970.
+    pub catalog_source_contact: Level,
+    /// Services that are followed there.
+    pub catalog_source_followed: Level,
+    catalog_requests: Split<2>,
     catalog_instances: Split<3>,
     catalog_checks: Split<3>,
     zone_files: Split<2>,
@@ -424,6 +436,11 @@ impl Levels {
     pub fn set_zone_files(&self, loaded: usize, faulty: usize) {
         self.zone_files.0[0].set(loaded as u64);
         self.zone_files.0[1].set(faulty as u64);
+    }
+
+    /// A request to a source has ended.
+    pub fn add_catalog_request(&self, is_ok: bool) {
+        self.catalog_requests.0[usize::from(!is_ok)].add(1);
     }
 
     /// How many instances, and how many checks, are passing, warning and critical.

@@ -11,7 +11,7 @@ use std::{
 use humantime_serde::re::humantime::format_duration;
 use serde::{Deserialize, Serialize};
 
-use super::{Identity, model::NodeKey, policy::Rules};
+use super::{Identity, model::NodeKey, policy::Rules, source::consul};
 use crate::wire::{Name, NameError};
 
 /// The discovery catalog, section `[catalog]`. It exists only if one of its sources does.
@@ -80,6 +80,9 @@ pub struct Config {
     pub files: Option<FilesConfig>,
     /// Consul's HTTP API, and what is registered over it. Applies at reload.
     pub api: ApiConfig,
+    /// A Consul agent as a source. Default: none. Applies at reload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consul: Option<consul::Config>,
     /// Which instances of a service are given, by its name. Default: every healthy one. Applies at reload.
     pub service: BTreeMap<String, Rules>,
 }
@@ -186,6 +189,16 @@ pub enum Problem {
         /// What is allowed.
         range: &'static str,
     },
+    /// A value of the section of an agent.
+    #[error("{key} of catalog.consul is {value}; choose {range}")]
+    Agent {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What is allowed.
+        range: &'static str,
+    },
     /// A value of a section of a service.
     #[error("{key} of service {service} is out of range; choose {range}")]
     ServiceOutOfRange {
@@ -211,6 +224,7 @@ impl Problem {
             Self::NotAName { key, .. } | Self::Unspeakable { key, .. } | Self::OutOfRange { key, .. } => key,
             Self::Root(key) => key,
             Self::EmptyToken => "api",
+            Self::Agent { .. } => "consul",
             Self::ServiceOutOfRange { .. } | Self::NothingToPrefer(_) => "service",
         }
     }
@@ -239,6 +253,7 @@ impl Default for Config {
             disable_compression: false,
             files: None,
             api: ApiConfig::default(),
+            consul: None,
             service: BTreeMap::new(),
         }
     }
@@ -253,6 +268,11 @@ impl Default for SoaConfig {
 impl Config {
     /// Whether there is anything that says what is in the catalog: without, there is none.
     pub fn has_source(&self) -> bool {
+        self.has_own_node() || self.consul.is_some()
+    }
+
+    /// Whether services may run on our own node.
+    pub fn has_own_node(&self) -> bool {
         self.files.is_some() || self.api.enable_registration
     }
 
@@ -287,6 +307,8 @@ impl Config {
         if self.api.token.as_ref().is_some_and(|token| token.0.is_empty()) {
             problems.push(Problem::EmptyToken);
         }
+        let of_agent = self.consul.iter().flat_map(consul::Config::problems);
+        problems.extend(of_agent.map(|(key, value, range)| Problem::Agent { key, value, range }));
         for (service, rules) in &self.service {
             let found = rules.out_of_range().into_iter();
             problems.extend(found.map(|(key, range)| Problem::ServiceOutOfRange {

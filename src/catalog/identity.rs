@@ -27,7 +27,7 @@ pub struct Identity {
     pub datacenter: String,
     /// Our node.
     pub node_name: String,
-    /// Its address.
+    /// Its address; unspecified where no service runs on our own node, and nobody knows the address.
     pub address: IpAddr,
     /// Its meta.
     pub node_meta: BTreeMap<String, String>,
@@ -87,14 +87,17 @@ impl Identity {
         };
         let either = |ours: &Option<String>, theirs: &Option<String>| ours.clone().or_else(|| theirs.clone());
         let node_name = either(&config.node_name, &agent.node_name).unwrap_or_else(|| system.hostname.clone());
-        if node_name.is_empty() {
+        // Where others know all services, nobody asks for our own node.
+        let is_needed = config.has_own_node() || config.consul.is_none();
+        if node_name.is_empty() && is_needed {
             return Err(Unknown::NoName);
         }
         let private: Vec<_> = system.addresses.iter().filter(|address| address.is_private()).collect();
         let address = match (config.address.or(agent.address), &private[..]) {
             (Some(address), _) => address,
             (None, [only]) => IpAddr::V4(**only),
-            (None, several) => return Err(Unknown::NoAddress(several.len())),
+            (None, several) if is_needed => return Err(Unknown::NoAddress(several.len())),
+            (None, _) => Ipv4Addr::UNSPECIFIED.into(),
         };
         Ok(Self {
             domain: match said("domain", &config.domain, &agent.domain)? {

@@ -15,6 +15,7 @@ mod names;
 pub mod policy;
 mod records;
 mod registry;
+mod remote;
 mod snapshot;
 pub mod source;
 mod subject;
@@ -27,4 +28,5 @@ pub use model::{
 };
 pub use names::{Said, Verdict};
 pub use registry::{Changes, CheckKey, Outcome, Outcomes, Part, Registry, Set, SourceId};
+pub use remote::{Found, Held, News, Standing};
 pub use snapshot::{SLOTS, Service, Slot, Snapshot, Tally};

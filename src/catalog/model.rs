@@ -185,6 +185,8 @@ pub enum Kind {
     Ingress,
     /// A prepared query of this name finds them.
     Query,
+    /// Not instances, but the node of this name: so one of another datacenter is asked for.
+    Node,
 }
 
 impl NodeKey {

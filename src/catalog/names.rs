@@ -13,7 +13,9 @@ use std::{
 use super::{
     health::Status,
     model::{Host, Kind, Node, NodeKey, ServiceKey},
+    policy::Rules,
     records::{address_label, address_record, meta_records, prefer, read_reverse_name, srv_record, wants},
+    remote::Grasp,
     snapshot::{Given, Holder, Slot, Snapshot},
     subject::Subject,
 };
@@ -69,23 +71,27 @@ impl Snapshot {
     ///
     /// `serial` is the serial of SOA records, which with Consul is the time. `random` chooses where one of several must
     /// be chosen here.
-    pub fn answer(&self, question: &Question, serial: u32, random: u32, _now: Moment) -> Said {
+    pub fn answer(&self, question: &Question, serial: u32, random: u32, now: Moment) -> Said {
         let mut lookup = Lookup {
             snapshot: self,
             question,
             domain: self.settings.domain_of(&question.qname),
             serial,
             random,
+            now,
             depth: 0,
             slots: Vec::new(),
             shape: Shape { admits_cuts: self.settings.admits_cuts, ..Shape::default() },
             volatile: false,
+            until: None,
+            followed: None,
+            instead: None,
         };
         let verdict = lookup.answer().map_or(Verdict::Pass, Verdict::Answer);
-        let Lookup { mut slots, shape, volatile, .. } = lookup;
+        let Lookup { mut slots, shape, volatile, until, followed, instead, .. } = lookup;
         slots.sort_unstable();
         slots.dedup();
-        Said { verdict, slots, shape, volatile, until: None, followed: None }
+        Said { verdict: instead.unwrap_or(verdict), slots, shape, volatile, until, followed }
     }
 }
 
@@ -106,11 +112,17 @@ struct Lookup<'a> {
     domain: Option<&'a Name>,
     serial: u32,
     random: u32,
+    now: Moment,
     /// How many names led here.
     depth: usize,
     slots: Vec<Slot>,
     shape: Shape,
     volatile: bool,
+    until: Option<Moment>,
+    /// What an agent elsewhere has told of, and is to know that it is asked for.
+    followed: Option<ServiceKey>,
+    /// What is to be said in place of an answer, for something is not held.
+    instead: Option<Verdict>,
 }
 
 impl Lookup<'_> {
@@ -130,7 +142,12 @@ impl Lookup<'_> {
             Subject::Virtual { name, datacenter } => {
                 self.virtual_address(&ServiceKey::new(Kind::Service, self.datacenter(&datacenter), &name))
             }
-            Subject::Node { name, datacenter } => self.node(&NodeKey::new(self.datacenter(&datacenter), &name)),
+            Subject::Node { name, datacenter } => {
+                self.node(&ServiceKey::new(Kind::Node, self.datacenter(&datacenter), &name))
+            }
+            Subject::Query { name, datacenter } => {
+                self.query(&ServiceKey::new(Kind::Query, self.datacenter(&datacenter), &name))
+            }
             Subject::Address(address) => Some(self.address(address)),
         };
         Some(match answer {
@@ -147,7 +164,9 @@ impl Lookup<'_> {
 
     /// The answer for a service; without a record if there is none of the type, `None` if there is no such name.
     fn service(&mut self, key: &ServiceKey, tag: Option<&str>, srv_only: bool) -> Option<Answer> {
-        self.slots.push(Slot::of(key));
+        if !self.holds(key) {
+            return None;
+        }
         let snapshot = self.snapshot;
         let given = snapshot.given(snapshot.services.get(key)?, tag);
         if given.is_empty() {
@@ -155,11 +174,70 @@ impl Lookup<'_> {
         }
         let ttl = snapshot.settings.service_ttl(key.name());
         Some(match self.question.qtype {
-            Rtype::NS | Rtype::SOA => Answer::default(),
-            Rtype::SRV => self.service_srv(&given, ttl),
-            _ if srv_only => Answer::default(),
-            _ => self.service_addresses(&given, ttl),
+            _ if srv_only && self.question.qtype != Rtype::SRV => Answer::default(),
+            _ => self.instances(&given, ttl),
         })
+    }
+
+    /// The answer for a prepared query, which an agent has executed: its order is kept, for the nearest come first, and
+    /// its choice is its own.
+    fn query(&mut self, key: &ServiceKey) -> Option<Answer> {
+        if !self.holds(key) {
+            return None;
+        }
+        let snapshot = self.snapshot;
+        let found = snapshot.remote.as_ref()?.found(key)?;
+        let given: Vec<Given> = found
+            .instances
+            .iter()
+            .map(|(node, instance)| Given { instance, node: Some(node), status: node.status().max(instance.status()) })
+            .collect();
+        if given.is_empty() {
+            return None;
+        }
+        let ttl = found.ttl.unwrap_or_else(|| snapshot.settings.service_ttl(&found.service.to_lowercase()));
+        let mut answer = self.instances(&given, ttl);
+        // Records that may not rotate may be cut from the end, which is where the farthest are.
+        if let Some(most) = self.shape.most.filter(|_| answer.answer.iter().all(|record| record.rtype != Rtype::CNAME))
+        {
+            answer.answer.truncate(most.into());
+        }
+        self.shape.rotating = 0..0;
+        self.shape.glue.clear();
+        Some(answer)
+    }
+
+    /// The records of instances, of the type that is asked for.
+    fn instances(&mut self, given: &[Given], ttl: u32) -> Answer {
+        match self.question.qtype {
+            Rtype::NS | Rtype::SOA => Answer::default(),
+            Rtype::SRV => self.service_srv(given, ttl),
+            _ => self.service_addresses(given, ttl),
+        }
+    }
+
+    /// Whether an answer can be made of what the catalog holds of this. If it cannot, it is noted what is to be said
+    /// instead.
+    fn holds(&mut self, key: &ServiceKey) -> bool {
+        self.slots.push(Slot::of(key));
+        let snapshot = self.snapshot;
+        let Some(remote) = &snapshot.remote else { return true };
+        let instead = match remote.grasp(key, self.now) {
+            Grasp::Known(until) => {
+                self.until = self.until.into_iter().chain(until).min();
+                if until.is_some() {
+                    self.followed.get_or_insert_with(|| key.clone());
+                }
+                return true;
+            }
+            // What another source holds is all there is.
+            Grasp::Lost if snapshot.knows(key) => return true,
+            Grasp::Lost if snapshot.is_ruled(key) => Verdict::Fail(LOST),
+            Grasp::Lost => Verdict::Forward,
+            Grasp::Unasked => Verdict::Wait(key.clone()),
+        };
+        self.instead.get_or_insert(instead);
+        false
     }
 
     /// An address of each instance; the name of one if there is no instance with an address.
@@ -235,7 +313,9 @@ impl Lookup<'_> {
 
     /// The address by which the mesh knows a service.
     fn virtual_address(&mut self, key: &ServiceKey) -> Option<Answer> {
-        self.slots.push(Slot::of(key));
+        if !self.holds(key) {
+            return None;
+        }
         let mut instances = self.snapshot.services.get(key)?.instances.iter();
         let tagged = instances.find_map(|instance| instance.registration.tagged.get("consul-virtual"))?;
         let address = tagged.address.ip()?;
@@ -245,9 +325,13 @@ impl Lookup<'_> {
     }
 
     /// The address of a node and its meta. Its health does not matter.
-    fn node(&mut self, key: &NodeKey) -> Option<Answer> {
-        self.slots.push(Slot::of(key));
-        let node = self.snapshot.nodes.get(key)?;
+    fn node(&mut self, key: &ServiceKey) -> Option<Answer> {
+        let node_key = NodeKey::new(key.datacenter(), key.name());
+        self.slots.push(Slot::of(&node_key));
+        if !self.holds(key) {
+            return None;
+        }
+        let node = self.snapshot.nodes.get(&node_key)?;
         let (qtype, ttl) = (self.question.qtype, self.snapshot.settings.node_ttl);
         let mut answer = match prefer(qtype, Some(&node.address), &node.tagged) {
             _ if !matches!(qtype, Rtype::A | Rtype::AAAA | Rtype::ANY | Rtype::CNAME) => Answer::default(),
@@ -371,11 +455,16 @@ impl Lookup<'_> {
             depth: self.depth + 1,
             slots: Vec::new(),
             shape: Shape { glue: Vec::new(), ..self.shape.clone() },
+            followed: None,
+            instead: None,
             ..*self
         };
         let answer = lookup.answer();
         self.slots.append(&mut lookup.slots);
         self.volatile |= lookup.volatile;
+        self.until = lookup.until;
+        self.instead = self.instead.take().or(lookup.instead);
+        self.followed = self.followed.take().or(lookup.followed);
         if self.question.qtype != Rtype::SRV {
             self.shape = lookup.shape;
         }
@@ -461,6 +550,23 @@ impl Lookup<'_> {
     }
 }
 
+impl Snapshot {
+    /// Whether there is anything of this, from whichever source.
+    fn knows(&self, key: &ServiceKey) -> bool {
+        match key.kind() {
+            Kind::Node => self.nodes.contains_key(&NodeKey::new(key.datacenter(), key.name())),
+            _ => self.services.contains_key(key),
+        }
+    }
+
+    /// Whether a policy or a guard decides, or has decided, what is given of this.
+    fn is_ruled(&self, key: &ServiceKey) -> bool {
+        let is_written = || self.settings.rules.get(key.name()).is_some_and(Rules::rules_anything);
+        let is_remembered = || self.remote.as_ref().is_some_and(|remote| remote.was_ruled(key));
+        key.kind() == Kind::Service && (is_written() || is_remembered())
+    }
+}
+
 impl Given<'_> {
     fn weight(&self) -> u16 {
         let weights = self.instance.registration.weights;
@@ -478,6 +584,8 @@ fn name_in(parts: &[&str], domain: &Name) -> Option<Name> {
     labels.into_iter().rev().try_fold(domain.clone(), |name, label| name.child(label.as_bytes()).ok())
 }
 
+/// Why there is no answer for a service under a policy or a guard while its source is lost.
+const LOST: &str = "the catalog's source is lost, and nobody else applies the policy of this service";
 /// How many names in a row are followed here.
 const MAX_DEPTH: usize = 3;
 

@@ -18,6 +18,7 @@ use super::{
     health::Status,
     model::{Check, Host, Instance, InstanceKey, Kind, Node, NodeKey, ServiceKey},
     policy::{Candidate, Health, Rules, State},
+    remote::Remote,
     snapshot::{Chosen, Holder, Service, Slot, Snapshot, Tally},
 };
 use crate::clock::Moment;
@@ -193,6 +194,43 @@ impl Registry {
         }
         self.add(source, set, outcomes, &mut touched);
         self.commit(touched, now)
+    }
+
+    /// Takes in nodes that a source knows now, and such as it knows no more.
+    pub(super) fn publish_nodes(
+        &mut self,
+        source: SourceId,
+        put: Vec<Arc<Node>>,
+        gone: Vec<NodeKey>,
+        now: Moment,
+    ) -> Changes {
+        let mut touched = Touched::default();
+        for node in put {
+            self.put_node(source, node.key(), Some(node), Outcomes::Published, &mut touched);
+        }
+        for key in gone {
+            self.put_node(source, key, None, Outcomes::Published, &mut touched);
+        }
+        self.commit(touched, now)
+    }
+
+    /// What is known at an agent elsewhere, if one is followed.
+    pub(super) fn remote_mut(&mut self) -> &mut Option<Remote> {
+        &mut self.snapshot.remote
+    }
+
+    /// Voids answers that were made of these, though nothing in the catalog is changed.
+    pub(super) fn void(&mut self, slots: impl IntoIterator<Item = Slot>) {
+        let mut slots = slots.into_iter().peekable();
+        if slots.peek().is_some() {
+            self.void.extend(slots);
+            self.snapshot.version += 1;
+        }
+    }
+
+    /// The services under a policy or a guard.
+    pub(super) fn ruled_services<C: FromIterator<ServiceKey>>(&self) -> C {
+        self.policies.keys().cloned().collect()
     }
 
     /// Takes in the outcome of a check. One that is not known any more changes nothing.

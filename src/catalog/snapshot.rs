@@ -16,6 +16,7 @@ use super::{
     Settings,
     health::Status,
     model::{Instance, InstanceKey, Kind, Node, NodeKey, ServiceKey},
+    remote::Remote,
 };
 
 /// The catalog at one moment.
@@ -27,6 +28,8 @@ pub struct Snapshot {
     pub(super) services: HashTrieMapSync<ServiceKey, Arc<Service>, RandomState>,
     pub(super) holders: RedBlackTreeSetSync<(IpAddr, Holder)>,
     pub(super) tally: Tally,
+    /// What is known at an agent elsewhere, if one is followed.
+    pub(super) remote: Option<Remote>,
 }
 
 /// How many are passing, warning and critical.
@@ -119,6 +122,7 @@ impl Snapshot {
             services: HashTrieMapSync::new_with_hasher_and_ptr_kind(RandomState::default()),
             holders: RedBlackTreeSetSync::new_sync(),
             tally: Tally::default(),
+            remote: None,
         }
     }
 

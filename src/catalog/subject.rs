@@ -28,6 +28,11 @@ pub(super) enum Subject {
         name: String,
         datacenter: Option<String>,
     },
+    /// A prepared query.
+    Query {
+        name: String,
+        datacenter: Option<String>,
+    },
     Address(IpAddr),
     Nothing,
 }
@@ -63,8 +68,14 @@ impl Subject {
             b"ingress" => Kind::Ingress,
             b"virtual" => return Some(Self::Virtual { name: text(&[last])?, datacenter }),
             b"node" => return Some(Self::Node { name: text(payload)?, datacenter }),
-            // Prepared queries are Consul's to execute.
-            b"query" => return None,
+            b"query" => {
+                // `_name._tcp` is for the sake of RFC 2782; every other name may hold dots.
+                let name = match payload {
+                    [name, protocol] if name.starts_with(b"_") && protocol.starts_with(b"_") => text(&[&name[1..]])?,
+                    _ => text(payload)?,
+                };
+                return Some(Self::Query { name, datacenter });
+            }
             _ => Kind::Service,
         };
         let (name, tag) = match (kind, payload) {
@@ -133,6 +144,9 @@ mod tests {
             ("_web._udp.service", service(Some("udp"), "web", None)),
             ("_web.tcp.service", service(Some("_web"), "tcp", None)),
             ("x._web._tcp.service", service(Some("x._web"), "_tcp", None)),
+            ("a.b.query", Subject::Query { name: "a.b".into(), datacenter: None }),
+            ("_web._tcp.query.dc1", Subject::Query { name: "web".into(), datacenter: Some("dc1".into()) }),
+            ("query", Subject::Nothing),
             ("web.service.a.b", Subject::Nothing),
             ("b\u{fc}cher.service", Subject::Nothing), // what text would escape
             ("a b.service", Subject::Nothing),

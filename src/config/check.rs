@@ -77,7 +77,9 @@ impl Check<'_> {
     pub fn domains(&mut self, config: &Config) {
         let zones = config.zone.iter().filter(|zone| zone.mode == zone::Mode::Zone).map(|zone| &zone.apex);
         for (key, domain) in catalog_domains(&config.catalog) {
-            let suffixes = config.forward.iter().flat_map(|rule| &rule.suffixes);
+            // While an agent that is followed is lost, somebody else may be asked.
+            let forwards = config.forward.iter().filter(|_| config.catalog.consul.is_none());
+            let suffixes = forwards.flat_map(|rule| &rule.suffixes);
             let suffixes = suffixes.chain(config.refuse.iter().flat_map(|rule| &rule.suffixes));
             let claims = suffixes.map(|text| ("suffix", text)).chain(zones.clone().map(|text| ("apex", text)));
             for (what, text) in claims.filter(|(_, text)| text.get_ref().parse().is_ok_and(|name: Name| name == domain))
@@ -171,11 +173,11 @@ enum Claim {
 
 /// The names that the catalog claims, if there is one, each with the key that says so. Definition files may say otherwise
 /// where the configuration says nothing; what they say is not known here.
-fn catalog_domains(catalog: &catalog::Config) -> Vec<(&'static str, Name)> {
+pub fn catalog_domains(catalog: &catalog::Config) -> impl Iterator<Item = (&'static str, Name)> {
     let domain = catalog.domain.as_deref().unwrap_or(CONSUL);
     let domains = [("domain", Some(domain)), ("alt_domain", catalog.alt_domain.as_deref())];
     let domains = domains.into_iter().filter(|_| catalog.has_source());
-    domains.filter_map(|(key, text)| Some((key, text?.parse().ok()?))).collect()
+    domains.filter_map(|(key, text)| Some((key, text?.parse().ok()?)))
 }
 
 /// Port 0 is whatever is free.

@@ -19,7 +19,9 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use crate::{
-    cache, catalog, control, forward,
+    cache,
+    catalog::{self, source::consul},
+    control, forward,
     location::Location,
     server,
     wire::{Name, NameError},
@@ -182,15 +184,25 @@ impl Source {
                 None => Upstreams::Unknown,
             };
         }
-        let consul = read_name(&unwritten(CONSUL)).expect("a constant that is a name");
-        // With a catalog, we are the ones who know.
-        if !config.catalog.has_source() && !config.claims(&consul) {
-            let agent = SocketAddr::from((Ipv4Addr::LOCALHOST, CONSUL_PORT));
-            config.forward.push(rule(CONSUL, &[agent]));
+        // With a catalog of our own, we are the ones who know; while an agent that is followed is lost, its DNS is asked.
+        let catalog = &config.catalog;
+        let agents = catalog.consul.as_ref().map_or_else(|| vec![Ipv4Addr::LOCALHOST.into()], consul::Config::hosts);
+        let agents: Vec<_> = agents.into_iter().map(|ip| SocketAddr::new(ip, CONSUL_PORT)).collect();
+        let names: Vec<String> = match (catalog.has_source(), &catalog.consul) {
+            (true, None) => Vec::new(),
+            (true, Some(_)) => check::catalog_domains(catalog).map(|(_, name)| name.to_string()).collect(),
+            (false, _) => vec![CONSUL.to_owned()],
+        };
+        for name in &names {
+            if read_name(&unwritten(name)).is_some_and(|suffix| !config.claims(&suffix)) {
+                config.forward.push(rule(name, &agents));
+            }
         }
         // What Consul no longer says of its services is not to be believed.
-        let speaks_for_consul =
-            |rule: &&mut forward::Config| rule.suffixes.iter().filter_map(read_name).any(|suffix| suffix == consul);
+        let names: Vec<Name> = names.iter().filter_map(|name| read_name(&unwritten(name))).collect();
+        let speaks_for_consul = |rule: &&mut forward::Config| {
+            rule.suffixes.iter().filter_map(read_name).any(|suffix| names.contains(&suffix))
+        };
         for rule in config.forward.iter_mut().filter(speaks_for_consul) {
             rule.serve_stale.get_or_insert(Duration::ZERO);
         }
@@ -215,7 +227,9 @@ impl Config {
         let paths = self.zones.hosts.iter_mut().chain(self.zone.iter_mut().map(|zone| &mut zone.file));
         let paths = paths.chain(self.forward.iter_mut().filter_map(|rule| rule.ca_file.as_mut()));
         let definitions = self.catalog.files.iter_mut().map(|files| &mut files.directory);
-        for path in paths.chain(&mut self.zones.directory).chain(definitions).chain(self.server.paths_mut()) {
+        let of_agent = self.catalog.consul.iter_mut().flat_map(consul::Config::paths_mut);
+        let paths = paths.chain(&mut self.zones.directory).chain(definitions).chain(of_agent);
+        for path in paths.chain(self.server.paths_mut()) {
             *path = folder.join(&*path);
         }
     }

@@ -70,6 +70,7 @@ fn reference_is_the_default_and_mentions_every_key() {
         ("catalog", keys::<catalog::Config>()),
         ("catalog.soa", keys::<catalog::SoaConfig>()),
         ("catalog.files", keys::<catalog::FilesConfig>()),
+        ("catalog.consul", keys::<consul::Config>()),
         ("catalog.service.galeradb", keys::<catalog::policy::Rules>()),
         ("cache", keys::<cache::Config>()),
         ("control", keys::<control::Config>()),
@@ -128,6 +129,13 @@ fn a_default_rule_gives_way_to_whoever_claims_its_suffix() {
         ("[[zone]]\napex = 'consul'\nfile = 'x'\nmode = 'overlay'", default), // lets through what it does not hold
         ("[[refuse]]\nsuffixes = ['dc1.consul']", default),
         ("[catalog.files]\ndirectory = 'x'", &[]), // we are the ones who know
+        ("[catalog.consul]", default),             // asked while the agent is lost
+        ("[catalog.consul]\naddress = 'http://192.0.2.7:8500'", &["consul. 192.0.2.7:8600"]),
+        ("[catalog]\ndomain = 'lab'\n[catalog.consul]", &["lab. 127.0.0.1:8600"]),
+        (
+            "[catalog.consul]\n[[forward]]\nsuffixes = ['consul']\nupstreams = ['192.0.2.1:8600']",
+            &["consul. 192.0.2.1:8600"],
+        ),
     ] {
         assert_eq!(routes(&load(text, Overrides::default()).unwrap()), expected, "{text}");
     }

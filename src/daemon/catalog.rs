@@ -1,7 +1,8 @@
-//! The catalog while the daemon runs: its definition files, what is registered, its checks, and what becomes of them.
+//! The catalog while the daemon runs: its definition files, what is registered, its checks, an agent's news, and what becomes
+//! of them.
 //!
-//! The checks' news, and what policies have put off, are taken in by a task; files and settings by whoever reloads. Both
-//! change the registry under one lock, and what it has become is published as a snapshot before they let go of it.
+//! The news of checks and agents, and what policies have put off, are taken in by tasks; files and settings by whoever
+//! reloads. All change the registry under one lock, and what it has become is published as a snapshot before they let go of it.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -20,16 +21,18 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    agent::Follower,
     guard::{self, Guard, Remote, Verdict},
     registrations::{Place, Registrations},
 };
 use crate::{
     catalog::{
-        ApiConfig, CheckKey, Config, Identity, Instance, InstanceKey, Live, Outcomes, Registry, Settings, SourceId,
-        System,
+        ApiConfig, CheckKey, Config, Identity, Instance, InstanceKey, Live, News, Outcomes, Registry, Set, Settings,
+        SourceId, Standing, System,
         check::{self, Declaration, Definition, Dialer, Event, Limits, Link, Runner, Scripts},
         health::Status,
         source::{
+            consul,
             file::{self, Owner, Scope},
             value::{Fault, Value},
         },
@@ -46,6 +49,7 @@ type Files = file::Files<Definition>;
 /// A catalog in service; it ends when this is dropped.
 pub(super) struct Catalog {
     shared: Arc<Shared>,
+    follower: Follower,
     closing: CancellationToken,
     orders: mpsc::Sender<Order>,
     /// When it came into service, in milliseconds since 1970.
@@ -54,11 +58,11 @@ pub(super) struct Catalog {
 
 /// What configuration and definition files come to.
 pub(super) struct Plan {
+    config: Config,
     pub(super) files: Arc<Files>,
     identity: Identity,
     settings: Settings,
-    /// For how long the last set is kept while we are cut off.
-    cut_off_hold: Duration,
+    agent: Option<consul::Agent>,
     /// All addresses of this host.
     own: HashSet<IpAddr>,
     /// In what the files may differ from these.
@@ -99,6 +103,8 @@ pub(super) struct State {
     /// Services whose checks were critical for too long, by their ids.
     deregistered: HashSet<Arc<str>>,
     guard: Guard,
+    /// Who the agent is that is followed, once it has said so.
+    introduction: Option<consul::Introduction>,
 }
 
 pub(super) struct Known {
@@ -108,8 +114,8 @@ pub(super) struct Known {
     remote: Option<Remote>,
 }
 
-/// Loads the definition files of a configuration, if it has any. What has not changed is taken from `running`, and so is
-/// what was good before; what is not in the scope is not looked at.
+/// Loads the files that a configuration of a catalog names, if it has a source. What has not changed is taken from
+/// `running`, and so is what was good before; what is not in the scope is not looked at.
 pub(super) fn load(config: &Config, running: Option<&Catalog>, scope: Scope<'_>) -> Option<Loaded> {
     if !config.has_source() {
         return None;
@@ -118,32 +124,36 @@ pub(super) fn load(config: &Config, running: Option<&Catalog>, scope: Scope<'_>)
         let state = catalog.shared.state.lock();
         (state.plan.files.clone(), state.plan.identity.clone())
     });
-    let (files, identity) = previous.unzip();
-    let outcome = match &config.files {
-        Some(source) => {
-            let scripts = if source.enable_script_checks { Scripts::Allowed } else { Scripts::Refused };
-            Files::load(&source.directory, files.as_deref(), scope, &|value| define(value, scripts))
-        }
-        None => file::Outcome::default(),
-    };
-    let mut faults: Vec<String> = outcome.faults.iter().map(ToString::to_string).collect();
+    let (previous, identity) = previous.unzip();
+    let (mut files, mut faults, mut changed, mut unused) =
+        (Files::default(), Vec::new(), HashSet::new(), BTreeSet::new());
+    if let Some(source) = &config.files {
+        let scripts = if source.enable_script_checks { Scripts::Allowed } else { Scripts::Refused };
+        let outcome = Files::load(&source.directory, previous.as_deref(), scope, &|value| define(value, scripts));
+        faults.extend(outcome.faults.iter().map(ToString::to_string));
+        (files, changed, unused) = (outcome.files, outcome.changed, outcome.unused);
+    }
     let system = System::read();
-    let identity = match Identity::new(config, &outcome.files.agent(), &system) {
+    let identity = match Identity::new(config, &files.agent(), &system) {
         Ok(identity) => Some(identity),
         Err(unknown) => {
             faults.push(unknown.to_string());
             identity
         }
     };
-    let plan = identity.map(|identity| Plan {
+    let agent = config.consul.as_ref().map(|section| consul::Agent::new(section, config.max_stale)).transpose();
+    faults.extend(agent.as_ref().err().map(ToString::to_string));
+    let plan = identity.zip(agent.ok()).map(|(identity, agent)| Plan {
+        config: config.clone(),
         settings: config.settings(&identity),
-        files: outcome.files.into(),
-        cut_off_hold: config.cut_off_hold,
+        // What has changed is told of the same folder only.
+        since: previous.filter(|_| config.files.is_some()).map(|files| (files, changed)),
+        files: files.into(),
         own: guard::own_addresses(&system.addresses).into_iter().chain([identity.address.to_canonical()]).collect(),
         identity,
-        since: files.filter(|_| config.files.is_some()).map(|files| (files, outcome.changed)),
+        agent,
     });
-    Some(Loaded { plan, faults, unused: outcome.unused })
+    Some(Loaded { plan, faults, unused })
 }
 
 /// A check of a definition file.
@@ -155,11 +165,12 @@ fn define(value: &Value, scripts: Scripts) -> Result<Definition, Vec<Fault>> {
 
 impl Catalog {
     /// Takes a catalog into service. Its tasks are among `tasks`, and end with `stopping`.
-    pub fn start(plan: Plan, metrics: Arc<Metrics>, tasks: &TaskTracker, stopping: &CancellationToken) -> Self {
+    pub fn start(mut plan: Plan, metrics: Arc<Metrics>, tasks: &TaskTracker, stopping: &CancellationToken) -> Self {
         let (runner, news) = Runner::new(Dialer::new(), Limits::default());
-        let registry = Registry::new(plan.settings.clone());
-        // Files are all there from the start: nobody has to ask for what is in them.
-        let (live, _) = Live::new(registry.snapshot());
+        let agent = plan.agent.take();
+        let mut registry = Registry::new(plan.settings.clone());
+        registry.follow(CONSUL, agent.is_some(), Moment::now());
+        let (live, wishes) = Live::new(registry.snapshot());
         let shared = Arc::new(Shared {
             live: live.into(),
             runner,
@@ -172,13 +183,15 @@ impl Catalog {
                 running: HashMap::new(),
                 deregistered: HashSet::new(),
                 guard: Guard::default(),
+                introduction: None,
             }),
             changed: Notify::new(),
             unsaved: Notify::new(),
-            metrics,
+            metrics: metrics.clone(),
         });
         let closing = stopping.child_token();
         let (orders, heard) = mpsc::channel(ORDERS);
+        let follower = Follower::new(wishes, metrics, tasks.clone(), closing.clone());
         shared.publish(|state| state.register(&shared.runner));
         tasks.spawn({
             let (shared, closing) = (shared.clone(), closing.clone());
@@ -190,7 +203,9 @@ impl Catalog {
                 )
             }
         });
-        Self { shared, closing, orders, began: unix_millis() }
+        let catalog = Self { shared, follower, closing, orders, began: unix_millis() };
+        catalog.follow(agent);
+        catalog
     }
 
     /// Keeps registrations at this place.
@@ -203,6 +218,26 @@ impl Catalog {
         let before = before.filter(|served| served.is_for(&self.shared.live, config)).cloned();
         let live = || self.shared.live.clone();
         before.unwrap_or_else(|| Served::new(live(), self.orders.clone(), config.clone(), self.began).into())
+    }
+
+    /// Follows this agent, or none. One that is followed already goes on.
+    fn follow(&self, agent: Option<consul::Agent>) {
+        if agent.as_ref().is_some_and(|agent| self.follower.follows(agent)) {
+            return;
+        }
+        let mut standing = Standing::Lost;
+        self.shared.publish(|state| {
+            let now = Moment::now();
+            state.registry.follow(CONSUL, agent.is_some(), now);
+            state.introduction = state.introduction.take().filter(|_| agent.is_some());
+            if state.registry.snapshot().standing().is_some_and(|standing| standing != Standing::Lost) {
+                // What the last has said remains until the next has spoken.
+                standing = Standing::Away;
+                state.registry.hear(CONSUL, News::Standing(standing), now);
+            }
+        });
+        let shared = self.shared.clone();
+        self.follower.replace(agent, standing, move |event| shared.hear(event));
     }
 
     /// Where its answers come from, from now on.
@@ -222,8 +257,9 @@ impl Catalog {
 
     /// Takes over another plan. Checks that stay the same go on, and states outlive their definitions. Whether its domains
     /// are others now.
-    pub fn adopt(&self, plan: Plan) -> bool {
+    pub fn adopt(&self, mut plan: Plan) -> bool {
         let domains = self.shared.live.load().settings().domains().to_vec();
+        self.follow(plan.agent.take());
         self.shared.publish(|state| state.adopt(plan, &self.shared.runner));
         domains != self.shared.live.load().settings().domains()
     }
@@ -243,6 +279,21 @@ impl Shared {
         state.registry.publish_to(&self.live);
         drop(state);
         self.changed.notify_one();
+    }
+
+    /// Takes in what an agent says.
+    fn hear(&self, event: consul::Event) {
+        match event {
+            consul::Event::Agent(agent) => self.publish(|state| {
+                if state.introduce(agent) {
+                    state.register(&self.runner);
+                }
+            }),
+            consul::Event::News(news) => self.publish(|state| {
+                let now = Moment::now();
+                news.into_iter().for_each(|news| state.registry.hear(CONSUL, news, now));
+            }),
+        }
     }
 
     /// Takes in what the checks find, and does in time what policies have put off.
@@ -282,7 +333,8 @@ impl Shared {
 }
 
 impl State {
-    fn adopt(&mut self, plan: Plan, runner: &Runner) {
+    fn adopt(&mut self, mut plan: Plan, runner: &Runner) {
+        plan.introduce(self.introduction.as_ref());
         if plan.settings != self.plan.settings {
             self.registry.reconfigure(plan.settings.clone(), Moment::now());
         }
@@ -307,7 +359,8 @@ impl State {
         let now = Moment::now();
         let Plan { files, identity, .. } = &self.plan;
         let is_in = |id: Option<&Arc<str>>| id.is_none_or(|id| !self.deregistered.contains(id));
-        let mut set = files.set(identity);
+        // Our own node is there for the sake of what runs on it.
+        let mut set = if self.plan.config.has_own_node() { files.set(identity) } else { Set::default() };
         set.instances.retain(|instance: &Arc<Instance>| is_in(Some(&instance.registration.id)));
         let registered = self.registrations.registered();
         registered.join(files, &identity.node().key(), &mut set);
@@ -379,6 +432,29 @@ impl State {
         self.checks.insert(key.check.clone(), Known { key, status: event.status, remote });
     }
 
+    /// The agent says who it is: names without a datacenter mean its own, unless we are told otherwise. Whether that changes
+    /// who we are.
+    fn introduce(&mut self, agent: consul::Introduction) -> bool {
+        if self.introduction.as_ref() == Some(&agent) {
+            return false;
+        }
+        let domains = self.plan.settings.domains();
+        if !agent.domain.is_empty() && !agent.domain.parse().is_ok_and(|domain| domains.contains(&domain)) {
+            // Names go astray if they are known to be ours only after somebody has asked for them.
+            tracing::warn!(
+                domain = agent.domain,
+                "the agent's domain is another; set catalog.domain if ours is to be that"
+            );
+        }
+        self.plan.introduce(Some(&agent));
+        self.introduction = Some(agent);
+        let is_changed = self.plan.settings != *self.registry.snapshot().settings();
+        if is_changed {
+            self.registry.reconfigure(self.plan.settings.clone(), Moment::now());
+        }
+        is_changed
+    }
+
     pub(super) fn take_in(&mut self, event: Event, shared: &Shared) {
         let Some(known) = self.checks.get_mut(&event.id.check) else { return };
         let (node, service) = (known.key.node.name(), known.key.service_id.clone());
@@ -417,13 +493,13 @@ impl State {
     /// Sees whether we are cut off from all other hosts; what their checks say is not believed then. Whether anything is
     /// believed otherwise now.
     fn look_out(&mut self, shared: &Shared) -> bool {
-        if self.plan.cut_off_hold.is_zero() && self.guard.held().is_empty() {
+        if self.plan.config.cut_off_hold.is_zero() && self.guard.held().is_empty() {
             return false;
         }
         let now = Moment::now();
         let seen = shared.runner.sightings(|check| self.checks.get(&check.id.check)?.remote.as_ref()?.way());
         let cut_off = guard::cut_off(seen, shared.upstreams());
-        let verdict = self.guard.judge(cut_off, self.plan.cut_off_hold, now);
+        let verdict = self.guard.judge(cut_off, self.plan.config.cut_off_hold, now);
         match verdict {
             None => {}
             Some(Verdict::CutOff(since)) => {
@@ -477,6 +553,16 @@ impl Shared {
     }
 }
 
+impl Plan {
+    fn introduce(&mut self, agent: Option<&consul::Introduction>) {
+        let is_told = self.config.datacenter.is_some() || self.files.agent().datacenter.is_some();
+        if let Some(agent) = agent.filter(|agent| !is_told && !agent.datacenter.is_empty()) {
+            self.identity.datacenter.clone_from(&agent.datacenter);
+            self.settings = self.config.settings(&self.identity);
+        }
+    }
+}
+
 fn check_of((key, definition): &(CheckKey, Arc<Definition>)) -> check::Check {
     check::Check { id: id_of(key), service: key.service_id.clone(), definition: definition.clone() }
 }
@@ -487,7 +573,8 @@ pub(super) fn id_of(key: &CheckKey) -> check::Id {
 
 /// How often it is looked whether we are cut off, or no longer: not at all while any other host answers.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// The only source as yet: our own node, by the definition files and by what is registered.
+/// Of two sources that contradict each other the first is believed. Our own node, by the definition files and by what is registered.
 const FILES: SourceId = SourceId(0);
 /// So many orders may wait to be carried out.
 const ORDERS: usize = 1024;
+const CONSUL: SourceId = SourceId(2);

@@ -4,6 +4,7 @@
 //! or nothing; changed files of local data are taken in by themselves, a faulty one's last good version staying in
 //! service. SIGTERM and SIGINT stop: what is asked already is still replied to.
 
+mod agent;
 mod catalog;
 mod guard;
 mod http;
@@ -33,9 +34,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::catalog::Catalog;
 use crate::{
     cache::{Cache, Epoch},
-    catalog::source::file::Scope,
+    catalog::{Live, Standing, source::file::Scope},
     clock::{Moment, unix_seconds},
     config::{Loaded, Refused, Upstreams},
     control, forward,
@@ -44,7 +46,6 @@ use crate::{
     server::{self, Connections, Face, Identity, Service},
     sys, zone,
 };
-use catalog::Catalog;
 use http::Http;
 use listen::Listener;
 use watch::Watch;
@@ -118,6 +119,7 @@ struct Open {
 struct Status {
     upstreams_unknown: bool,
     default_group: Option<Arc<forward::Group>>,
+    catalog: Option<Arc<Live>>,
     faulty_files: Vec<String>,
     is_stopping: bool,
 }
@@ -495,6 +497,7 @@ impl Daemon {
         let mut status = self.status.lock();
         status.upstreams_unknown = self.loaded.upstreams == Upstreams::Unknown;
         status.default_group = default.and_then(|index| self.groups.get(index).cloned());
+        status.catalog = self.catalog.as_ref().map(Catalog::live);
         status.faulty_files.clone_from(&self.faults);
     }
 
@@ -585,6 +588,10 @@ impl Status {
         {
             let named: Vec<String> = group.upstreams().iter().map(|upstream| upstream.url().to_string()).collect();
             missing.push(format!("every upstream of \".\" is down: {}", named.join(", ")));
+        }
+        if self.catalog.as_ref().is_some_and(|catalog| catalog.load().standing() == Some(Standing::Lost)) {
+            missing
+                .push("nothing is known of the agent in [catalog.consul], or too old; its names are forwarded".into());
         }
         missing.extend(self.faulty_files.iter().cloned());
         missing

@@ -8,6 +8,7 @@ mod clients;
 mod consul;
 mod consul_api;
 mod consul_equality;
+mod consul_source;
 mod control_api;
 mod cut_off;
 mod equality;

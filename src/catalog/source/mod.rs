@@ -1,5 +1,6 @@
 //! Where a catalog comes from. A source reads or follows what others know, and gives it as a `catalog::Set`: all it knows.
 
+pub mod consul;
 mod definition;
 pub mod file;
 mod hcl;

@@ -2,6 +2,7 @@
 //!
 //! Nothing here sleeps in hope: whoever waits, waits for an event, and a deadline turns its absence into a failure.
 
+pub mod agent;
 pub mod catalog;
 pub mod client;
 pub mod daemon;

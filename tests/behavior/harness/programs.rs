@@ -11,7 +11,9 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{Message, exchange_udp, free_address, free_port, http, netns::Netns, query, require, run, wait_until};
+use super::{
+    Message, exchange_udp, free_address, free_port, http, netns::Netns, query, require, run, signal, wait_until,
+};
 
 /// A server that runs until this is dropped.
 pub struct Program {
@@ -128,8 +130,18 @@ impl Drop for Program {
 /// A Consul agent that is its own only server, on the usual ports of an address of its own.
 pub struct Consul {
     ip: IpAddr,
+    arguments: Vec<String>,
     child: Child,
     folder: TempDir,
+}
+
+/// What an agent finds of its past when it starts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// Nothing.
+    None,
+    /// Its state, in a folder.
+    Kept,
 }
 
 impl Consul {
@@ -140,25 +152,51 @@ impl Consul {
 
     /// The same with the definition files of a folder.
     pub fn start_with(config: &str, definitions: Option<&Path>, netns: Option<&Netns>) -> Option<Self> {
+        Some(Self::launch(config, definitions, Memory::None, netns)?.await_leader(netns))
+    }
+
+    /// As `start`, with a state that it finds again when it is restarted.
+    pub fn with_memory(config: &str) -> Option<Self> {
+        Some(Self::launch(config, None, Memory::Kept, None)?.await_leader(None))
+    }
+
+    fn launch(config: &str, definitions: Option<&Path>, memory: Memory, netns: Option<&Netns>) -> Option<Self> {
         let consul = require::program("consul")?;
         let ip = if netns.is_some() { Ipv4Addr::LOCALHOST.into() } else { free_address().ip() };
         let folder = folder_with(&[]);
-        let base = r#"{"node_name": "monitor", "datacenter": "dc1", "disable_host_node_id": true}"#;
+        // Consul finds a node by the beginning of its id, too: no name of a test may happen to be one.
+        let base = r#"{"node_name": "monitor", "datacenter": "dc1",
+            "node_id": "f00f00f0-0f00-4f00-8f00-f00f00f00f00"}"#;
         fs::write(folder.path().join("base.json"), base).unwrap();
         fs::write(folder.path().join("agent.json"), config).unwrap();
         let mut command = match netns {
             Some(netns) => netns.command(&consul.display().to_string()),
             None => Command::new(&consul),
         };
-        command.args(["agent", "-dev", &format!("-bind={ip}"), &format!("-client={ip}"), "-serf-wan-port=-1"]);
+        let mut arguments = vec!["agent".to_owned()];
+        match memory {
+            Memory::None => arguments.push("-dev".to_owned()),
+            Memory::Kept => arguments.extend([
+                "-server".to_owned(),
+                "-bootstrap-expect=1".to_owned(),
+                format!("-data-dir={}", folder.path().join("data").display()),
+                // What `-dev` says of it.
+                "-hcl=performance { raft_multiplier = 1 }".to_owned(),
+            ]),
+        }
+        arguments.extend([format!("-bind={ip}"), format!("-client={ip}"), "-serf-wan-port=-1".to_owned()]);
         // Of two that say something the later has the word.
-        command.arg("-config-file").arg(folder.path().join("base.json"));
-        command.args(definitions.iter().flat_map(|folder| [Path::new("-config-dir"), folder]));
-        command.arg("-config-file").arg(folder.path().join("agent.json"));
+        arguments.push(format!("-config-file={}", folder.path().join("base.json").display()));
+        arguments.extend(definitions.map(|folder| format!("-config-dir={}", folder.display())));
+        arguments.push(format!("-config-file={}", folder.path().join("agent.json").display()));
+        command.args(&arguments);
         let child = logged(&mut command, folder.path());
-        let mut agent = Self { ip, child, folder };
+        Some(Self { ip, arguments, child, folder })
+    }
+
+    fn await_leader(mut self, netns: Option<&Netns>) -> Self {
         wait_until("a Consul with a leader", START_LIMIT, || {
-            let status = agent.child.try_wait().unwrap();
+            let status = self.child.try_wait().unwrap();
             assert!(status.is_none(), "Consul ended: {status:?}");
             let leader = match netns {
                 Some(netns) => {
@@ -166,11 +204,11 @@ impl Consul {
                     let output = netns.command("curl").args(["-s", url]).output().unwrap();
                     String::from_utf8_lossy(&output.stdout).into_owned()
                 }
-                None => http::request(agent.http(), "GET", "/v1/status/leader", "").ok()?.1,
+                None => http::request(self.http(), "GET", "/v1/status/leader", "").ok()?.1,
             };
             leader.contains(':').then_some(())
         });
-        Some(agent)
+        self
     }
 
     /// Its address.
@@ -188,17 +226,14 @@ impl Consul {
         SocketAddr::new(self.ip, 8500)
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Registers a node, service or check in the catalog, as agents on other hosts do.
     #[track_caller]
     pub fn register(&self, body: &str) {
         self.put("/v1/catalog/register", body);
-    }
-
-    /// PUT on its HTTP API.
-    #[track_caller]
-    pub fn put(&self, path: &str, body: &str) {
-        let (status, text) = http::request(self.http(), "PUT", path, body).unwrap();
-        assert_eq!(status, 200, "{path}: {text}");
     }
 
     /// GET on its HTTP API, of what it says in JSON.
@@ -208,12 +243,52 @@ impl Consul {
         assert_eq!(status, 200, "{path}: {text}");
         serde_json::from_str(&text).unwrap()
     }
+
+    /// PUT on its HTTP API.
+    #[track_caller]
+    pub fn put(&self, path: &str, body: &str) {
+        self.request("PUT", path, body);
+    }
+
+    /// Creates a prepared query, and gives its id.
+    #[track_caller]
+    pub fn create_query(&self, body: &str) -> String {
+        let text = self.request("POST", "/v1/query", body);
+        text.split('"').nth(3).unwrap_or_else(|| panic!("{text}")).to_owned()
+    }
+
+    #[track_caller]
+    fn request(&self, method: &str, path: &str, body: &str) -> String {
+        let (status, text) = http::request(self.http(), method, path, body).unwrap();
+        assert_eq!(status, 200, "{method} {path}: {text}");
+        text
+    }
+
+    /// Ends it without a farewell.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts it again after `kill`, and does not wait for anything.
+    pub fn restart(&mut self) {
+        let consul = require::program("consul").expect("it has been started before");
+        self.child = logged(Command::new(consul).args(&self.arguments), self.folder.path());
+    }
+
+    /// The process is there and does nothing.
+    pub fn freeze(&self) {
+        signal(self.pid(), "STOP");
+    }
+
+    pub fn thaw(&self) {
+        signal(self.pid(), "CONT");
+    }
 }
 
 impl Drop for Consul {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
         if thread::panicking() {
             show_log(self.folder.path());
         }

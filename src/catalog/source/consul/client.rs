@@ -1,0 +1,308 @@
+//! Requests to an agent: on connections that are kept, and bounded in number.
+//!
+//! An agent closes the door to a client that holds 200 connections. A connection serves one request at a time, and a
+//! request that waits for a change occupies its own; so there are as many as there are requests, and no more than
+//! [`MOST_CONNECTIONS`].
+
+use std::{
+    fs,
+    future::pending,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Request, header};
+use http_body_util::{BodyExt, Empty};
+use hyper::{
+    body::Incoming,
+    client::conn::http1::{self, SendRequest},
+};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::Semaphore,
+};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{
+        self, ClientConfig, RootCertStore,
+        crypto::ring,
+        pki_types::{
+            CertificateDer, PrivateKeyDer, ServerName,
+            pem::{self, PemObject},
+        },
+    },
+};
+use url::Url;
+
+use super::{
+    Config, Fault,
+    api::{Reply, Response, What},
+    config::host_of,
+};
+
+/// What sends requests to the agents of one section.
+pub(super) struct Client {
+    config: Config,
+    tls: Option<TlsConnector>,
+    /// Connections that wait for a request, each with the place of its address.
+    idle: Mutex<Vec<(usize, Connection)>>,
+    permits: Semaphore,
+}
+
+/// What is wrong with the files that the section `[catalog.consul]` names.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// A file that cannot be used.
+    #[error("catalog.consul.{key}: {file}: {cause}; name a readable file in PEM format")]
+    Pem {
+        /// The key that names it.
+        key: &'static str,
+        /// The file.
+        file: PathBuf,
+        /// Why not.
+        cause: pem::Error,
+    },
+    /// Certificates or keys that TLS refuses.
+    #[error("catalog.consul: the certificates or the key cannot be used: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The token.
+    #[error("catalog.consul.token_file: {file}: {cause}; make it readable for this user")]
+    Token {
+        /// The file.
+        file: PathBuf,
+        /// Why not.
+        cause: io::Error,
+    },
+}
+
+struct Connection {
+    sender: SendRequest<Empty<Bytes>>,
+    /// Whoever waits for a response drives it.
+    driver: Pin<Box<Driver>>,
+    is_open: bool,
+}
+
+type Driver = http1::Connection<TokioIo<Box<dyn Stream>>, Empty<Bytes>>;
+
+/// A stream with TLS or without.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+impl Client {
+    /// Reads the files that the section names.
+    pub fn new(config: &Config) -> Result<Self, FileError> {
+        config.read_token()?;
+        let needs_tls = config.address.urls().iter().any(|url| url.scheme() == "https");
+        let tls = needs_tls.then(|| tls_config(config)).transpose()?;
+        Ok(Self {
+            config: config.clone(),
+            tls: tls.map(|config| TlsConnector::from(Arc::new(config))),
+            idle: Mutex::new(Vec::new()),
+            permits: Semaphore::new(MOST_CONNECTIONS),
+        })
+    }
+
+    /// Asks the agent at this place among the addresses; `after` is the index that the response has to exceed.
+    pub async fn ask(&self, place: usize, what: &What, after: Option<u64>) -> Result<Response, Fault> {
+        let _permit = self.permits.acquire().await.map_err(|_| Fault::Closed)?;
+        let url = self.config.address.urls().get(place).ok_or(Fault::Closed)?;
+        let request = || self.request(url, &what.path(&self.config, after));
+        let kept = {
+            let mut idle = self.idle.lock();
+            let place = idle.iter().rposition(|(of, connection)| *of == place && !connection.sender.is_closed());
+            place.map(|place| idle.swap_remove(place).1)
+        };
+        let outcome = match kept {
+            // The agent may have closed it while nobody looked: then it has not seen the request.
+            Some(mut connection) => match connection.exchange(request()?).await {
+                Err(Fault::Http(_)) => None,
+                outcome => Some((connection, outcome)),
+            },
+            None => None,
+        };
+        let (connection, outcome) = match outcome {
+            Some(outcome) => outcome,
+            None => {
+                let mut connection = self.connect(url).await?;
+                let outcome = connection.exchange(request()?).await;
+                (connection, outcome)
+            }
+        };
+        let (parts, body) = outcome?;
+        {
+            let mut idle = self.idle.lock();
+            idle.retain(|(of, _)| *of == place);
+            if connection.is_open && idle.len() < MOST_IDLE {
+                idle.push((place, connection));
+            }
+        }
+        let status = parts.status.as_u16();
+        let index = parts.headers.get(INDEX).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        if !parts.status.is_success() {
+            let reply = what.read_denial(status, &body);
+            let text = || String::from_utf8_lossy(&body[..body.len().min(200)]).trim().to_owned();
+            return reply
+                .map(|reply| Response { reply, index: index.unwrap_or(0) })
+                .ok_or_else(|| Fault::Status { status, text: text() });
+        }
+        let reply = what.read(&body)?;
+        let needs_index = matches!(reply, Reply::Services(_) | Reply::Nodes(_) | Reply::Members(_));
+        match index {
+            None if needs_index => Err(Fault::NoIndex),
+            index => Ok(Response { reply, index: index.unwrap_or(0) }),
+        }
+    }
+
+    fn request(&self, url: &Url, path: &str) -> Result<Request<Empty<Bytes>>, Fault> {
+        let host = &url[url::Position::BeforeHost..url::Position::AfterPort];
+        let prefix = url.path().trim_end_matches('/');
+        let mut request = Request::get(format!("{prefix}{path}")).header(header::HOST, host);
+        if let Some(token) = self.config.read_token().map_err(|error| Fault::Token(error.to_string()))? {
+            let mut value = HeaderValue::from_str(&token).map_err(|_| Fault::Token("not a token".to_owned()))?;
+            value.set_sensitive(true);
+            request = request.header(TOKEN, value);
+        }
+        request.body(Empty::new()).map_err(|error| Fault::Request(error.to_string()))
+    }
+
+    async fn connect(&self, url: &Url) -> Result<Connection, Fault> {
+        let host = host_of(url);
+        let port = url.port_or_known_default().unwrap_or(8500);
+        let mut outcome = Err(Fault::Resolve(host.to_owned()));
+        for ip in resolve(host) {
+            let address = SocketAddr::new(ip, port);
+            outcome = TcpStream::connect(address).await.map_err(|cause| Fault::Connect { address, cause });
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        let stream = outcome?;
+        // Requests are one packet, and wait for nothing.
+        stream.set_nodelay(true).map_err(Fault::Io)?;
+        let stream: Box<dyn Stream> = match &self.tls {
+            Some(tls) if url.scheme() == "https" => {
+                let name = self.config.server_name.as_deref().unwrap_or(host).to_owned();
+                let name = ServerName::try_from(name).map_err(|error| Fault::Tls(io::Error::other(error)))?;
+                Box::new(tls.connect(name, stream).await.map_err(Fault::Tls)?)
+            }
+            _ => Box::new(stream),
+        };
+        let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(Fault::http)?;
+        Ok(Connection { sender, driver: Box::pin(driver), is_open: true })
+    }
+}
+
+impl Connection {
+    async fn exchange(&mut self, request: Request<Empty<Bytes>>) -> Result<(http::response::Parts, Bytes), Fault> {
+        let exchange = async {
+            self.sender.ready().await.map_err(Fault::http)?;
+            let response = self.sender.send_request(request).await.map_err(Fault::http)?;
+            let (parts, body) = response.into_parts();
+            Ok((parts, read(body).await?))
+        };
+        let (driver, is_open) = (&mut self.driver, &mut self.is_open);
+        tokio::select! {
+            outcome = exchange => outcome,
+            // What the connection ends with is told to the exchange, which may have got all it wanted.
+            never = async { let _ = driver.await; *is_open = false; pending().await } => never,
+        }
+    }
+}
+
+async fn read(mut body: Incoming) -> Result<Bytes, Fault> {
+    let mut read = bytes::BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(Fault::http)?.into_data() else { continue };
+        if read.len() + data.len() > MOST_BODY_BYTES {
+            return Err(Fault::TooLong);
+        }
+        read.extend_from_slice(&data);
+    }
+    Ok(read.freeze())
+}
+
+/// The addresses of a host: itself if it is one, else what the hosts file says. Nobody else is asked: he might be us.
+pub(super) fn resolve(host: &str) -> Vec<IpAddr> {
+    if let Ok(ip) = host.parse() {
+        return vec![ip];
+    }
+    let mut found = find_host(&fs::read_to_string("/etc/hosts").unwrap_or_default(), host);
+    if found.is_empty() && host.eq_ignore_ascii_case("localhost") {
+        found = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    }
+    found
+}
+
+fn find_host(hosts: &str, host: &str) -> Vec<IpAddr> {
+    let lines = hosts.lines().map(|line| line.split('#').next().unwrap_or_default().split_whitespace());
+    let found = lines.filter_map(|mut words| {
+        let ip = words.next()?.parse().ok()?;
+        words.any(|word| word.eq_ignore_ascii_case(host)).then_some(ip)
+    });
+    found.collect()
+}
+
+fn tls_config(config: &Config) -> Result<ClientConfig, FileError> {
+    let mut roots = RootCertStore::empty();
+    match &config.ca_file {
+        Some(file) => {
+            for authority in certificates("ca_file", file)? {
+                roots.add(authority)?;
+            }
+        }
+        None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots);
+    Ok(match (&config.cert_file, &config.key_file) {
+        (Some(certificate), Some(key)) => {
+            let chain = certificates("cert_file", certificate)?;
+            let key = PrivateKeyDer::from_pem_file(key).map_err(|cause| FileError::Pem {
+                key: "key_file",
+                file: key.clone(),
+                cause,
+            })?;
+            builder.with_client_auth_cert(chain, key)?
+        }
+        _ => builder.with_no_client_auth(),
+    })
+}
+
+fn certificates(key: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
+    let error = |cause| FileError::Pem { key, file: file.to_owned(), cause };
+    let found: Vec<_> = CertificateDer::pem_file_iter(file).and_then(Iterator::collect).map_err(error)?;
+    if found.is_empty() { Err(error(pem::Error::NoItemsFound)) } else { Ok(found) }
+}
+
+const INDEX: HeaderName = HeaderName::from_static("x-consul-index");
+const TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
+/// Every service that is followed, what is followed always, and some for all else.
+pub(super) const MOST_CONNECTIONS: usize = super::plan::MOST_FOLLOWED + 3 + super::plan::MOST_FETCHES;
+const MOST_IDLE: usize = 8;
+/// Ten times the greatest catalog that anybody has spoken of.
+const MOST_BODY_BYTES: usize = 256 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_found_in_the_hosts_file_alone() {
+        let hosts = "127.0.0.1 localhost # agent\n192.0.2.7\tagent.example Agent\n2001:db8::7 agent\n";
+        assert_eq!(find_host(hosts, "agent").len(), 2);
+        assert_eq!(find_host(hosts, "AGENT.example"), ["192.0.2.7".parse::<IpAddr>().unwrap()]);
+        assert_eq!(find_host(hosts, "other"), [] as [IpAddr; 0]);
+        assert_eq!(resolve("2001:db8::1"), ["2001:db8::1".parse::<IpAddr>().unwrap()]);
+        assert!(!resolve("localhost").is_empty());
+        assert_eq!(resolve("no.such.host.example"), [] as [IpAddr; 0]);
+    }
+}

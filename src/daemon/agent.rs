@@ -1,0 +1,62 @@
+//! The Consul agent that the catalog follows, if it follows one.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    catalog::{
+        Standing, Wish,
+        source::consul::{Agent, Event},
+    },
+    metrics::Metrics,
+};
+
+/// Who follows the agent; another agent takes its place at a reload.
+pub(super) struct Follower {
+    /// Whoever follows has the receiver for as long.
+    wishes: Arc<tokio::sync::Mutex<mpsc::Receiver<Wish>>>,
+    running: Mutex<Option<(Arc<Agent>, CancellationToken)>>,
+    tasks: TaskTracker,
+    metrics: Arc<Metrics>,
+    closing: CancellationToken,
+}
+
+impl Follower {
+    /// One that follows nobody yet. Its tasks are among `tasks`, and end with `closing`.
+    pub fn new(
+        wishes: mpsc::Receiver<Wish>,
+        metrics: Arc<Metrics>,
+        tasks: TaskTracker,
+        closing: CancellationToken,
+    ) -> Self {
+        let wishes = Arc::new(wishes.into());
+        Self { wishes, running: Mutex::new(None), tasks, metrics, closing }
+    }
+
+    /// Whether this agent is followed already.
+    pub fn follows(&self, agent: &Agent) -> bool {
+        self.running.lock().as_ref().is_some_and(|(running, _)| running.is_like(agent))
+    }
+
+    /// Follows this agent, or none, in place of the last. `standing` is how the catalog stands to what the last has said.
+    pub fn replace(&self, agent: Option<Agent>, standing: Standing, tell: impl Fn(Event) + Send + Sync + 'static) {
+        let mut running = self.running.lock();
+        if let Some((_, closing)) = running.take() {
+            closing.cancel();
+        }
+        let levels = self.metrics.levels();
+        levels.catalog_source_up.set(0);
+        levels.catalog_source_followed.set(0);
+        let Some(agent) = agent.map(Arc::new) else { return };
+        let closing = self.closing.child_token();
+        *running = Some((agent.clone(), closing.clone()));
+        let (wishes, metrics) = (self.wishes.clone(), self.metrics.clone());
+        self.tasks.spawn(async move {
+            let mut wishes = wishes.lock().await;
+            agent.run(&mut wishes, standing, tell, &metrics, closing).await;
+        });
+    }
+}
