@@ -71,6 +71,7 @@ fn reference_is_the_default_and_mentions_every_key() {
         ("catalog.soa", keys::<catalog::SoaConfig>()),
         ("catalog.files", keys::<catalog::FilesConfig>()),
         ("catalog.consul", keys::<consul::Config>()),
+        ("catalog.api", keys::<catalog::ApiConfig>()),
         ("catalog.service.galeradb", keys::<catalog::policy::Rules>()),
         ("cache", keys::<cache::Config>()),
         ("control", keys::<control::Config>()),
