@@ -230,7 +230,7 @@ impl Entry {
         } else {
             Ttls::Fixed(STALE_TTL_SECS)
         };
-        Found { view, ttls, state, origin: self.origin(), marks }
+        Found { view, ttls, state, origin: self.origin(), marks, is_nodata: self.is_nodata() }
     }
 
     /// What it was made of.

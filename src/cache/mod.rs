@@ -51,6 +51,8 @@ pub struct Found<'a> {
     pub origin: Origin,
     /// What it was made of.
     pub marks: MarksView<'a>,
+    /// It says that the name lacks the type that was asked for.
+    pub is_nodata: bool,
 }
 
 /// What may be done with a found response.

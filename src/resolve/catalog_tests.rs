@@ -175,7 +175,7 @@ fn a_name_without_one_type_waits_for_its_sister_that_is_open() {
         question: Default::default(),
         way: Way::Datagram { listener: 0, peer: "127.0.0.1:9".parse().unwrap(), local: None },
     };
-    cluster.bench.resolver.inflight.join(&party, NOW, Some(waiter), || None::<()>);
+    cluster.bench.resolver.inflight.join(&party, NOW, Some(waiter), |_| None::<()>);
     let Asked::Wait(_, job) = cluster.bench.ask("web.service.consul", Rtype::AAAA) else { panic!("an answer") };
     assert!(settled(cluster.bench.resolver.resume(job, NOW, &mut rand::rng())).is_empty(), "it is held back");
 }

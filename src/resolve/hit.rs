@@ -4,7 +4,7 @@
 
 use rand::Rng;
 
-use super::{Client, Miss, Resolver};
+use super::{Client, Miss, Resolver, inflight::Party};
 use crate::{
     cache::{Found, Key, Origin, State, Variant},
     clock::Moment,
@@ -60,11 +60,24 @@ impl Resolver {
         let variant =
             Variant { dnssec_ok: query.dnssec_ok(), checking_disabled: query.checking_disabled(), view: DEFAULT_VIEW };
         let key = Key::new(query.qname(), query.qtype(), query.qclass(), variant);
-        let party = Asking { key: &key, asker: &asker, question: query.question_bytes(), client };
-        match self.reply_from_cache(party, now, rng, out) {
-            FromCache::Reply(rcode, from) => AtOnce::Reply(rcode, query.qtype(), from),
+        let asking = Asking { key: &key, asker: &asker, question: query.question_bytes(), client };
+        let start = out.len();
+        match self.reply_from_cache(asking, now, rng, out) {
+            FromCache::Reply(_, _, Denial::OfType) if self.is_sister_open(&key, client) => {
+                // Nobody knows yet whether that one fails, and the two may not differ in that.
+                out.truncate(start);
+                AtOnce::Miss(Miss { query, asker, key, client, stale: false })
+            }
+            FromCache::Reply(rcode, from, _) => AtOnce::Reply(rcode, query.qtype(), from),
             FromCache::Miss { stale } => AtOnce::Miss(Miss { query, asker, key, client, stale }),
         }
+    }
+
+    /// Whether somebody waits for the other address type of the same name. Where nobody waits for anything, that costs
+    /// nothing.
+    fn is_sister_open(&self, key: &Key, client: Client) -> bool {
+        let party = || Party { key: key.clone(), is_loopback: client.is_loopback, epoch: self.tables.load().epoch() };
+        self.inflight.waiting() > 0 && self.inflight.is_sister_open(&party())
     }
 
     pub(super) fn reply_from_cache(
@@ -115,8 +128,17 @@ pub(super) struct Asking<'a> {
 
 /// What the cache has for a client.
 pub(super) enum FromCache {
-    Reply(Rcode, From),
+    Reply(Rcode, From, Denial),
     Miss { stale: bool },
+}
+
+/// What a reply denies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Denial {
+    /// That the name has records of the type asked for.
+    OfType,
+    /// Nothing, or more.
+    Other,
 }
 
 enum Use {
@@ -129,6 +151,7 @@ impl Use {
     fn of(found: Found<'_>, asking: Asking<'_>, rng: &mut impl Rng, out: &mut Vec<u8>) -> Self {
         let Asking { key, asker, question, .. } = asking;
         let rcode = found.view.rcode;
+        let denial = if found.is_nodata { Denial::OfType } else { Denial::Other };
         let from = match found.state {
             State::Fresh { prefetch_due: false } | State::SisterFails => From::Cache,
             State::Fresh { prefetch_due: true } => From::Expiring(key.clone().into()),
@@ -136,13 +159,13 @@ impl Use {
                 // AD is not vouched for any more, and the client is told (RFC 8767 §4, RFC 8914 §4.4).
                 let view = View { flags: found.view.flags & !flag::AD, extended_errors: STALE_ANSWER, ..found.view };
                 wire::write_reply(view, asker, question, found.ttls, rng, out);
-                return Self::Done(FromCache::Reply(rcode, From::Stale));
+                return Self::Done(FromCache::Reply(rcode, From::Stale, denial));
             }
             State::Stale => return Self::Done(FromCache::Miss { stale: true }),
             State::Doubtful => return Self::Confirm(found.origin),
         };
         wire::write_reply(found.view, asker, question, found.ttls, rng, out);
-        Self::Done(FromCache::Reply(rcode, from))
+        Self::Done(FromCache::Reply(rcode, from, denial))
     }
 }
 

@@ -115,6 +115,15 @@ pub enum Join<T> {
     Full,
 }
 
+/// How it stands with the query for the other address type of the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sister {
+    /// Somebody waits for it.
+    Open,
+    /// Nobody does.
+    Settled,
+}
+
 /// How a question was settled, as far as its sister minds.
 #[derive(Debug)]
 pub enum Verdict<H> {
@@ -144,14 +153,14 @@ impl<H> InFlight<H> {
 
     /// Waits with those who asked the same, or becomes the first.
     ///
-    /// `look_again` looks into the cache under the lock: the answer may have come since the caller looked. The first
-    /// one's waiter is taken in as well; a refresh has none.
+    /// `look_again` looks into the cache under the lock: the answer may have come since the caller looked. It may ask how it
+    /// stands with the sister. The first one's waiter is taken in as well; a refresh has none.
     pub fn join<T>(
         &self,
         party: &Party,
         now: Moment,
         waiter: Option<impl FnOnce() -> Waiter>,
-        look_again: impl FnOnce() -> Option<T>,
+        look_again: impl FnOnce(&dyn Fn() -> Sister) -> Option<T>,
     ) -> Join<T> {
         if waiter.is_some() && self.waiting.load(Relaxed) >= self.most_waiting.load(Relaxed) {
             return Join::Full;
@@ -167,7 +176,11 @@ impl<H> InFlight<H> {
             flight.waiters.extend(waiter());
             return Join::Joined;
         }
-        if let Some(answered) = look_again() {
+        let sister = || match party.sister().and_then(|sister| shard.get(&sister)) {
+            Some(flight) if !flight.waiters.is_empty() => Sister::Open,
+            _ => Sister::Settled,
+        };
+        if let Some(answered) = look_again(&sister) {
             return Join::Answered(answered);
         }
         shard.insert(party.clone(), Flight { started: now, waiters: waiter().into_iter().collect(), held: None });
@@ -286,7 +299,7 @@ mod tests {
     }
 
     fn join(table: &InFlight<&'static str>, qtype: Rtype, id: u16, now: Moment) -> Join<()> {
-        table.join(&key(qtype), now, waiter(id), || None)
+        table.join(&key(qtype), now, waiter(id), |_| None)
     }
 
     fn ids(waiters: &[Waiter]) -> Vec<u16> {
@@ -308,7 +321,7 @@ mod tests {
     #[test]
     fn a_question_answered_meanwhile_is_not_asked_again() {
         let table = InFlight::<()>::new(10);
-        let joined = table.join(&key(Rtype::A), NOW, waiter(1), || Some("cached"));
+        let joined = table.join(&key(Rtype::A), NOW, waiter(1), |_| Some("cached"));
         assert!(matches!(joined, Join::Answered("cached")));
         assert_eq!((table.flights(), table.waiting()), (0, 0));
     }
@@ -354,7 +367,7 @@ mod tests {
     #[test]
     fn nodata_does_not_wait_for_a_renewal_of_its_sister() {
         let table = InFlight::new(10);
-        assert!(matches!(table.join(&key(Rtype::A), NOW, None::<fn() -> Waiter>, || None::<()>), Join::First));
+        assert!(matches!(table.join(&key(Rtype::A), NOW, None::<fn() -> Waiter>, |_| None::<()>), Join::First));
         join(&table, Rtype::AAAA, 1, NOW);
         assert!(table.land(&key(Rtype::AAAA), Verdict::NoData("empty"), || {}).waiters.is_some());
     }
@@ -366,7 +379,7 @@ mod tests {
         for other in
             [party.clone(), Party { is_loopback: false, ..party.clone() }, Party { epoch: Epoch(2), ..party.clone() }]
         {
-            assert!(matches!(table.join(&other, NOW, waiter(1), || None::<()>), Join::First), "{other:?}");
+            assert!(matches!(table.join(&other, NOW, waiter(1), |_| None::<()>), Join::First), "{other:?}");
         }
     }
 

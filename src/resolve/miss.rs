@@ -8,8 +8,8 @@ use tokio::{sync::oneshot, time::timeout};
 use super::{
     Client, Resolver,
     chase::{Arrival, Said, Walk},
-    hit::{Asking, FromCache, STALE_ANSWER},
-    inflight::{Join, Landing, Party, Verdict as Lands, Waiter, Waiters},
+    hit::{Asking, Denial, FromCache, STALE_ANSWER},
+    inflight::{Join, Landing, Party, Sister, Verdict as Lands, Waiter, Waiters},
     tables::{Catalog, Chance, Decision, Route, Sharing, Tables, catalog_rule, is_catalog_rule},
 };
 use crate::{
@@ -188,8 +188,13 @@ impl Resolver {
             }
         }
         let asking = Asking { key, asker, question: letters, client: *client };
-        let look_again = || match self.reply_from_cache(asking, now, rng, out) {
-            FromCache::Reply(rcode, _) => Some(rcode),
+        let start = out.len();
+        let look_again = |sister: &dyn Fn() -> Sister| match self.reply_from_cache(asking, now, rng, out) {
+            FromCache::Reply(_, _, Denial::OfType) if sister() == Sister::Open => {
+                out.truncate(start);
+                None
+            }
+            FromCache::Reply(rcode, ..) => Some(rcode),
             FromCache::Miss { .. } => None,
         };
         match self.inflight.join(&party, now, Some(|| waiter(*asker, letters)), look_again) {
@@ -238,7 +243,7 @@ impl Resolver {
         let chance = Chance { random: rng.random(), now };
         let Look::Ask(route) = self.look(&tables, &mut walk, key.variant(), client, chance) else { return None };
         let party = Party { key: key.clone(), is_loopback: client.is_loopback, epoch: tables.epoch() };
-        match self.inflight.join(&party, now, None::<fn() -> Waiter>, || None::<()>) {
+        match self.inflight.join(&party, now, None::<fn() -> Waiter>, |_| None::<()>) {
             Join::First => {
                 let mut job = Job::new(party, client, false, walk, now);
                 Some((job.ask(route, now, rng), Box::new(job)))

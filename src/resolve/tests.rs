@@ -193,6 +193,22 @@ fn hosts(line: &str) -> Overlays {
 }
 
 #[test]
+fn a_kept_nodata_waits_for_its_sister_that_is_open() {
+    let bench = Bench::new(rules());
+    let empty = bench.forwarded("host.corp.test", Rtype::AAAA, &[]);
+    assert_eq!(empty.rcode(), Rcode::NOERROR);
+    assert!(answers(&bench.ask("host.corp.test", Rtype::AAAA).reply()).is_empty(), "it is kept");
+    // As when A has a TTL of 0, and is asked for each time.
+    let first = bench.ask("host.corp.test", Rtype::A).job();
+    let second = bench.ask("host.corp.test", Rtype::AAAA).job();
+    let held = settled(bench.finish(second, Ok(says("host.corp.test", Rtype::AAAA, &[]))));
+    assert!(held.is_empty(), "it is held back");
+    let both = settled(bench.finish(first, Err(fails("host.corp.test"))));
+    let rcodes: Vec<_> = both.iter().map(|(response, waiters)| (response.rcode(), *waiters)).collect();
+    assert_eq!(rcodes, [(Rcode::SERVFAIL, 1), (Rcode::SERVFAIL, 1)]);
+}
+
+#[test]
 fn a_response_is_kept_and_its_ttl_counts_down() {
     let mut bench = Bench::new(rules());
     assert_eq!(answers(&bench.forwarded("www.example", Rtype::A, &[a("www.example", 60, 1)]))[0].ttl, 60);
