@@ -2,7 +2,9 @@
 
 mod harness;
 
+mod address_pairs;
 mod cache;
+mod catalog_clients;
 mod catalog_health;
 mod clients;
 mod consul;

@@ -79,6 +79,12 @@ impl Setup {
         self
     }
 
+    /// With the configuration that `change` makes of it.
+    pub fn configured(mut self, change: impl FnOnce(String) -> String) -> Self {
+        self.config = self.config.map(change);
+        self
+    }
+
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.replace("DIR", &self.folder.path().display().to_string())));
         self

@@ -15,11 +15,55 @@ use super::{
     Message, exchange_udp, free_address, free_port, http, netns::Netns, query, require, run, signal, wait_until,
 };
 
-/// A server that runs until this is dropped.
-pub struct Program {
-    address: SocketAddr,
+/// A program that runs until this is dropped, in a folder of its own.
+pub struct Process {
     child: Child,
     folder: TempDir,
+}
+
+impl Process {
+    /// Starts it with its outputs in a file of the folder.
+    pub fn start(command: &mut Command, folder: TempDir) -> Self {
+        Self { child: logged(command, folder.path()), folder }
+    }
+
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it without a farewell.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts another in the place of one that was killed.
+    pub fn restart(&mut self, command: &mut Command) {
+        self.child = logged(command, self.folder.path());
+    }
+
+    #[track_caller]
+    pub fn demand_running(&mut self) {
+        let status = self.child.try_wait().unwrap();
+        assert!(status.is_none(), "it ended: {status:?}");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        if thread::panicking() {
+            let log = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+            eprintln!("--- log of a program\n{log}\n---");
+        }
+    }
+}
+
+/// A server that holds zones.
+pub struct Program {
+    address: SocketAddr,
+    process: Process,
 }
 
 impl Program {
@@ -96,11 +140,10 @@ impl Program {
     }
 
     fn start(mut command: Command, address: SocketAddr, folder: TempDir, apex: &str) -> Self {
-        let child = logged(&mut command, folder.path());
-        let mut program = Self { address, child, folder };
+        let mut program = Self { address, process: Process::start(&mut command, folder) };
         let probe = query(&format!("{apex} SOA"));
         wait_until("a server that answers", START_LIMIT, || {
-            program.demand_running();
+            program.process.demand_running();
             let reply = exchange_udp(address, &probe.to_wire(), Duration::from_millis(200))?;
             (Message::from_wire(&reply).ok()?.rcode == 0).then_some(())
         });
@@ -110,29 +153,13 @@ impl Program {
     pub fn address(&self) -> SocketAddr {
         self.address
     }
-
-    fn demand_running(&mut self) {
-        let status = self.child.try_wait().unwrap();
-        assert!(status.is_none(), "it ended: {status:?}");
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if thread::panicking() {
-            show_log(self.folder.path());
-        }
-    }
 }
 
 /// A Consul agent that is its own only server, on the usual ports of an address of its own.
 pub struct Consul {
     ip: IpAddr,
     arguments: Vec<String>,
-    child: Child,
-    folder: TempDir,
+    process: Process,
 }
 
 /// What an agent finds of its past when it starts.
@@ -190,14 +217,12 @@ impl Consul {
         arguments.extend(definitions.map(|folder| format!("-config-dir={}", folder.display())));
         arguments.push(format!("-config-file={}", folder.path().join("agent.json").display()));
         command.args(&arguments);
-        let child = logged(&mut command, folder.path());
-        Some(Self { ip, arguments, child, folder })
+        Some(Self { ip, arguments, process: Process::start(&mut command, folder) })
     }
 
     fn await_leader(mut self, netns: Option<&Netns>) -> Self {
         wait_until("a Consul with a leader", START_LIMIT, || {
-            let status = self.child.try_wait().unwrap();
-            assert!(status.is_none(), "Consul ended: {status:?}");
+            self.process.demand_running();
             let leader = match netns {
                 Some(netns) => {
                     let url = "http://127.0.0.1:8500/v1/status/leader";
@@ -227,7 +252,7 @@ impl Consul {
     }
 
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.id()
     }
 
     /// Registers a node, service or check in the catalog, as agents on other hosts do.
@@ -266,14 +291,13 @@ impl Consul {
 
     /// Ends it without a farewell.
     pub fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.process.kill();
     }
 
     /// Starts it again after `kill`, and does not wait for anything.
     pub fn restart(&mut self) {
         let consul = require::program("consul").expect("it has been started before");
-        self.child = logged(Command::new(consul).args(&self.arguments), self.folder.path());
+        self.process.restart(Command::new(consul).args(&self.arguments));
     }
 
     /// The process is there and does nothing.
@@ -286,15 +310,6 @@ impl Consul {
     }
 }
 
-impl Drop for Consul {
-    fn drop(&mut self) {
-        self.kill();
-        if thread::panicking() {
-            show_log(self.folder.path());
-        }
-    }
-}
-
 /// Starts it with its outputs in a file of the folder.
 fn logged(command: &mut Command, folder: &Path) -> Child {
     let log = File::create(folder.join("log")).unwrap();
@@ -302,11 +317,8 @@ fn logged(command: &mut Command, folder: &Path) -> Child {
     spawned.unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
-fn show_log(folder: &Path) {
-    eprintln!("--- log of a program\n{}\n---", fs::read_to_string(folder.join("log")).unwrap_or_default());
-}
-
-fn folder_with(zones: &[(&str, &str)]) -> TempDir {
+/// A folder of which all may read and write, with a file for each zone.
+pub fn folder_with(zones: &[(&str, &str)]) -> TempDir {
     let folder = tempfile::Builder::new().prefix("watershed-").tempdir().unwrap();
     // Some of them give up root before they read their files.
     run(Command::new("chmod").arg("777").arg(folder.path()));
