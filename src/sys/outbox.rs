@@ -197,6 +197,7 @@ impl Message {
     fn takes(&self, bytes: usize, peer: Option<SocketAddr>, local: Option<Local>) -> bool {
         !self.is_closed
             && self.count < MOST_SEGMENTS
+            && self.segment_bytes <= LONGEST_SEGMENT_BYTES
             && (1..=self.segment_bytes).contains(&bytes)
             && (self.count + 1) * self.segment_bytes <= MOST_BYTES
             && (self.peer, self.local) == (peer, local)
@@ -280,6 +281,8 @@ fn write_control<T>(level: i32, kind: i32, data: T, control: &mut Control, at: u
 /// What the kernel takes (UDP_MAX_SEGMENTS), and what a datagram can hold with room to spare for headers.
 const MOST_SEGMENTS: usize = 64;
 const MOST_BYTES: usize = 65_000;
+/// Each segment has to pass unfragmented; longer ones would be refused on some paths, and then all on all of them.
+const LONGEST_SEGMENT_BYTES: usize = 1232;
 /// The control message that gives the size of segments.
 const SEGMENT_BYTES: usize = 24;
 
@@ -304,7 +307,7 @@ mod tests {
     }
 
     /// Lengths that can be cut from one message, that cannot, and that end one.
-    const LENGTHS: [usize; 14] = [40, 40, 40, 30, 30, 40, 0, 50, 50, 50, 50, 50, 1, 1];
+    const LENGTHS: [usize; 16] = [40, 40, 40, 30, 30, 40, 0, 50, 50, 50, 50, 50, 1, 1, 1900, 1900];
 
     #[test]
     fn datagrams_arrive_one_by_one_and_in_order_whatever_their_lengths() {
