@@ -2,7 +2,7 @@
 //!
 //! **Following.** The lists of services and nodes are followed always, and so are the services asked for last. A request
 //! names the index of the last response, and its own comes when that is exceeded. An index that goes back means that what
-//! we know is of another world: a service is read anew, and if it is one of the lists, all is.
+//! we know is of another world: a service is read anew in a moment, and if it is one of the lists, all is.
 //!
 //! **Fetching.** All else is fetched when it is asked for, once however many ask, and is good for a second.
 //!
@@ -667,13 +667,15 @@ impl Plan {
             poll.due = now + UNINDEXED_PAUSE;
         }
         let before = poll.index;
-        // One that goes back begins anew, as Consul's documents demand: the next request does not wait.
-        poll.index = if index < before { 0 } else { index };
+        if index < before {
+            // It begins anew, as Consul's documents demand; but not at once. If the whole agent is of another world, the
+            // lists are about to say so, and it is not to be believed yet.
+            (poll.index, poll.due) = (0, now + QUIET);
+            return self.mirror.reset_indexes();
+        }
+        poll.index = index;
         if index == before && index > 0 && followed.has {
             return;
-        }
-        if index < before {
-            self.mirror.reset_indexes();
         }
         followed.has = true;
         followed.healthy = healthy(&entries);

@@ -341,16 +341,19 @@ fn a_list_whose_index_goes_back_is_of_another_world() {
 }
 
 #[test]
-fn a_service_whose_index_goes_back_is_read_anew() {
+fn a_service_whose_index_goes_back_is_read_anew_in_a_moment() {
     let mut agent = Agent::new(&[("web", vec![Passing])]);
     agent.wish(key("web"));
     let place = agent.waiting.iter().position(|ask| ask.what == What::Members(key("web"))).unwrap();
     let ask = agent.waiting.remove(place);
     let response = Response { index: 2, ..agent.response(&ask.what) };
     agent.plan.take_in(ask.id, Ok(response), agent.now);
-    assert_eq!(agent.plan.followed[&key("web")].poll.index, 0);
+    agent.news.clear();
+    agent.pass(QUIET - Duration::from_millis(1));
+    assert_eq!((agent.plan.followed[&key("web")].poll.index, agent.news.len()), (0, 0));
     agent.pass(secs(1));
     assert_eq!(agent.plan.followed[&key("web")].poll.index, agent.index);
+    assert!(matches!(agent.news[..], [News::Members { held: Held::Followed, .. }]), "{:?}", agent.news);
 }
 
 #[test]
