@@ -8,7 +8,7 @@ use crate::harness::{
 
 use super::{
     Case,
-    fixtures::{Limits, NODE},
+    fixtures::{NODE, Way},
 };
 
 /// A deliberate deviation.
@@ -116,11 +116,14 @@ pub const DEVIATIONS: &[Deviation] = &[
         stated: "whatever its letters",
         rewrite: |case, said| {
             let name = case.asking.query.qname();
-            if said.answer.first().is_some_and(|record| is_alias(record) && record.data().eq_ignore_ascii_case(&name)) {
+            let leads_to_itself = |record: &Record| {
+                (is_alias(record) || record.rtype == number_of("SRV")) && target(record).eq_ignore_ascii_case(&name)
+            };
+            if said.answer.first().is_some_and(leads_to_itself) {
                 let qtype = type_name(case.asking.query.qtype());
                 let mut lower = case.consul(&format!("{} {qtype}", case.asking.name));
                 lower.answer.iter_mut().for_each(|record| record.owner.clone_from(&name));
-                (said.answer, said.authority) = (lower.answer, lower.authority);
+                (said.answer, said.authority, said.additional) = (lower.answer, lower.authority, lower.additional);
             }
         },
     },
@@ -148,13 +151,10 @@ pub const DEVIATIONS: &[Deviation] = &[
         what: "all is said beside SRV records of what a target within the domain leads to",
         stated: ALIASES,
         rewrite: |case, said| {
-            let Limits { a_record, udp_answer, .. } = case.bench.setting.limits;
-            let limit = udp_answer.unwrap_or(3).min(a_record.unwrap_or(usize::MAX));
             let is_meta = |record: &Record| record.rtype == number_of("TXT");
-            let beside = said.additional.iter().filter(|record| !is_meta(record)).count();
             if let [srv] = &said.answer[..]
                 && srv.rtype == number_of("SRV")
-                && beside >= limit
+                && target(srv).to_lowercase().contains(".service.")
             {
                 said.additional.retain(is_meta);
                 let followed = follow(case, &target(srv), "ANY", 1);
@@ -191,6 +191,16 @@ pub const DEVIATIONS: &[Deviation] = &[
         },
     },
     Deviation {
+        what: NODE_ALIAS,
+        stated: "The alias of a node is found by the type CNAME, too",
+        rewrite: |case, said| {
+            if kind(case) == "node" && is_type(case, &["CNAME"]) {
+                let any = case.consul(&format!("{} ANY", case.asking.query.qname())).answer;
+                said.answer.extend(any.into_iter().take(1).filter(is_alias));
+            }
+        },
+    },
+    Deviation {
         what: "a service with an address is no alias for any type",
         stated: "Where an instance has an address, the service is no alias",
         rewrite: |case, said| {
@@ -212,7 +222,9 @@ pub const DEVIATIONS: &[Deviation] = &[
         rewrite: |case, said| {
             let is_foreign = |record: &Record| is_alias(record) && !is_inner_alias(record);
             let Some(place) = said.answer.iter().position(is_foreign) else { return };
-            said.answer.truncate(place + 1);
+            // The meta of a node stands behind its alias.
+            let mut meta = said.answer.split_off(place + 1);
+            meta.retain(|record| record.rtype == number_of("TXT") && kind(case) == "node");
             // The alias itself is of these types.
             if !is_type(case, &["CNAME", "ANY"]) {
                 let qtype = type_name(case.asking.query.qtype());
@@ -221,7 +233,9 @@ pub const DEVIATIONS: &[Deviation] = &[
                 said.rcode = others.rcode;
                 said.answer.extend(others.answer);
                 said.authority = others.authority;
+                said.additional.clear();
             }
+            said.answer.append(&mut meta);
         },
     },
     Deviation {
@@ -282,7 +296,8 @@ pub const DEVIATIONS: &[Deviation] = &[
         stated: "keys of `service_ttl` are compared without regard to case",
         rewrite: |case, said| {
             // Where Consul never finds `Upper-Case`; the setting has six seconds for it.
-            if case.bench.setting.ours.contains("\"Upper-Case\" = \"6s\"") && case.asking.name.contains("upper-case") {
+            let is_set = case.bench.setting.ours.contains("\"Upper-Case\" = \"6s\"");
+            if is_set && case.asking.name.contains("upper-case") && !is_type(case, &["NS", "SOA"]) {
                 let of_service = |record: &&mut Record| [1, 16, 33].contains(&record.rtype);
                 let records = said.answer.iter_mut().chain(&mut said.additional).filter(of_service);
                 records.for_each(|record| record.ttl = 6);
@@ -298,11 +313,12 @@ pub const DEVIATIONS: &[Deviation] = &[
         },
     },
     Deviation {
-        what: "our own node is the name server where no server of Consul's is healthy",
+        what: OWN_NODE,
         stated: "our own node is the name server",
         rewrite: |case, said| {
             let asks = is_type(case, &["NS", "SOA"]) || is_type(case, &["ANY"]) && kind(case) == "apex";
-            if asks && said.rcode == 0 && kind(case) != "arpa" && said.additional.is_empty() {
+            let has_node = case.bench.way == Way::Files;
+            if has_node && asks && said.rcode == 0 && kind(case) != "arpa" && said.additional.is_empty() {
                 let name = format!("{}.node.dc1.consul", NODE.to_lowercase());
                 let ns = Record::parse(&format!("consul 0 NS {name}"));
                 if is_type(case, &["NS"]) { &mut said.answer } else { &mut said.authority }.push(ns);
@@ -335,6 +351,18 @@ pub const DEVIATIONS: &[Deviation] = &[
         },
     },
 ];
+
+/// Whether a deviation can be met this way: who follows an agent has no node of its own, and only an agent knows others.
+pub fn is_met(what: &str, way: Way) -> bool {
+    match what {
+        OWN_NODE => way == Way::Files,
+        NODE_ALIAS => way == Way::Agent,
+        _ => true,
+    }
+}
+
+const NODE_ALIAS: &str = "the alias of a node is found by its type";
+const OWN_NODE: &str = "our own node is the name server where no server of Consul's is healthy";
 
 const EXISTENCE: &str = "A name exists for every type or for none";
 /// The minimum of the SOA record of those others.

@@ -13,6 +13,8 @@ use super::START_LIMIT;
 pub enum Way {
     /// It reads the definition files that the agent reads.
     Files,
+    /// It follows the agent over its HTTP API.
+    Agent,
 }
 
 /// What both are told besides their services.
@@ -67,47 +69,58 @@ impl Bench {
                 "dns_config": {{{theirs}}}, "log_level": "warn"}}"#,
         );
         let consul = Consul::start_with(&config, Some(definitions.path()), None)?;
+        wait_until_all_is_known(&consul);
+        if way == Way::Agent {
+            // What no definition file can say.
+            REGISTRATIONS.iter().for_each(|body| consul.register(body));
+            QUERIES.iter().for_each(|body| drop(consul.create_query(body)));
+        }
         let daemon = ours(way, &setting, &consul, definitions.path(), &recursor).start();
-        let bench = Self { way, setting, consul, daemon, recursor, _definitions: definitions };
-        bench.wait_until_both_know();
-        Some(bench)
-    }
-
-    /// Agents tell their catalog bit by bit.
-    fn wait_until_both_know(&self) {
-        let count = |path: &str| self.consul.get(path).as_object().map_or(0, serde_json::Map::len);
-        let services = count("/v1/agent/services");
-        let checks = count("/v1/agent/checks");
-        wait_until("what the agent knows in its catalog", START_LIMIT, || {
-            let node = self.consul.get(&format!("/v1/catalog/node/{NODE}"));
-            let known = self.consul.get(&format!("/v1/health/node/{NODE}"));
-            let statuses = self.consul.get("/v1/agent/checks");
-            let is_same = |check: &serde_json::Value| {
-                let own = &statuses[check["CheckID"].as_str().unwrap()];
-                own.is_null() || own["Status"] == check["Status"]
-            };
-            let known = known.as_array().unwrap();
-            // The catalog has the health of the node besides.
-            let is_whole = node["Services"].as_object().map_or(0, serde_json::Map::len) >= services
-                && known.len() > checks
-                && known.iter().all(is_same);
-            is_whole.then_some(())
-        });
+        if way == Way::Agent {
+            wait_until("contact with the agent", START_LIMIT, || {
+                (daemon.metric("watershed_catalog_source_up", &[("source", "consul")]) == 1.0).then_some(())
+            });
+        }
+        Some(Self { way, setting, consul, daemon, recursor, _definitions: definitions })
     }
 }
 
+/// Waits until the agent has told its catalog, which it does bit by bit.
+fn wait_until_all_is_known(consul: &Consul) {
+    let count = |path: &str| consul.get(path).as_object().map_or(0, serde_json::Map::len);
+    let services = count("/v1/agent/services");
+    let checks = count("/v1/agent/checks");
+    wait_until("what the agent knows in its catalog", START_LIMIT, || {
+        let node = consul.get(&format!("/v1/catalog/node/{NODE}"));
+        let known = consul.get(&format!("/v1/health/node/{NODE}"));
+        let statuses = consul.get("/v1/agent/checks");
+        let is_same = |check: &serde_json::Value| {
+            let own = &statuses[check["CheckID"].as_str().unwrap()];
+            own.is_null() || own["Status"] == check["Status"]
+        };
+        let known = known.as_array().unwrap();
+        // The catalog has the health of the node besides.
+        let is_whole = node["Services"].as_object().map_or(0, serde_json::Map::len) >= services
+            && known.len() > checks
+            && known.iter().all(is_same);
+        is_whole.then_some(())
+    });
+}
+
 fn ours(way: Way, setting: &Setting, consul: &Consul, definitions: &Path, recursor: &Upstream) -> Setup {
-    let Way::Files = way;
     let Setting { ours, domain, .. } = setting;
     let alt = if *domain == "consul" { String::new() } else { format!("alt_domain = \"{domain}\"\n") };
     let (inline, tables) = ours.split_once("[catalog.").unwrap_or((ours, ""));
     let tables = if tables.is_empty() { String::new() } else { format!("[catalog.{tables}") };
-    Setup::new(&format!(
-        "[catalog]\nnode_name = \"{NODE}\"\naddress = \"{}\"\n{alt}{inline}\n[catalog.files]\ndirectory = \"{}\"\n{tables}\n{}",
-        consul.ip(),
-        definitions.display(),
-        forward(".", &[recursor.address()])
-    ))
+    let (own, source) = match way {
+        Way::Files => (
+            format!("node_name = \"{NODE}\"\naddress = \"{}\"\n", consul.ip()),
+            format!("[catalog.files]\ndirectory = \"{}\"\n", definitions.display()),
+        ),
+        Way::Agent => (String::new(), format!("[catalog.consul]\naddress = \"http://{}\"\n", consul.http())),
+    };
+    let others = forward(".", &[recursor.address()]);
+    Setup::new(&format!("[catalog]\n{own}{alt}{inline}\n{source}{tables}\n{others}"))
 }
 
 /// The definition files, name and text of each.
@@ -150,6 +163,29 @@ pub const COUNTS: &[(&str, usize)] = &[
 
 /// With letters of both cases, which answers keep.
 pub const NODE: &str = "Monitor-1";
+
+/// Nodes without an agent here, in the words of the catalog's API.
+const REGISTRATIONS: &[&str] = &[
+    r#"{"Node": "Db7.Rack-A", "Address": "198.51.100.7", "NodeMeta": {"rack": "a7", "os": "linux"},
+        "Service": {"ID": "pg", "Service": "Postgres", "Tags": ["primary"], "Port": 5432, "Weights": {"Passing": 7, "Warning": 2}},
+        "Check": {"CheckID": "c", "Name": "c", "Status": "warning", "ServiceID": "pg"}}"#,
+    r#"{"Node": "db8", "Address": "2001:db8:8::8", "Service": {"ID": "pg", "Service": "postgres", "Tags": ["replica"], "Port": 5433}}"#,
+    r#"{"Node": "db9", "Address": "198.51.100.9", "Service": {"ID": "pg", "Service": "postgres", "Port": 5432},
+        "Check": {"CheckID": "node", "Name": "node", "Status": "critical"}}"#,
+    r#"{"Node": "dual8", "Address": "198.51.100.10", "TaggedAddresses": {"lan_ipv6": "2001:db8:8::10", "wan": "203.0.113.10"},
+        "Service": {"ID": "dual", "Service": "tagged-node", "Port": 1}}"#,
+    r#"{"Node": "outside", "Address": "db.example", "NodeMeta": {"external-node": "true"},
+        "Service": {"ID": "ext", "Service": "external", "Port": 3306}}"#,
+    r#"{"Node": "no_host", "Address": "198.51.100.11", "Service": {"ID": "web9", "Service": "web", "Tags": ["v9"], "Port": 80}}"#,
+];
+
+/// Prepared queries.
+const QUERIES: &[&str] = &[
+    r#"{"Name": "web", "Service": {"Service": "web"}, "DNS": {"TTL": "11s"}}"#,
+    r#"{"Name": "postgres", "Service": {"Service": "postgres", "OnlyPassing": true}}"#,
+    r#"{"Name": "all-states", "Service": {"Service": "all-states", "Tags": ["!none"]}}"#,
+    r#"{"Name": "critical", "Service": {"Service": "critical"}}"#,
+];
 
 const FILES: &[(&str, &str)] = &[
     ("agent.json", include_str!("../fixtures/consul/agent.json")),

@@ -2,7 +2,7 @@
 
 use crate::harness::{Message, message::name_to_wire, query};
 
-use super::fixtures::{Bench, COUNTS, NODE};
+use super::fixtures::{Bench, COUNTS};
 
 /// A question with the manner in which it is asked.
 #[derive(Debug, Clone)]
@@ -94,17 +94,18 @@ pub fn questions(bench: &Bench) -> Vec<Asking> {
             }
         }
     }
-    let node = NODE.to_lowercase();
-    let mut others: Vec<String> = [
-        format!("{node}.node.consul"),
-        format!("{node}.node.dc1.consul"),
-        format!("{node}.node.dc2.consul"),
-        format!("{node}.node.x.dc1.consul"),
-        format!("x.{node}.node.consul"),
-        format!("{node}.consul"),
-        format!("{node}.service.consul"),
-    ]
-    .into();
+    let mut others: Vec<String> = Vec::new();
+    for node in nodes(bench) {
+        others.extend([
+            format!("{node}.node.consul"),
+            format!("{node}.node.dc1.consul"),
+            format!("{node}.node.dc2.consul"),
+            format!("{node}.node.x.dc1.consul"),
+            format!("x.{node}.node.consul"),
+            format!("{node}.consul"),
+            format!("{node}.service.consul"),
+        ]);
+    }
     others.extend(ODD_NAMES.iter().map(|name| (*name).to_owned()));
     let mut reverse: Vec<String> = Vec::new();
     reverse.push(reverse_name(bench.consul.ip()));
@@ -141,6 +142,12 @@ fn services(bench: &Bench) -> Vec<(String, Vec<String>)> {
         .collect();
     services.extend(["none".to_owned(), "*".to_owned()].map(|name| (name, vec!["v1".to_owned()])));
     services
+}
+
+/// Every node by its name in lower case.
+fn nodes(bench: &Bench) -> Vec<String> {
+    let known = bench.consul.get("/v1/catalog/nodes");
+    known.as_array().unwrap().iter().map(|node| node["Node"].as_str().unwrap().to_lowercase()).collect()
 }
 
 fn reverse_name(address: std::net::IpAddr) -> String {
@@ -259,5 +266,9 @@ const REVERSE: &[&str] = &[
     "2001:db8::13",
     "198.18.10.3",
     "203.0.113.99",
+    "198.51.100.7",
+    "198.51.100.9",
+    "2001:db8:8::8",
+    "2001:db8:8::10",
     "2001:db8::99",
 ];
