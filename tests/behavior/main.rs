@@ -4,6 +4,7 @@ mod harness;
 
 mod address_pairs;
 mod cache;
+mod catalog_changes;
 mod catalog_clients;
 mod catalog_health;
 mod clients;
