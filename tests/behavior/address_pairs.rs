@@ -174,3 +174,41 @@ fn getaddrinfo_is_told_at_once_that_the_agent_is_lost() {
     libc.pass(1);
     demand_whole(&libc.seen(), &names);
 }
+
+#[test]
+fn getaddrinfo_lives_through_the_loss_of_an_agent_that_is_followed() {
+    let Some(netns) = Netns::new("nameserver 127.0.0.1\n") else { return };
+    let service = r#"{"service": {"name": "galeradb", "address": "10.0.0.5", "port": 3306}}"#;
+    let names: [(&str, &[&str]); 1] = [("galeradb.service.consul", &["10.0.0.5"])];
+    let galeradb = names[0].0;
+    for (max_stale, outlives) in [("1h", true), ("1s", false)] {
+        let Some(consul) = Consul::start(service, Some(&netns)) else { return };
+        let config = format!(
+            "[server]\nlisten = [\"127.0.0.1:53\"]\n[catalog]\nmax_stale = \"{max_stale}\"\n[catalog.consul]\n"
+        );
+        let daemon = Setup::new(&config).within(&netns).start();
+        // An agent that has just started does not know its own service yet, and is believed in that.
+        wait_until("the service", 2 * PATIENCE, || {
+            netns.command("getent").args(["ahosts", galeradb]).output().unwrap().status.success().then_some(())
+        });
+        let libc = Libc::start(&netns, &[galeradb]);
+        libc.wait_for(galeradb, "an address", |seen| seen.error == 0);
+        drop(consul);
+        daemon.wait_for_log(0, |line| line.contains("source away"));
+        libc.pass(20);
+        if !outlives {
+            libc.wait_for(galeradb, "a failure", |seen| seen.error == EAI_AGAIN);
+            libc.pass(1);
+            demand_whole(&libc.seen(), &names);
+            continue;
+        }
+        // It comes back with nothing of its past, and reads its definitions again.
+        let from = daemon.log_length();
+        let Some(_consul) = Consul::start(service, Some(&netns)) else { return };
+        daemon.wait_for_log(from, |line| line.contains("source followed"));
+        libc.pass(20);
+        let seen = libc.seen();
+        demand_whole(&seen, &names);
+        assert!(seen.iter().all(|call| call.error == 0), "what was held last is what there is");
+    }
+}

@@ -25,6 +25,7 @@ mod overrides;
 mod real_upstreams;
 mod reload;
 mod shuffling;
+mod single_writer;
 mod split_horizon;
 mod transports;
 mod truncation;
