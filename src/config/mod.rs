@@ -186,7 +186,8 @@ impl Source {
         }
         // With a catalog of our own, we are the ones who know; while an agent that is followed is lost, its DNS is asked.
         let catalog = &config.catalog;
-        let agents = catalog.consul.as_ref().map_or_else(|| vec![Ipv4Addr::LOCALHOST.into()], consul::Config::hosts);
+        let followed = catalog.consul.as_ref().map(consul::Config::hosts).filter(|hosts| !hosts.is_empty());
+        let agents = followed.unwrap_or_else(|| vec![Ipv4Addr::LOCALHOST.into()]);
         let agents: Vec<_> = agents.into_iter().map(|ip| SocketAddr::new(ip, CONSUL_PORT)).collect();
         let names: Vec<String> = match (catalog.has_source(), &catalog.consul) {
             (true, None) => Vec::new(),

@@ -406,7 +406,7 @@ fn an_agent_that_is_bad_from_the_start_is_never_believed() {
         let config =
             following(agent.address()) + &forward(".", &[recursor.address()]) + &forward("consul", &[dns.address()]);
         let daemon = Setup::new(&config).start();
-        wait_until("an attempt", PATIENCE, || (!agent.requests().is_empty()).then_some(()));
+        daemon.wait_for_log(0, |line| line.contains("source not reached yet"));
         assert_eq!(daemon.get("/ready").0, 503);
         assert_eq!(daemon.ask("web.service.consul A").data(), ["10.9.9.9"], "{manner:?}");
         agent.behave(Manner::Well);

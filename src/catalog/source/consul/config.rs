@@ -75,13 +75,16 @@ impl Config {
         if !(Duration::from_secs(1)..=Duration::from_secs(600)).contains(&self.wait) {
             problems.push(("wait", format!("{:?}", self.wait), "from \"1s\" to \"10m\""));
         }
+        for url in self.address.urls().iter().filter(|url| resolve(host_of(url)).is_empty()) {
+            problems.push(("address", url.to_string(), "a host that is an address, or has a line in /etc/hosts"));
+        }
         if self.cert_file.is_some() != self.key_file.is_some() {
             problems.push(("cert_file", "there without key_file, or the other way round".to_owned(), "both or none"));
         }
         problems
     }
 
-    /// The addresses of the hosts of all agents.
+    /// The addresses of the hosts of all agents, as far as they are known.
     pub fn hosts(&self) -> Vec<IpAddr> {
         let mut hosts = Vec::new();
         for ip in self.address.urls().iter().filter_map(|url| resolve(host_of(url)).first().copied()) {

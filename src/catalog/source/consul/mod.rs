@@ -171,6 +171,9 @@ impl Agent {
                 metrics.levels().catalog_source_up.set(0);
                 tracing::warn!(source, %address, %error, "source away; what it said last stays in service");
             }
+            Note::Unreached(error) => {
+                tracing::warn!(source, %address, %error, "source not reached yet; its names are forwarded");
+            }
             Note::StillAway(error) => tracing::debug!(source, %address, %error, "source not reached"),
             Note::Reset => {
                 metrics.levels().catalog_source_up.set(0);

@@ -104,6 +104,8 @@ pub(super) enum Note {
     Followed,
     /// It is away.
     Away(Fault),
+    /// It could not be reached, and has not been since the start.
+    Unreached(Fault),
     /// It could not be reached again.
     StillAway(Fault),
     /// It says things that could not be followed by what it said before, and is read anew.
@@ -321,11 +323,13 @@ impl Plan {
     fn lose(&mut self, fault: Fault, now: Moment) {
         self.give_up();
         let turn = self.attempts / self.addresses.max(1) as u32;
+        let is_first = self.attempts == 0;
         self.attempts = self.attempts.saturating_add(1);
         self.place = (self.place + 1) % self.addresses.max(1);
         self.phase = Phase::Away { retry: now + self.pause(turn) };
         self.todo.notes.push(match self.standing {
             Standing::Current => Note::Away(fault),
+            Standing::Lost if is_first => Note::Unreached(fault),
             _ => Note::StillAway(fault),
         });
         self.step_back(now);
