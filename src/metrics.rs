@@ -69,10 +69,10 @@ impl Metrics {
             declare.gauges("catalog_cut_off", "1 while we are cut off from all other hosts, whose instances are given as they were before.", &[], |b, put| put(&[], b.levels.catalog_cut_off.read())),
             declare.gauges("catalog_faults", "Faults of definition files, whose last good versions stay in service.", &[], |b, put| put(&[], b.levels.catalog_faults.read())),
 
-            declare.gauges("catalog_source_up", "1 while the source is followed, 0 while what it said last stays in service or nothing is known.", &["source"], |b, put| put(&["consul"], b.levels.catalog_source_up.read())),
-            declare.gauges("catalog_source_contact_timestamp_seconds", "When the source has answered last, since 1970; 0 for never.", &["source"], |b, put| put(&["consul"], b.levels.catalog_source_contact.read())),
-            declare.gauges("catalog_source_followed", "Services whose changes are followed at the source.", &["source"], |b, put| put(&["consul"], b.levels.catalog_source_followed.read())),
-            declare.counters("catalog_source_requests_total", "Requests to the source.", &["source", "result"], |b, put| b.levels.catalog_requests.put(["ok", "failed"], &mut |labels, value| put(&["consul", labels[0]], value))),
+            declare.gauges("catalog_source_up", "1 while the source is followed, 0 while what it said last stays in service or nothing is known.", &["source"], |b, put| b.levels.put_source(b.levels.catalog_source_up.read(), put)),
+            declare.gauges("catalog_source_contact_timestamp_seconds", "When the source has answered last, since 1970; 0 for never.", &["source"], |b, put| b.levels.put_source(b.levels.catalog_source_contact.read(), put)),
+            declare.gauges("catalog_source_followed", "Services whose changes are followed at the source.", &["source"], |b, put| b.levels.put_source(b.levels.catalog_source_followed.read(), put)),
+            declare.counters("catalog_source_requests_total", "Requests to the source.", &["source", "result"], |b, put| b.levels.catalog_requests.put(["ok", "failed"], &mut |labels, value| if b.levels.has_source() { put(&["consul", labels[0]], value) })),
 
             declare.counters("daemon_reloads_total", "Reloads since the start.", &["result"], |b, put| b.levels.reloads.put(["ok", "failed"], put)),
             declare.gauges("daemon_last_reload_successful", "1 if the last reload, or the start, took effect.", &[], |b, put| put(&[], b.levels.last_reload_successful.read())),
@@ -416,6 +416,8 @@ pub struct Levels {
     pub catalog_faults: Level,
     /// 1 while other hosts' instances are kept as they were, for we are cut off.
     pub catalog_cut_off: Level,
+    /// 1 if there is a source to follow: nothing is told of one that there is not, lest an alert be raised over it.
+    pub catalog_source_configured: Level,
     /// 1 while the source is followed.
     pub catalog_source_up: Level,
     /// When it has answered last, since 1970.
@@ -432,6 +434,16 @@ pub struct Levels {
 }
 
 impl Levels {
+    fn has_source(&self) -> bool {
+        self.catalog_source_configured.read() > 0
+    }
+
+    fn put_source(&self, value: u64, put: &mut Put<'_>) {
+        if self.has_source() {
+            put(&["consul"], value);
+        }
+    }
+
     /// How many zone, overlay and hosts files are in service, and how many were refused for a fault.
     pub fn set_zone_files(&self, loaded: usize, faulty: usize) {
         self.zone_files.0[0].set(loaded as u64);
@@ -750,6 +762,8 @@ mod tests {
     fn names_begin_with_the_program_and_end_in_their_unit() {
         let metrics = Metrics::new();
         let _upstream = metrics.upstream("192.0.2.53:53");
+        assert_eq!(lines(&metrics, "watershed_catalog_source"), Vec::<String>::new(), "there is none");
+        metrics.levels().catalog_source_configured.set(1);
         let text = metrics.render();
         let types: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
         let rows = include_str!("metrics.rs").lines().filter(|line| line.trim_start().starts_with("declare.")).count();

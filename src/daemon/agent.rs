@@ -50,6 +50,7 @@ impl Follower {
         let levels = self.metrics.levels();
         levels.catalog_source_up.set(0);
         levels.catalog_source_followed.set(0);
+        levels.catalog_source_configured.set(agent.is_some().into());
         let Some(agent) = agent.map(Arc::new) else { return };
         let closing = self.closing.child_token();
         *running = Some((agent.clone(), closing.clone()));
@@ -58,5 +59,12 @@ impl Follower {
             let mut wishes = wishes.lock().await;
             agent.run(&mut wishes, standing, tell, &metrics, closing).await;
         });
+    }
+}
+
+/// Whoever looks at the metrics is not to wait for a source that is not configured any more.
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.metrics.levels().catalog_source_configured.set(0);
     }
 }
