@@ -214,6 +214,12 @@ impl Registry {
         self.commit(touched, now)
     }
 
+    /// The instances of a service that a source knows.
+    pub(super) fn members_of(&self, source: SourceId, service: &ServiceKey) -> Vec<Arc<Instance>> {
+        let members = self.members.get(service).into_iter().flatten();
+        members.filter_map(|key| own_version(&self.instances, key, source).cloned()).collect()
+    }
+
     /// What is known at an agent elsewhere, if one is followed.
     pub(super) fn remote_mut(&mut self) -> &mut Option<Remote> {
         &mut self.snapshot.remote

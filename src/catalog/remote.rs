@@ -298,12 +298,23 @@ impl Registry {
                 for key in &keys {
                     // A node may have instances of what is still held; alone it is never found.
                     if !matches!(key.kind(), Kind::Query | Kind::Node) {
-                        self.publish_service(source, key, Set::default(), Outcomes::Published, now);
+                        let set = Set { nodes: Vec::new(), instances: self.held_by_others(source, key) };
+                        self.publish_service(source, key, set, Outcomes::Published, now);
                     }
                 }
                 self.void(keys.iter().map(Slot::of));
             }
         }
+    }
+
+    /// The instances of a name that another name is held for as well: a proxy is one of its own service too.
+    fn held_by_others(&mut self, source: SourceId, key: &ServiceKey) -> Vec<Arc<Instance>> {
+        let members = self.members_of(source, key);
+        let Some(remote) = self.remote_mut() else { return Vec::new() };
+        let is_held = |instance: &Arc<Instance>| {
+            instance.service_keys().iter().any(|other| other != key && remote.held.contains_key(other))
+        };
+        members.into_iter().filter(is_held).collect()
     }
 
     /// What the agent has said is not to be said any more; but what was under a rule then remains so.

@@ -319,3 +319,22 @@ fn nodes_and_services_of_an_agent_stay_when_what_nobody_asks_for_is_forgotten() 
     assert_eq!(catalog.say("web.service.dc2.consul"), "wait Service dc2 web");
     assert_eq!(catalog.say("web.service.consul"), "1 records");
 }
+
+#[test]
+fn what_is_held_by_another_name_stays_when_one_is_forgotten() {
+    let mut catalog = Catalog::current("");
+    let mut proxies = set("dc1", "db", &[Passing], &[]);
+    let mut registration = Registration::clone(&proxies.instances[0].registration);
+    registration.role = Role::Proxy { destination: "web".into() };
+    proxies.instances =
+        vec![Arc::new(Instance { registration: registration.into(), checks: proxies.instances[0].checks.clone() })];
+    let connect = key(Kind::Connect, "dc1", "web");
+    catalog.hear(News::Members { key: service("db"), set: proxies.clone(), held: Held::Followed });
+    catalog.fetch(connect.clone(), proxies);
+    assert_eq!([catalog.say("db.service.consul"), catalog.say("web.connect.consul")], ["1 records", "1 records"]);
+    catalog.hear(News::Forget(vec![connect.clone()]));
+    assert_eq!(catalog.say("db.service.consul"), "1 records");
+    assert_eq!(catalog.say("web.connect.consul"), "wait Connect dc1 web");
+    catalog.hear(News::Forget(vec![service("db")]));
+    assert!(catalog.registry.snapshot().service(&connect).is_none(), "nothing holds it any more");
+}
