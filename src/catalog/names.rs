@@ -370,6 +370,8 @@ impl Lookup<'_> {
         let domain = self.snapshot.settings.domains.first()?;
         let name = match self.snapshot.holder(address)? {
             Holder::Node(key) => {
+                // For its letters.
+                self.slots.push(Slot::of(key));
                 let node = self.snapshot.nodes.get(key)?;
                 name_in(&[&*node.name, "node", &*node.datacenter], domain)
             }

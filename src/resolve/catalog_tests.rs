@@ -4,11 +4,16 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::catalog::{
-    Agent, Check, CheckKey, Config, Host, Identity, Instance, Live, Node, NodeKey, Outcomes, Registration, Registry,
-    Role, Set, SourceId, System, Weights, health::Status,
+    Agent, Check, CheckKey, Config, Held, Host, Identity, Instance, Kind, Live, News, Node, NodeKey, Outcomes,
+    Registration, Registry, Role, ServiceKey, Set, SourceId, Standing, System, Weights, health::Status,
 };
 
 const SOURCE: SourceId = SourceId(0);
+const AGENT: SourceId = SourceId(2);
+
+fn idle() -> ServiceKey {
+    ServiceKey::new(Kind::Service, "dc1", "idle")
+}
 
 /// A catalog with nodes of one instance each of `web` and of `db`, and whoever answers from it.
 struct Cluster {
@@ -33,39 +38,6 @@ impl Cluster {
     }
 
     fn publish(&mut self, nodes: u8) {
-        let instance = |node: u8, service: &str| {
-            let check = |id: &str| Check {
-                id: id.into(),
-                name: id.into(),
-                notes: "".into(),
-                kind: "".into(),
-                status: Status::Passing,
-                output: "".into(),
-            };
-            let registration = Registration {
-                node: NodeKey::new("dc1", &format!("n{node}")),
-                id: service.into(),
-                service: service.into(),
-                tags: Vec::new(),
-                address: None,
-                port: 80,
-                tagged: BTreeMap::new(),
-                meta: BTreeMap::new(),
-                weights: Weights::default(),
-                role: Role::Plain,
-            };
-            Arc::new(Instance { registration: registration.into(), checks: vec![check(service)] })
-        };
-        let node = |number: u8| {
-            Arc::new(Node {
-                name: format!("n{number}").into(),
-                datacenter: "dc1".into(),
-                address: Host::Ip([192, 0, 2, number].into()),
-                tagged: BTreeMap::new(),
-                meta: BTreeMap::new(),
-                checks: Vec::new(),
-            })
-        };
         let nodes = 1..=nodes;
         let instances = nodes.clone().flat_map(|number| [instance(number, "web"), instance(number, "db")]).collect();
         let set = Set { nodes: nodes.map(node).collect(), instances };
@@ -77,6 +49,34 @@ impl Cluster {
         let key = CheckKey { node: NodeKey::new("dc1", node), service_id: Some(service.into()), check: service.into() };
         self.registry.set_check(SOURCE, &key, status, "", NOW);
         self.registry.publish_to(&self.live);
+    }
+
+    /// Follows an agent that has the service `idle`, of which nothing is held.
+    fn follow(&mut self) {
+        self.registry.follow(AGENT, true, NOW);
+        self.hear(News::Datacenters { own: "dc1".into(), others: Vec::new() });
+        self.hear(News::All { set: Set::default(), listed: vec!["idle".into()], held: Vec::new() });
+        self.hear(News::Standing(Standing::Current));
+    }
+
+    fn hear(&mut self, news: News) {
+        self.registry.hear(AGENT, news, NOW);
+        self.registry.publish_to(&self.live);
+    }
+
+    /// Hears that there is an instance of `idle`.
+    fn hear_of_idle(&mut self) {
+        let set = Set { nodes: vec![node(1)], instances: vec![instance(1, "idle")] };
+        self.hear(News::Members { key: idle(), set, held: Held::Followed });
+    }
+
+    fn ask_and_wait(&self, qname: &str) -> Box<Job> {
+        let Asked::Wait(_, job) = self.bench.ask(qname, Rtype::A) else { panic!("nothing to wait for") };
+        job
+    }
+
+    fn resume(&self, job: Box<Job>) -> Response {
+        settled(self.bench.resolver.resume(job, self.bench.now, &mut rand::rng())).remove(0).0
     }
 
     /// The last octets of the addresses in the answer.
@@ -98,6 +98,41 @@ impl Cluster {
         let holds = |found: crate::cache::Found<'_>| tables.hold(found.marks);
         self.bench.resolver.cache().find(&key, self.bench.now, tables.epoch(), holds).unwrap_or(false)
     }
+}
+
+fn node(number: u8) -> Arc<Node> {
+    Arc::new(Node {
+        name: format!("n{number}").into(),
+        datacenter: "dc1".into(),
+        address: Host::Ip([192, 0, 2, number].into()),
+        tagged: BTreeMap::new(),
+        meta: BTreeMap::new(),
+        checks: Vec::new(),
+    })
+}
+
+fn instance(node: u8, service: &str) -> Arc<Instance> {
+    let check = Check {
+        id: service.into(),
+        name: service.into(),
+        notes: "".into(),
+        kind: "".into(),
+        status: Status::Passing,
+        output: "".into(),
+    };
+    let registration = Registration {
+        node: NodeKey::new("dc1", &format!("n{node}")),
+        id: service.into(),
+        service: service.into(),
+        tags: Vec::new(),
+        address: None,
+        port: 80,
+        tagged: BTreeMap::new(),
+        meta: BTreeMap::new(),
+        weights: Weights::default(),
+        role: Role::Plain,
+    };
+    Arc::new(Instance { registration: registration.into(), checks: vec![check] })
 }
 
 #[test]
@@ -178,4 +213,45 @@ fn a_name_without_one_type_waits_for_its_sister_that_is_open() {
     cluster.bench.resolver.inflight.join(&party, NOW, Some(waiter), |_| None::<()>);
     let Asked::Wait(_, job) = cluster.bench.ask("web.service.consul", Rtype::AAAA) else { panic!("an answer") };
     assert!(settled(cluster.bench.resolver.resume(job, NOW, &mut rand::rng())).is_empty(), "it is held back");
+}
+
+#[test]
+fn an_address_that_a_built_in_zone_denied_is_asked_of_the_catalog_once_it_has_it() {
+    let mut cluster = Cluster::new(1);
+    let qname = "7.0.0.10.in-addr.arpa";
+    assert_eq!(cluster.bench.ask(qname, Rtype::PTR).reply().rcode(), Rcode::NXDOMAIN);
+    assert!(cluster.is_kept(qname, Rtype::PTR));
+    let mut private = Node::clone(&node(7));
+    private.address = Host::Ip([10, 0, 0, 7].into());
+    let set = Set { nodes: vec![private.into()], instances: Vec::new() };
+    cluster.registry.publish(SourceId(1), set, Outcomes::Published, NOW);
+    cluster.registry.publish_to(&cluster.live);
+    let target = answers(&cluster.bench.ask(qname, Rtype::PTR).reply())[0].target();
+    assert_eq!(target, "n7.node.dc1.consul".parse().ok());
+}
+
+#[test]
+fn an_answer_that_was_waited_for_is_kept() {
+    let mut cluster = Cluster::new(1);
+    cluster.follow();
+    let job = cluster.ask_and_wait("idle.service.consul");
+    cluster.hear_of_idle();
+    assert_eq!(answers(&cluster.resume(job)).len(), 1);
+    assert!(cluster.is_kept("idle.service.consul", Rtype::A));
+}
+
+#[test]
+fn a_failure_is_remembered_though_an_answer_that_is_void_was_kept() {
+    let mut cluster = Cluster::new(1);
+    cluster.follow();
+    cluster.hear_of_idle();
+    assert_eq!(cluster.sorted("idle.service.consul"), [1]);
+    cluster.hear(News::Forget(vec![idle()]));
+    let job = cluster.ask_and_wait("idle.service.consul");
+    cluster.bench.pass(4000);
+    assert_eq!(cluster.resume(job).rcode(), Rcode::SERVFAIL);
+    // Whoever asks now does not wait as well.
+    assert_eq!(cluster.bench.ask("idle.service.consul", Rtype::A).reply().rcode(), Rcode::SERVFAIL);
+    cluster.hear_of_idle();
+    assert_eq!(cluster.sorted("idle.service.consul"), [1]);
 }

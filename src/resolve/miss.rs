@@ -13,7 +13,7 @@ use super::{
     tables::{Catalog, Chance, Decision, Route, Sharing, Tables, catalog_rule, is_catalog_rule},
 };
 use crate::{
-    cache::{Basis, Epoch, Key, Life, Marks, Origin, RuleId, STALE_TTL_SECS, State, Variant, clamp, is_nodata},
+    cache::{Basis, Epoch, Found, Key, Life, Marks, Origin, RuleId, STALE_TTL_SECS, State, Variant, clamp, is_nodata},
     catalog::{ServiceKey, Verdict},
     clock::Moment,
     forward::{Exchange, Options, Outcome},
@@ -132,8 +132,8 @@ enum Look {
     End(Arrival, RuleId),
     /// To the upstreams of a rule.
     Ask(Arc<Route>),
-    /// To a source that has to say this before the catalog can answer.
-    Wait(Catalog, ServiceKey),
+    /// To a source that has to say this before the catalog can answer; the marks are of what it knows so far.
+    Wait(Catalog, ServiceKey, Marks),
     /// To an overlay that wants nothing said.
     Drop,
     /// To an overlay that wants the client to come again by TCP.
@@ -211,7 +211,7 @@ impl Resolver {
                         let exchange = job.ask(route, now, rng);
                         Begun::Exchange(exchange, Box::new(job))
                     }
-                    Look::Wait(catalog, wanted) => {
+                    Look::Wait(catalog, wanted, _) => {
                         let pending = job.wait(&catalog, wanted);
                         Begun::Wait(pending, Box::new(job))
                     }
@@ -304,10 +304,11 @@ impl Resolver {
                 Next::Settled(self.keep(&job, arrival, rule, now))
             }
             Look::Ask(route) => Next::Exchange(job.ask(route, now, rng), job),
-            Look::Wait(catalog, wanted) if job.waits < MOST_WAITS && now < job.ends => {
+            Look::Wait(catalog, wanted, _) if job.waits < MOST_WAITS && now < job.ends => {
                 Next::Wait(job.wait(&catalog, wanted), job)
             }
-            Look::Wait(..) => {
+            Look::Wait(_, _, marks) => {
+                job.walk.mark(marks);
                 let end = job.walk.error(Rcode::SERVFAIL, 23, "the source of the catalog did not answer in time");
                 Next::Settled(self.fail(&job, end.response, now))
             }
@@ -326,11 +327,19 @@ impl Resolver {
             let sharing = tables.sharing(asked, client);
             let mut marks = Marks::default();
             let decision = tables.decide(asked, client, chance, &mut marks);
+            if let Decision::Catalog { said, catalog, .. } = &decision
+                && let Verdict::Wait(wanted) = &said.verdict
+            {
+                // The answer will be made of what the source says then.
+                return Look::Wait((*catalog).clone(), wanted.clone(), marks);
+            }
+            // Whoever answers, it is their turn because the catalog has nothing to say.
+            walk.mark(marks);
+            let asked = walk.asked();
             let (said, id) = match decision {
                 Decision::Local { answer, rule } => (Said::Local(first_of_any(asked, answer)), rule),
                 Decision::Catalog { said, catalog, fallback } => {
                     let rule = catalog_rule(catalog);
-                    walk.mark(marks);
                     if let Some(followed) = said.followed {
                         catalog.mention(followed);
                     }
@@ -348,12 +357,11 @@ impl Resolver {
                             walk.hold_until(said.until);
                             (Said::Catalog(answer, shape), rule)
                         }
-                        (Verdict::Wait(wanted), _) => return Look::Wait(catalog.clone(), wanted),
                         (Verdict::Forward, Some(route)) => {
                             walk.share(sharing);
                             return Look::Ask(route.clone());
                         }
-                        (Verdict::Forward | Verdict::Pass, _) => {
+                        (Verdict::Forward | Verdict::Pass | Verdict::Wait(_), _) => {
                             return Look::End(
                                 walk.error(Rcode::SERVFAIL, 22, "the source of the catalog is lost"),
                                 rule,
@@ -365,17 +373,13 @@ impl Resolver {
                 Decision::Forward(route) if asked.qtype == Rtype::ANY && !route.relays_any => {
                     (Said::Local(minimal_any(asked)), route.id)
                 }
-                Decision::Forward(route) => {
-                    let known = self.known_target(walk, variant, route, tables.epoch(), chance.now);
-                    walk.mark(marks);
-                    match known {
-                        Some(said) => (said, route.id),
-                        None => {
-                            walk.share(sharing);
-                            return Look::Ask(route.clone());
-                        }
+                Decision::Forward(route) => match self.known_target(walk, variant, route, tables.epoch(), chance.now) {
+                    Some(said) => (said, route.id),
+                    None => {
+                        walk.share(sharing);
+                        return Look::Ask(route.clone());
                     }
-                }
+                },
                 Decision::Refuse => {
                     return Look::End(
                         walk.error(Rcode::REFUSED, 18, "a rule of this resolver refuses the name"),
@@ -447,6 +451,7 @@ impl Resolver {
     fn fail(&self, job: &Job, failure: Response, now: Moment) -> Vec<Settled> {
         let note = || {
             if job.walk.sharing() == Sharing::All {
+                self.drop_void(&job.party.key, now);
                 self.cache.fail(&job.party.key, &failure, &job.basis(), now);
             }
         };
@@ -475,6 +480,17 @@ impl Resolver {
             None => {
                 self.cache.remove(key);
             }
+        }
+    }
+
+    /// Drops a kept answer if something that it was made of has changed: nobody is given it, and so no failure is to stand
+    /// back behind it.
+    fn drop_void(&self, key: &Key, now: Moment) {
+        let tables = self.tables.load();
+        let is_own = |state| !matches!(state, State::Doubtful | State::SisterFails);
+        let is_void = |found: Found<'_>| is_own(found.state) && !tables.hold(found.marks);
+        if self.cache.find(key, now, tables.epoch(), is_void) == Some(true) {
+            self.cache.remove(key);
         }
     }
 

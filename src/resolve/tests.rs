@@ -31,7 +31,7 @@ enum Asked {
     Reply(Received),
     Joined,
     Exchange(Exchange, Box<Job>),
-    Wait(#[expect(dead_code, reason = "nobody waits in tests")] Pending, Box<Job>),
+    Wait(Pending, Box<Job>),
 }
 
 impl Asked {
@@ -464,3 +464,6 @@ fn a_rule_keeps_its_identity_until_it_asks_others_or_keeps_answers_otherwise() {
 
 #[path = "catalog_tests.rs"]
 mod catalog;
+
+#[path = "change_tests.rs"]
+mod changes;
