@@ -10,21 +10,36 @@ mod health;
 use std::{
     fmt, fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
 
 use axum::{
     Router,
-    extract::{Request, State},
-    http::{StatusCode, header, uri::Authority},
+    body::Body,
+    extract::{ConnectInfo, State},
+    http::{Request, StatusCode, header, uri::Authority},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::get,
 };
 use http_body_util::BodyExt;
+use hyper::{
+    body::Incoming,
+    server::conn::http1,
+    service::{Service, service_fn},
+};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use tokio::net::TcpListener;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
@@ -67,22 +82,78 @@ impl fmt::Debug for Shown {
 
 /// Serves the routes until `shutdown`, and requests that have begun for one second more.
 pub async fn serve(listener: TcpListener, shown: Shown, shutdown: CancellationToken) -> io::Result<()> {
-    serve_routes(listener, routes(shown, shutdown.clone()), shutdown).await
+    serve_routes(listener, routes(shown, shutdown.clone()), HEADER_PATIENCE, shutdown).await
 }
 
 /// The same for Consul's API alone.
 pub async fn serve_consul(listener: TcpListener, feed: consul::Feed, shutdown: CancellationToken) -> io::Result<()> {
-    serve_routes(listener, consul::routes(feed, shutdown.clone()), shutdown).await
+    serve_routes(listener, consul::routes(feed, shutdown.clone()), HEADER_PATIENCE, shutdown).await
 }
 
-async fn serve_routes(listener: TcpListener, routes: Router, shutdown: CancellationToken) -> io::Result<()> {
+/// `patience` is for the header of a request.
+async fn serve_routes(
+    listener: TcpListener,
+    routes: Router,
+    patience: Duration,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
     let guarded = routes.layer(from_fn_with_state(host_name().into(), refuse_foreign_hosts)).layer(from_fn(take_body));
-    let service = guarded.into_make_service_with_connect_info::<SocketAddr>();
-    let server = axum::serve(listener, service).with_graceful_shutdown(shutdown.clone().cancelled_owned());
-    tokio::select! {
-        ended = server => ended,
-        () = async { shutdown.cancelled().await; tokio::time::sleep(GRACE).await } => Ok(()),
+    let service = TowerToHyperService::new(guarded);
+    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = async {
+            let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+            listener.accept().await.map(|accepted| (place, accepted))
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            Some(_) = connections.join_next() => {}
+            accepted = accepted => match accepted {
+                Ok((place, (stream, peer))) => {
+                    let serving = serve_connection(stream, peer, service.clone(), patience, shutdown.clone());
+                    connections.spawn(async move {
+                        serving.await;
+                        drop(place);
+                    });
+                }
+                // What lasts, as a lack of file handles does, is not to be tried again and again.
+                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            }
+        }
     }
+    drop(listener);
+    // Those that are left are broken off.
+    let _ = tokio::time::timeout(GRACE, async { while connections.join_next().await.is_some() {} }).await;
+    Ok(())
+}
+
+/// Serves a connection until the client closes it, or is silent for too long between requests or within a header.
+async fn serve_connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    service: TowerToHyperService<Router>,
+    patience: Duration,
+    shutdown: CancellationToken,
+) {
+    // A response is not to wait for what acknowledges the last.
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        service.call(request)
+    });
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(patience)
+            .serve_connection(TokioIo::new(stream), service)
+    );
+    // How a connection ends is the client's affair.
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    let _ = connection.await;
 }
 
 /// The one list of routes.
@@ -103,7 +174,7 @@ async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
 /// A browser sends the name by which it was led here. Whoever owns such a name can make it point to us (DNS
 /// rebinding) and let a page of theirs read what we show; addresses, `localhost` and our own name nobody else owns.
 /// Clients that send no host are no browsers.
-async fn refuse_foreign_hosts(State(host_name): State<Arc<str>>, request: Request, next: Next) -> Response {
+async fn refuse_foreign_hosts(State(host_name): State<Arc<str>>, request: Request<Body>, next: Next) -> Response {
     let host = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or_default());
     let host = request.uri().host().or(host);
     match host {
@@ -117,7 +188,7 @@ async fn refuse_foreign_hosts(State(host_name): State<Arc<str>>, request: Reques
 
 /// Takes in all that a client sends before it is answered, whatever the answer is: of what is closed while the client
 /// still sends, the client may never see the answer.
-async fn take_body(request: Request, next: Next) -> Response {
+async fn take_body(request: Request<Body>, next: Next) -> Response {
     let (parts, mut body) = request.into_parts();
     let (mut taken, mut passed_over) = (Vec::new(), 0);
     let taking = async {
@@ -189,17 +260,20 @@ impl de::Visitor<'_> for ListenVisitor {
 const MOST_BODY_BYTES: usize = 512 << 10;
 /// Who sends more than this beyond is not waited for.
 const MOST_PASSED_OVER_BYTES: usize = 8 << 20;
-/// How long a client may take to send a request.
+/// How long a client may take to send the header of a request, or to begin one.
+const HEADER_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a client may take to send the body of a request.
 const BODY_PATIENCE: Duration = Duration::from_secs(10);
+/// Beyond these a client waits until another has gone: room for all who wait for a change, and for others.
+const MOST_CONNECTIONS: usize = consul::MOST_WAITING + 1024;
+/// After a connection that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// How long requests that have begun may take to end after the shutdown.
 const GRACE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
-    use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpStream,
-    };
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
@@ -259,7 +333,31 @@ mod tests {
         }
         missing.lock().unwrap().clear();
         assert!(ask("/ready", "localhost").await.starts_with("HTTP/1.1 200 "));
+        // Connections on which nothing happens do not hold it up.
+        let _idle = TcpStream::connect(address).await.unwrap();
         shutdown.cancel();
         server.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_does_not_go_on_with_a_request_is_not_waited_for() {
+        let routes = Router::new().route("/", get(async || "here"));
+        let shutdown = CancellationToken::new();
+        for (sent, received) in [
+            ("", ""),
+            ("GET / HTTP/1.1\r\nHost: loc", ""),
+            ("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "here"), // a connection is kept, but not forever
+            ("GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET /", "here"),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            tokio::spawn(serve_routes(listener, routes.clone(), Duration::from_millis(300), shutdown.clone()));
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(sent.as_bytes()).await.unwrap();
+            let mut response = String::new();
+            stream.read_to_string(&mut response).await.unwrap();
+            assert!(response.ends_with(received), "{sent:?}: {response}");
+        }
+        shutdown.cancel();
     }
 }

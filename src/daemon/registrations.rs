@@ -25,7 +25,10 @@ use super::catalog::{Shared, State, id_of};
 use crate::{
     catalog::{
         health::Status,
-        source::registered::{Refused, Registered},
+        source::{
+            file::Owner,
+            registered::{Refused, Registered},
+        },
     },
     clock::{Moment, unix_seconds},
     control::consul::{Command, Order},
@@ -125,10 +128,13 @@ impl Shared {
         }
         let (registrations, states) = Registrations::load(place);
         self.publish(|state| {
-            state.registrations = registrations;
+            let known = std::mem::replace(&mut state.registrations, registrations).told;
             state.register(&self.runner);
+            state.registrations.told.clone_from(&known);
             let now = unix_seconds();
-            for (check, told) in states.into_iter().filter(|(_, told)| told.expires > now) {
+            // What was told to this process is newer than what is on the disk.
+            let is_news = |check: &str, told: &Told| told.expires > now && !known.contains(check);
+            for (check, told) in states.into_iter().filter(|(check, told)| is_news(check, told)) {
                 // One that is gone, or finds out by itself, has no use for it.
                 let _ = state.tell(&check, told.status, &told.output, self);
             }
@@ -153,12 +159,18 @@ impl Shared {
                     }
                     let mut outcomes = Vec::with_capacity(batch.len());
                     self.publish(|state| {
-                        outcomes.extend(batch.into_iter().map(|order| (state.obey(order.command, self), order.done)));
+                        outcomes.extend(batch.into_iter().map(|Order { command, done }| {
+                            // What a check is told is saved later, and holds without.
+                            let is_saved_now = !matches!(command, Command::Tell { .. });
+                            (state.obey(command, self), is_saved_now, done)
+                        }));
                     });
-                    let saved = self.save().await;
-                    for (outcome, done) in outcomes {
+                    let is_to_save = outcomes.iter().any(|(_, is_saved_now, _)| *is_saved_now);
+                    let saved = if is_to_save { self.save().await } else { Ok(()) };
+                    for (outcome, is_saved_now, done) in outcomes {
+                        let saved = if is_saved_now { saved.clone() } else { Ok(()) };
                         // Who has gone meanwhile does not hear it.
-                        let _ = done.send(outcome.and(saved.clone()));
+                        let _ = done.send(outcome.and(saved));
                     }
                 }
                 () = self.unsaved.notified() => drop(self.save().await),
@@ -184,7 +196,7 @@ impl Shared {
 
     async fn save_states(&self) {
         let to_save = {
-            let state = self.state.lock();
+            let mut state = self.state.lock();
             let folder = state.registrations.place.folder.clone();
             folder.map(|folder| (folder.join(STATES), state.told(self)))
         };
@@ -220,9 +232,10 @@ impl State {
             Command::RegisterCheck(new) => registered.put_check(new, &files)?,
             Command::DeregisterCheck(id) => registered.remove_check(&id, &files)?,
             Command::Maintain { service, reason } => {
-                let owner = service.map(Arc::from);
+                let owner: Owner = service.map(Arc::from);
+                let changed = registered.maintain(owner.clone(), reason.as_deref(), &files)?;
                 tracing::info!(service = owner.as_deref(), is_on = reason.is_some(), "maintenance");
-                registered.maintain(owner, reason.as_deref(), &files)?
+                changed
             }
         };
         if !changed.is_empty() {
@@ -246,8 +259,10 @@ impl State {
     }
 
     /// What TTL checks were told, as far as it still holds.
-    fn told(&self, shared: &Shared) -> States {
+    fn told(&mut self, shared: &Shared) -> States {
         let now = Moment::now();
+        // Ids come and go, in some places with every process.
+        self.registrations.told.retain(|check| self.checks.contains_key(check));
         let told = self.registrations.told.iter().filter_map(|check| {
             let id = id_of(&self.checks.get(check)?.key);
             let (event, expires) = (shared.runner.state(&id)?, shared.runner.expires(&id)?);
@@ -265,6 +280,8 @@ fn read(file: &Path) -> Option<Vec<u8>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => {
             tracing::error!(file = %file.display(), %error, "saved file not read");
+            // Or the next save would put another in its place.
+            set_aside(file);
             None
         }
     }

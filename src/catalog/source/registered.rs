@@ -55,8 +55,8 @@ struct Unit {
 #[derive(Debug)]
 struct Entry<T> {
     read: T,
-    written: Json,
-    bytes: usize,
+    /// On one line, its keys in order: what is saved again and again is not to be written anew each time.
+    written: Box<str>,
 }
 
 /// A service that is to be registered, with the checks that came with it.
@@ -159,11 +159,11 @@ impl NewService {
         if let Json::Object(fields) = &mut written {
             fields.retain(|key, _| !is_check(key));
         }
-        Ok(Self { service: Entry::new(read, written), checks })
+        Ok(Self { service: Entry::new(read, &written), checks })
     }
 
     fn bytes(&self) -> usize {
-        self.service.bytes + self.checks.iter().map(|check| check.bytes).sum::<usize>()
+        self.service.bytes() + self.checks.iter().map(Entry::bytes).sum::<usize>()
     }
 }
 
@@ -216,16 +216,18 @@ impl Registered {
         if self.units.get(&owner).is_some_and(|unit| unit.is_like(&new, others)) {
             return Ok(BTreeSet::new());
         }
-        self.has_room_for(new.bytes())?;
+        let service = self.units.get(&owner).and_then(|unit| unit.service.as_ref()).map_or(0, Entry::bytes);
+        let checks: usize = new.checks.iter().map(|check| self.bytes_of_check(&check.read.id)).sum();
+        self.has_room_for(new.bytes(), service + checks)?;
         if others == OtherChecks::Drop {
             let known: Vec<_> =
                 self.units.get(&owner).into_iter().flat_map(|unit| unit.checks.keys()).cloned().collect();
             known.iter().for_each(|id| drop(self.take_check(id)));
         }
         let mut changed = BTreeSet::from([owner.clone()]);
-        self.bytes += new.service.bytes;
+        self.bytes += new.service.bytes();
         let before = self.units.entry(owner).or_default().service.replace(new.service);
-        self.bytes -= before.map_or(0, |before| before.bytes);
+        self.bytes -= before.map_or(0, |before| before.bytes());
         changed.extend(new.checks.into_iter().filter_map(|check| self.add_check(check)));
         Ok(changed)
     }
@@ -239,7 +241,7 @@ impl Registered {
         if let Some(id) = owner.as_deref().filter(|id| !self.is_there(id, files)) {
             return Err(Refused::NoSuchService(id.to_owned()));
         }
-        self.has_room_for(new.0.bytes)?;
+        self.has_room_for(new.0.bytes(), self.bytes_of_check(new.id()))?;
         let before = self.add_check(new.0);
         Ok([owner].into_iter().chain(before).collect())
     }
@@ -256,8 +258,8 @@ impl Registered {
     pub fn drop_service(&mut self, id: &str) -> BTreeSet<Owner> {
         let Some((owner, unit)) = self.units.remove_entry(&Some(Arc::from(id))) else { return BTreeSet::new() };
         unit.checks.keys().for_each(|id| drop(self.owners.remove(id)));
-        self.bytes -= unit.service.map_or(0, |service| service.bytes);
-        self.bytes -= unit.checks.values().map(|check| check.bytes).sum::<usize>();
+        self.bytes -= unit.service.map_or(0, |service| service.bytes());
+        self.bytes -= unit.checks.values().map(Entry::bytes).sum::<usize>();
         BTreeSet::from([owner])
     }
 
@@ -341,21 +343,23 @@ impl Registered {
         unit.into_iter().flat_map(move |(owner, unit)| unit.definitions(owner, files, &node))
     }
 
-    /// As it is kept while no process runs.
+    /// As it is kept while no process runs: a line for each definition.
     pub fn save(&self) -> Vec<u8> {
         let units = || self.units.iter();
-        let services: Vec<&Json> = units().filter_map(|(_, unit)| Some(&unit.service.as_ref()?.written)).collect();
-        let checks: Vec<&Json> =
-            units().flat_map(|(_, unit)| unit.checks.values()).map(|entry| &entry.written).collect();
-        let maintenance: Vec<Json> = units()
+        let services = units().filter_map(|(_, unit)| Some(&*unit.service.as_ref()?.written));
+        let checks = units().flat_map(|(_, unit)| unit.checks.values()).map(|entry| &*entry.written);
+        let maintenance: Vec<String> = units()
             .filter_map(|(owner, unit)| {
-                Some(json!({ "ServiceID": owner.as_deref(), "Reason": unit.maintenance.as_deref()? }))
+                Some(json!({ "ServiceID": owner.as_deref(), "Reason": unit.maintenance.as_deref()? }).to_string())
             })
             .collect();
-        let all = json!({ "Version": VERSION, "Services": services, "Checks": checks, "Maintenance": maintenance });
-        let mut text = format!("{all:#}").into_bytes();
-        text.push(b'\n');
-        text
+        let mut text = format!("{{\n\"Version\": {VERSION}");
+        text.reserve(self.bytes + self.bytes / 8);
+        list("Services", services, &mut text);
+        list("Checks", checks, &mut text);
+        list("Maintenance", maintenance.iter().map(String::as_str), &mut text);
+        text.push_str("\n}\n");
+        text.into_bytes()
     }
 
     /// Reads what was saved, as much as is good; and says what is not.
@@ -421,15 +425,22 @@ impl Registered {
         files.has_service(id) || self.units.get(&Some(Arc::from(id))).is_some_and(|unit| unit.service.is_some())
     }
 
-    fn has_room_for(&self, bytes: usize) -> Result<(), Refused> {
-        if self.bytes + bytes > MOST_BYTES { Err(Refused::Full) } else { Ok(()) }
+    /// Whether so much may come in the place of what was there.
+    fn has_room_for(&self, bytes: usize, replaced: usize) -> Result<(), Refused> {
+        let is_more = bytes > replaced;
+        if is_more && self.bytes.saturating_sub(replaced) + bytes > MOST_BYTES { Err(Refused::Full) } else { Ok(()) }
+    }
+
+    fn bytes_of_check(&self, id: &str) -> usize {
+        let unit = self.owners.get(id).and_then(|owner| self.units.get(owner));
+        unit.and_then(|unit| unit.checks.get(id)).map_or(0, Entry::bytes)
     }
 
     /// Whose the check was before, if it was another's.
     fn add_check(&mut self, check: Entry<definition::Check<Definition>>) -> Option<Owner> {
         let (id, owner) = (check.read.id.clone(), check.read.service_id.clone());
         let before = self.take_check(&id).filter(|before| *before != owner);
-        self.bytes += check.bytes;
+        self.bytes += check.bytes();
         self.owners.insert(id.clone(), owner.clone());
         self.units.entry(owner).or_default().checks.insert(id, check);
         before
@@ -438,7 +449,7 @@ impl Registered {
     fn take_check(&mut self, id: &str) -> Option<Owner> {
         let owner = self.owners.remove(id)?;
         if let Some(check) = self.units.get_mut(&owner).and_then(|unit| unit.checks.remove(id)) {
-            self.bytes -= check.bytes;
+            self.bytes -= check.bytes();
         }
         self.forget_if_empty(&owner);
         Some(owner)
@@ -511,9 +522,12 @@ impl Unit {
 }
 
 impl<T> Entry<T> {
-    fn new(read: T, written: Json) -> Self {
-        let bytes = written.to_string().len();
-        Self { read, written, bytes }
+    fn new(read: T, written: &Json) -> Self {
+        Self { read, written: written.to_string().into() }
+    }
+
+    fn bytes(&self) -> usize {
+        self.written.len()
     }
 }
 
@@ -530,7 +544,7 @@ impl Entry<definition::Check<Definition>> {
         if let Some(id) = &read.service_id {
             fields.insert("ServiceID".to_owned(), json!(&**id));
         }
-        Self::new(read, Json::Object(fields))
+        Self::new(read, &Json::Object(fields))
     }
 }
 
@@ -569,6 +583,17 @@ fn refusal(problem: Problem) -> Refused {
         problem @ Problem::Shape { .. } => Refused::Undecodable(problem.to_string()),
         problem => Refused::Service(problem.to_string()),
     }
+}
+
+fn list<'a>(key: &str, items: impl Iterator<Item = &'a str>, text: &mut String) {
+    text.push_str(",\n\"");
+    text.push_str(key);
+    text.push_str("\": [");
+    for (place, item) in items.enumerate() {
+        text.push_str(if place == 0 { "\n" } else { ",\n" });
+        text.push_str(item);
+    }
+    text.push(']');
 }
 
 fn to_json(value: &Value) -> Json {

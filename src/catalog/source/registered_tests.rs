@@ -242,5 +242,9 @@ fn there_is_an_end_to_what_may_be_registered() {
     assert_eq!(most, 31);
     assert_eq!(put(&mut registered, 40).unwrap_err(), Refused::Full);
     registered.drop_service("s1");
-    put(&mut registered, 40).unwrap();
+    put(&mut registered, 40).unwrap(); // What replaces something takes only what it is longer.
+    let changed = service(&body(40).replace("Meta", "Tags\": [], \"Meta")).unwrap();
+    registered.put_service(changed, OtherChecks::Keep, &Files::default()).unwrap();
+    let shorter = service(r#"{"Name": "s40", "Tags": ["t"]}"#).unwrap();
+    registered.put_service(shorter, OtherChecks::Keep, &Files::default()).unwrap();
 }

@@ -276,4 +276,4 @@ fn json(body: Vec<u8>) -> Response {
 }
 
 /// Beyond these nobody may wait for a change: each takes a connection and its memory.
-const MOST_WAITING: usize = 4096;
+pub(super) const MOST_WAITING: usize = 4096;

@@ -75,18 +75,19 @@ pub(super) async fn fail_check(teller: Teller, Path(id): Path<String>, asked: As
 pub(super) async fn update_check(teller: Teller, Path(check): Path<String>, body: Bytes) -> Result<(), Refusal> {
     let update: Update =
         serde_json::from_slice(&body).map_err(|error| Refusal::bad(format!("Request decode failed: {error}")))?;
-    let status = Status::from_word(&update.status)
-        .ok_or_else(|| Refusal::bad(format!("Invalid check status: '{}'", update.status)))?;
-    teller.order(Command::Tell { check, status, output: update.output }).await
+    let word = update.status.unwrap_or_default();
+    let status = Status::from_word(&word).ok_or_else(|| Refusal::bad(format!("Invalid check status: '{word}'")))?;
+    teller.order(Command::Tell { check, status, output: update.output.unwrap_or_default() }).await
 }
 
+/// Consul takes `null` for what is not said.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Update {
     #[serde(rename = "Status", alias = "status")]
-    status: String,
+    status: Option<String>,
     #[serde(rename = "Output", alias = "output")]
-    output: String,
+    output: Option<String>,
 }
 
 impl Teller {
