@@ -578,3 +578,7 @@ const FILES: SourceId = SourceId(0);
 /// So many orders may wait to be carried out.
 const ORDERS: usize = 1024;
 const CONSUL: SourceId = SourceId(2);
+
+#[cfg(test)]
+#[path = "catalog_tests.rs"]
+mod tests;

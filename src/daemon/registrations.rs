@@ -76,6 +76,12 @@ impl Registrations {
         self.place == *place
     }
 
+    /// TTL checks that were told something.
+    #[cfg(test)]
+    pub fn remembered(&self) -> Vec<&str> {
+        self.told.iter().map(|check| &**check).collect()
+    }
+
     /// Takes out a service.
     pub fn drop_service(&mut self, id: &str) {
         self.is_unsaved = true;
@@ -128,8 +134,9 @@ impl Shared {
         }
         let (registrations, states) = Registrations::load(place);
         self.publish(|state| {
-            let known = std::mem::replace(&mut state.registrations, registrations).told;
+            let mut known = std::mem::replace(&mut state.registrations, registrations).told;
             state.register(&self.runner);
+            known.retain(|check| state.checks.contains_key(check));
             state.registrations.told.clone_from(&known);
             let now = unix_seconds();
             // What was told to this process is newer than what is on the disk.
