@@ -63,8 +63,11 @@ impl Resolver {
         let asking = Asking { key: &key, asker: &asker, question: query.question_bytes(), client };
         let start = out.len();
         match self.reply_from_cache(asking, now, rng, out) {
-            FromCache::Reply(_, _, Denial::OfType) if self.is_sister_open(&key, client) => {
-                // Nobody knows yet whether that one fails, and the two may not differ in that.
+            FromCache::Reply(_, _, Denial::OfType)
+                if query.recursion_desired() && self.is_sister_open(&key, client) =>
+            {
+                // Nobody knows yet whether that one fails, and the two may not differ in that. But who wants nobody asked is
+                // told what is known.
                 out.truncate(start);
                 AtOnce::Miss(Miss { query, asker, key, client, stale: false })
             }

@@ -100,6 +100,8 @@ struct Flight<H> {
     started: Moment,
     waiters: Waiters,
     held: Option<H>,
+    /// The sister failed while somebody waited for this.
+    sister_failed: bool,
 }
 
 /// What became of an attempt to join.
@@ -140,6 +142,8 @@ pub enum Verdict<H> {
 pub struct Landing<H> {
     /// Those who wait for the question itself; `None` if the answer is held back.
     pub waiters: Option<Waiters>,
+    /// The sister failed while they waited: they are not to be told NODATA beside that.
+    pub sister_failed: bool,
     /// What had been held back for this question's sake, with those who wait for it.
     pub sister: Option<(H, Waiters)>,
 }
@@ -183,7 +187,10 @@ impl<H> InFlight<H> {
         if let Some(answered) = look_again(&sister) {
             return Join::Answered(answered);
         }
-        shard.insert(party.clone(), Flight { started: now, waiters: waiter().into_iter().collect(), held: None });
+        shard.insert(
+            party.clone(),
+            Flight { started: now, waiters: waiter().into_iter().collect(), held: None, sister_failed: false },
+        );
         Join::First
     }
 
@@ -198,7 +205,7 @@ impl<H> InFlight<H> {
         let mut shard = self.shard(party).lock();
         let waiters = shard.get_mut(party).map(|flight| std::mem::take(&mut flight.waiters));
         let sister = Self::release(&mut shard, party);
-        self.counted_out(Landing { waiters, sister })
+        self.counted_out(Landing { waiters, sister_failed: false, sister })
     }
 
     /// Takes a settled question out of flight, with all who wait for it.
@@ -207,7 +214,11 @@ impl<H> InFlight<H> {
     /// It is not called for an answer that is held back, nor is that one's flight over.
     pub fn land(&self, party: &Party, verdict: Verdict<H>, keep: impl FnOnce()) -> Landing<H> {
         let mut shard = self.shard(party).lock();
-        if let Verdict::NoData(held) = verdict {
+        let is_failure = matches!(verdict, Verdict::Failed);
+        let sister_failed = shard.get(party).is_some_and(|flight| flight.sister_failed);
+        if let Verdict::NoData(held) = verdict
+            && !sister_failed
+        {
             let started = shard.get(party).map(|flight| flight.started);
             // A renewal that nobody waits for binds nobody.
             let is_open = |flight: &Flight<H>| {
@@ -219,13 +230,19 @@ impl<H> InFlight<H> {
                 && let Some(flight) = shard.get_mut(party)
             {
                 flight.held = Some(held);
-                return Landing { waiters: None, sister: None };
+                return Landing { waiters: None, sister_failed, sister: None };
             }
         }
         keep();
         let waiters = shard.remove(party).map(|flight| flight.waiters).unwrap_or_default();
         let sister = Self::release(&mut shard, party);
-        self.counted_out(Landing { waiters: Some(waiters), sister })
+        if is_failure
+            && let Some(sister) = party.sister()
+            && let Some(flight) = shard.get_mut(&sister)
+        {
+            flight.sister_failed |= !flight.waiters.is_empty();
+        }
+        self.counted_out(Landing { waiters: Some(waiters), sister_failed, sister })
     }
 
     /// Lets so many clients wait from now on.
@@ -362,6 +379,21 @@ mod tests {
         let landing = table.land(&key(Rtype::A), Verdict::NoData("four"), || {});
         assert_eq!(ids(&landing.waiters.unwrap()), [1]);
         assert_eq!(landing.sister.unwrap().0, "six");
+    }
+
+    #[test]
+    fn nodata_is_belied_by_a_sister_that_failed_while_somebody_waited_for_it() {
+        let table = InFlight::new(10);
+        for (asks, fails) in [(true, true), (true, false), (false, true)] {
+            join(&table, Rtype::A, 1, NOW);
+            if asks {
+                join(&table, Rtype::AAAA, 2, NOW);
+            }
+            table.land(&key(Rtype::A), if fails { Verdict::Failed } else { Verdict::Plain }, || {});
+            join(&table, Rtype::AAAA, 3, NOW);
+            let landing = table.land(&key(Rtype::AAAA), Verdict::NoData("empty"), || {});
+            assert_eq!((landing.waiters.is_some(), landing.sister_failed), (true, asks && fails));
+        }
     }
 
     #[test]

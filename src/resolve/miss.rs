@@ -441,6 +441,8 @@ impl Resolver {
             Lands::Plain
         };
         let landing = self.inflight.land(&job.party, verdict, || self.insert(&job.party.key, &response, keep, now));
+        let is_belied = landing.sister_failed && is_nodata(&response);
+        let response = if is_belied { sister_failure(&job.party.key).into() } else { response };
         if let Some((held, _)) = &landing.sister {
             self.insert(&held.key, &held.response, held.keep.clone(), now);
         }
@@ -469,7 +471,7 @@ impl Resolver {
             ttls: Ttls::Aged(0),
             waiters,
         });
-        let own = Landing { waiters: landing.waiters, sister: None };
+        let own = Landing { sister: None, ..landing };
         settle(own, failure.into(), Ttls::Aged(0)).into_iter().chain(sister).collect()
     }
 

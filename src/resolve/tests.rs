@@ -209,6 +209,28 @@ fn a_kept_nodata_waits_for_its_sister_that_is_open() {
 }
 
 #[test]
+fn a_nodata_that_comes_long_after_its_sister_failed_is_not_told_to_those_who_asked_both() {
+    let mut bench = Bench::new(rules());
+    let first = bench.ask("host.corp.test", Rtype::A).job();
+    let second = bench.ask("host.corp.test", Rtype::AAAA).job();
+    settled(bench.finish(first, Err(fails("host.corp.test"))));
+    // The failure itself is forgotten by then.
+    bench.pass(2500);
+    let said = settled(bench.finish(second, Ok(says("host.corp.test", Rtype::AAAA, &[]))));
+    assert_eq!((said[0].0.rcode(), said[0].1), (Rcode::SERVFAIL, 1));
+    assert_eq!(bench.ask("host.corp.test", Rtype::AAAA).reply().rcode(), Rcode::NOERROR, "it is kept for others");
+}
+
+#[test]
+fn who_wants_nobody_asked_is_told_a_kept_nodata_though_its_sister_is_open() {
+    let bench = Bench::new(rules());
+    bench.forwarded("host.corp.test", Rtype::AAAA, &[]);
+    bench.ask("host.corp.test", Rtype::A).job();
+    let known = bench.ask_with("host.corp.test", Rtype::AAAA, |wire| wire[2] &= !1).reply();
+    assert_eq!(known.rcode(), Rcode::NOERROR);
+}
+
+#[test]
 fn a_response_is_kept_and_its_ttl_counts_down() {
     let mut bench = Bench::new(rules());
     assert_eq!(answers(&bench.forwarded("www.example", Rtype::A, &[a("www.example", 60, 1)]))[0].ttl, 60);
