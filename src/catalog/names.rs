@@ -89,6 +89,10 @@ impl Snapshot {
         };
         let verdict = lookup.answer().map_or(Verdict::Pass, Verdict::Answer);
         let Lookup { mut slots, shape, volatile, until, followed, instead, .. } = lookup;
+        if slots.is_empty() && self.settings.domain_of(&question.qname).is_some() {
+            // It is made of the settings alone.
+            slots.push(Slot::of_settings());
+        }
         slots.sort_unstable();
         slots.dedup();
         Said { verdict: instead.unwrap_or(verdict), slots, shape, volatile, until, followed }

@@ -194,8 +194,8 @@ impl Remote {
         let before = self.held.get(key).copied();
         self.held.insert_mut(key.clone(), held);
         // A later end, or none, takes nothing away.
-        !matches!((before, held), (None, _) | (Some(Held::Until(_)), Held::Until(_) | Held::Followed))
-            && before != Some(held)
+        // Where nothing was held, it may have been said that it cannot be had.
+        !matches!((before, held), (Some(Held::Until(_)), Held::Until(_) | Held::Followed)) && before != Some(held)
     }
 }
 
@@ -279,7 +279,8 @@ impl Registry {
                 self.void(is_void.then(|| Slot::of(&key)));
             }
             News::Found { key, found, held } => {
-                let is_void = remote.hold(&key, held);
+                let is_other = remote.found(&key).map(|found| &**found) != found.as_ref();
+                let is_void = remote.hold(&key, held) || is_other;
                 match found {
                     Some(found) => remote.found.insert_mut(key.clone(), found.into()),
                     None => drop(remote.found.remove_mut(&key)),

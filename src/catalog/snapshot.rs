@@ -101,6 +101,11 @@ impl Slot {
         Self::of(key)
     }
 
+    /// That of what depends on nothing but the settings, with which all change.
+    pub(super) fn of_settings() -> Self {
+        Self::of(&"settings")
+    }
+
     /// All of them.
     pub(super) fn all() -> impl Iterator<Item = Self> {
         (0..SLOTS as u16).map(Self)
