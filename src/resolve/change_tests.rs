@@ -373,7 +373,7 @@ fn change_and_ask(seeds: std::ops::Range<u64>, begin: fn(&mut World), change: fn
     for seed in seeds {
         let mut world = World::new(seed);
         begin(&mut world);
-        for step in 0..100 {
+        for step in 0..60 {
             change(&mut world);
             world.forgetful.resolver.cache().flush_all();
             for (qname, qtype) in &questions {
