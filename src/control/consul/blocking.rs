@@ -58,15 +58,23 @@ pub(super) async fn answer(
     let mut look = if asked.index.is_some() || asked.hash.is_some() { Look::News } else { Look::Last };
     let mut feed = api.feed.clone();
     let mut place = None;
+    let mut is_broad = false;
     loop {
         let served = feed.borrow_and_update().clone().ok_or_else(Refusal::no_catalog)?;
         // Before the snapshot is looked at, so that no change is missed.
         let mut changes = served.live.changes();
-        let basis = match look_at(&served, asked, look, &view)? {
+        // Who looks later than this sees for us, too.
+        let version = served.live.load().version();
+        let found = {
+            let _turn = if is_broad { Some(served.turn.lock().await) } else { None };
+            look_at(&served, asked, look, version, &view)?
+        };
+        let basis = match found {
             Found::Answer(response) => return Ok(response),
             Found::NoNews(basis) => basis,
             Found::Older => continue,
         };
+        is_broad = !matches!(basis, Basis::Service(_));
         if place.is_none() {
             let full = |_| Refusal(StatusCode::TOO_MANY_REQUESTS, "Too many requests wait for a change".to_owned());
             place = Some(api.waiting.try_acquire().map_err(full)?);
@@ -107,15 +115,16 @@ fn look_at(
     served: &Served,
     asked: &Asked,
     look: Look,
+    wanted: u32,
     view: impl Fn(&View<'_>) -> Result<Said, Refusal>,
 ) -> Result<Found, Refusal> {
-    let snapshot = served.live.load();
-    let version = snapshot.version();
     // Another who asks the same may have looked already.
-    let since = served.memory.known(&asked.identity, version).filter(|_| look == Look::News);
+    let since = served.memory.known(&asked.identity, wanted).filter(|_| look == Look::News);
     if since.is_some_and(|since| Some(served.index(since)) == asked.index) {
         return Ok(Found::NoNews(Basis::All));
     }
+    let snapshot = served.live.load();
+    let version = snapshot.version();
     let Said { basis, body } = view(&View::new(served, &snapshot, asked)?)?;
     let index = match &basis {
         Basis::Service(key) => served.slot_index(Slot::of_service(key), version),

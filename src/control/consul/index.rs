@@ -54,10 +54,10 @@ impl Memory {
         Some(since)
     }
 
-    /// The same, if the response of this version was made already.
+    /// The same, if the response of this version or a later one was made already.
     pub fn known(&self, request: &impl Hash, version: u32) -> Option<u32> {
         let request = self.hasher.hash_one(request);
-        self.noted.lock().get(&request).filter(|noted| noted.version == version).map(|noted| noted.since)
+        self.noted.lock().get(&request).filter(|noted| noted.version >= version).map(|noted| noted.since)
     }
 }
 
@@ -93,6 +93,8 @@ mod tests {
         ] {
             assert_eq!(memory.since(&request, &[body], version), since, "{request} {body} {version}");
         }
-        assert_eq!((memory.known(&1, 9), memory.known(&1, 10), memory.known(&3, 9)), (Some(9), None, None));
+        for (request, version, since) in [(1, 9, Some(9)), (1, 8, Some(9)), (1, 10, None), (3, 9, None)] {
+            assert_eq!(memory.known(&request, version), since, "{request} {version}");
+        }
     }
 }

@@ -40,6 +40,9 @@ pub struct Served {
     /// What indexes are counted from: later than any that an earlier catalog has given.
     first_index: u64,
     memory: Memory,
+    /// Those who wait for a change of anything look at the catalog one after the other: the first sees for all who ask the
+    /// same, and looking takes long.
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// The catalog as it comes and goes with the configuration.
@@ -99,7 +102,7 @@ struct Refusal(StatusCode, String);
 impl Served {
     /// For a catalog that began at this time, in milliseconds since 1970; orders that find no room are refused.
     pub fn new(live: Arc<Live>, orders: mpsc::Sender<Order>, config: ApiConfig, began: u64) -> Self {
-        Self { live, orders, config, first_index: began.max(1), memory: Memory::default() }
+        Self { live, orders, config, first_index: began.max(1), memory: Memory::default(), turn: Default::default() }
     }
 
     /// Whether it is one for this catalog and configuration.

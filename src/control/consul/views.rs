@@ -312,8 +312,11 @@ impl<'a> View<'a> {
 
     /// An instance on our own node.
     pub fn own_service(&self, id: &str) -> Option<AgentServiceView<'a>> {
-        let own = self.on_node(&self.snapshot.settings().own_node());
-        own.get(id).map(|instance| self.agent_service(instance))
+        let own = self.snapshot.settings().own_node();
+        let mut instances = self.snapshot.services().flat_map(|(_, service)| &service.instances);
+        // Few ids are the same, and comparing them is the least work.
+        let found = instances.find(|instance| *instance.registration.id == *id && instance.registration.node == own);
+        found.map(|instance| self.agent_service(instance))
     }
 
     /// The checks of our own node and of what runs on it, by id.
