@@ -4,18 +4,26 @@
 //! the version of its last change is noted here. And whoever needs what the snapshot does not hold wishes for it; the
 //! sources hear that.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use arc_swap::{ArcSwap, Guard};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
 
 use super::{
     model::ServiceKey,
+    remote::Grasp,
     snapshot::{SLOTS, Slot, Snapshot},
 };
+use crate::clock::Moment;
 
 /// A catalog in service.
 pub struct Live {
@@ -88,11 +96,29 @@ impl Live {
         self.wishes.try_send(Wish { what, done: Some(done) }).ok().map(|()| told)
     }
 
+    /// Has the snapshot hold the present state of this, if a source that can be asked knows more of it; but does not wait for
+    /// long.
+    pub async fn learn(&self, what: &ServiceKey) {
+        let grasp = self.load().remote.as_ref().map(|remote| remote.grasp(what, Moment::now()));
+        match grasp {
+            Some(Grasp::Unasked) => {
+                if let Some(told) = self.wish(what.clone()) {
+                    // Whoever was to tell may have gone; then there is what there is.
+                    let _ = timeout(PATIENCE, told).await;
+                }
+            }
+            Some(Grasp::Known(_)) => self.mention(what.clone()),
+            Some(Grasp::Lost) | None => {}
+        }
+    }
+
     /// Lets the sources know that this is still asked for; it is no harm if that is lost.
     pub fn mention(&self, what: ServiceKey) {
         let _ = self.wishes.try_send(Wish { what, done: None });
     }
 }
 
+/// Longer than a source may take.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// So many wishes may wait to be heard.
 const WISHES: usize = 1024;

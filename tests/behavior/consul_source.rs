@@ -636,6 +636,25 @@ fn two_sources_are_one_catalog() {
 }
 
 #[test]
+fn the_api_asks_the_agent_for_a_service_by_its_name() {
+    let agent = Agent::new(&[("web", &["10.0.0.1"]), ("db", &["10.0.0.3"])]);
+    let recursor = recursor();
+    let daemon = follower(agent.address(), &recursor, "");
+    wait_for_contact(&daemon, 1.0);
+    let read = |path: &str| http::get(daemon.control.expect("a control address"), path);
+    // Nobody has asked for any of them before.
+    for (path, expected) in
+        [("health/service/web", "10.0.0.1"), ("catalog/service/db", "10.0.0.3"), ("health/service/none", "[]")]
+    {
+        let (status, body) = read(&format!("/v1/{path}"));
+        assert!(status == 200 && body.contains(expected), "{path}: {body}");
+    }
+    agent.behave(Manner::Closing);
+    wait_for_contact(&daemon, 0.0);
+    assert!(read("/v1/health/service/web").1.contains("10.0.0.1"), "what it said last");
+}
+
+#[test]
 fn files_that_cannot_be_used_are_named_at_start() {
     for (section, expected) in [
         ("address = \"https://192.0.2.1:8501\"\nca_file = \"DIR/none\"\n", "catalog.consul.ca_file"),

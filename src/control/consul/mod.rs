@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{
-    ApiConfig, Kind, Live,
+    ApiConfig, Kind, Live, ServiceKey,
     health::Status,
     source::registered::{NewCheck, NewService, OtherChecks, Refused},
 };
@@ -182,6 +182,7 @@ async fn connect_nodes(State(api): State<Api>, Path(name): Path<String>, asked: 
 }
 
 async fn instances(api: &Api, asked: &Asked, kind: Kind, name: &str) -> Result<Response, Refusal> {
+    api.learn(asked, kind, name).await?;
     answer(api, asked, |view| {
         let key = view.service_key(kind, name);
         Ok(Said::new(Basis::Service(key.clone()), asked.render(&view.instances(&key))))
@@ -211,6 +212,7 @@ async fn connect_health(State(api): State<Api>, Path(name): Path<String>, asked:
 
 async fn health(api: &Api, asked: &Asked, kind: Kind, name: &str) -> Result<Response, Refusal> {
     let passing = asked.is_passing()?;
+    api.learn(asked, kind, name).await?;
     answer(api, asked, |view| {
         let key = view.service_key(kind, name);
         Ok(Said::new(Basis::Service(key.clone()), asked.render(&view.health(&key, passing))))
@@ -223,6 +225,7 @@ async fn node_checks(State(api): State<Api>, Path(name): Path<String>, asked: As
 }
 
 async fn service_checks(State(api): State<Api>, Path(name): Path<String>, asked: Asked) -> Result<Response, Refusal> {
+    api.learn(&asked, Kind::Service, &name).await?;
     answer(&api, &asked, |view| {
         let key = view.service_key(Kind::Service, &name);
         Ok(Said::new(Basis::Service(key.clone()), asked.render(&view.service_checks(&key))))
@@ -246,6 +249,18 @@ async fn peers(State(api): State<Api>, asked: Asked) -> Result<Response, Refusal
 impl Api {
     fn served(&self) -> Result<Arc<Served>, Refusal> {
         self.feed.borrow().clone().ok_or_else(Refusal::no_catalog)
+    }
+
+    /// Has the catalog ask whoever knows more of a service.
+    async fn learn(&self, asked: &Asked, kind: Kind, name: &str) -> Result<(), Refusal> {
+        let served = self.served()?;
+        let key = {
+            let snapshot = served.live.load();
+            let datacenter = asked.datacenter.as_deref().unwrap_or_else(|| snapshot.settings().datacenter());
+            ServiceKey::new(kind, datacenter, name)
+        };
+        served.live.learn(&key).await;
+        Ok(())
     }
 
     /// Answers what nobody waits for.
