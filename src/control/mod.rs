@@ -107,6 +107,8 @@ async fn serve_routes(
             listener.accept().await.map(|accepted| (place, accepted))
         };
         tokio::select! {
+            // Who comes after the shutdown may be meant for whoever serves the address next.
+            biased;
             () = shutdown.cancelled() => break,
             Some(_) = connections.join_next() => {}
             accepted = accepted => match accepted {
