@@ -144,6 +144,12 @@ fn summary(loaded: &Loaded) -> String {
     if let Some(files) = &config.catalog.files {
         line("catalog", &files.directory.display().to_string());
     }
+    if let Some(agent) = &config.catalog.consul {
+        line("catalog", &format!("agent {}", agent.address));
+    }
+    if let Some(address) = config.catalog.api.listen {
+        line("api", &format!("http://{address}"));
+    }
     for rule in &loaded.rules {
         let suffixes = join(rule.suffixes.iter().map(toml::Spanned::get_ref));
         let policy = if rule.upstreams.len() > 1 { format!(" ({})", lower(rule.policy)) } else { String::new() };
