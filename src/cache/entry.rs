@@ -1,195 +1,195 @@
-//! One cached response: some numbers, and one allocation that holds all its octets.
-
-use std::time::Duration;
+//! One cached response, packed if it is short and plain, whole if not; and what its times mean for whoever asks.
 
 use super::{
-    Basis, Epoch, Found, Life, Marks, MarksView, Origin, RuleId, State,
-    key::{HEAD_BYTES, Key},
-    lifetime::{FAILURE_MEMORY, STALE_TTL_SECS, failure_life, is_nodata},
+    Basis, Epoch, Found, Key, Life, MarksView, Origin, State,
+    lifetime::{STALE_TTL_SECS, is_nodata},
+    packed::{Packed, Scratch, Standing, Standings},
     snapshot::Saved,
+    tick::Tick,
+    whole::{Kind, Times, Whole},
 };
-use crate::{
-    clock::Moment,
-    wire::{Rcode, Response, Ttls, View, read_u32},
-};
+use crate::wire::{Response, Ttls};
 
-/// A response with its key. Header and question are not kept: each reply is given its own.
+/// A response with its key.
 ///
-/// Millions of these may be kept, so the numbers are no wider than they need to be.
-pub(super) struct Entry {
-    /// The key, the notes if there are any, the extended errors, the records.
-    octets: Box<[u8]>,
-    rule: RuleId,
-    epoch: Epoch,
-    inserted: Tick,
-    /// [`Tick::NEVER`] for most local data.
-    expires: Tick,
-    stale_until: Tick,
-    /// The last failure to get another response stands until then.
-    failing_until: Tick,
-    counts: [u16; 3],
-    flags: u16,
-    rcode: Rcode,
-    errors_bytes: u16,
-    qname_bytes: u8,
-    kind: Kind,
-    /// Of the constants below, those that hold.
-    traits: u8,
-    /// How many failures in a row there were.
-    failures: u8,
-    /// Hits of this life as far as they matter: up to [`POPULAR_HITS`], or [`SIGNALLED`].
-    hits: u8,
-    /// The low bits of the second in which the entry was last promoted.
-    promoted: u8,
+/// Millions of these may be kept. The packed ones need no memory but this.
+pub(super) enum Entry {
+    Packed(Packed),
+    Whole(Whole),
 }
 
-/// A moment in eighths of a second since the clock's origin: 32 bits last for 17 years, and whole seconds stay exact.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Tick(u32);
+/// An entry on its way into a shard.
+pub(super) struct Draft {
+    entry: Entry,
+    /// What its entry is to be given if it is packed.
+    standing: Standing,
+}
 
-/// What an entry says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Records of the type asked for, or NXDOMAIN.
-    Answer,
-    /// The name lacks the type.
-    Nodata,
-    /// Nothing: no upstream answered.
-    Failure,
+impl Draft {
+    /// For an answer.
+    pub(super) fn answer(key: &Key, response: &Response, life: Life, basis: &Basis, now: Tick) -> Self {
+        let packed = if basis.marks.places.is_empty() && !is_nodata(response) {
+            Packed::new(key, &response.view(), life, now)
+        } else {
+            None
+        };
+        let (entry, stale_ticks) = match packed {
+            Some((packed, stale_ticks)) => (Entry::Packed(packed), stale_ticks),
+            None => (Entry::Whole(Whole::answer(key, response, life, basis, now)), 0),
+        };
+        Self { entry, standing: Standing { origin: basis.origin, stale_ticks } }
+    }
+
+    /// The entry, for the shard that has these standings.
+    pub(super) fn settle(mut self, standings: &mut Standings) -> Entry {
+        self.entry.stand(self.standing, standings);
+        self.entry
+    }
 }
 
 impl Entry {
-    /// An entry for an answer.
-    pub(super) fn answer(key: &Key, response: &Response, life: Life, basis: &Basis, now: Tick) -> Self {
-        let (expires, stale_until, local) = match life {
-            Life::Local { until } => {
-                let expires = until.map_or(Tick::NEVER, Tick::from);
-                (expires, expires, LOCAL)
-            }
-            Life::Timed { fresh, stale } => (now.after(fresh), now.after(fresh).after(stale), 0),
-        };
-        let kind = if is_nodata(response) { Kind::Nodata } else { Kind::Answer };
-        let entry = Self::new(key, response, basis, now);
-        Self { expires, stale_until, kind, traits: entry.traits | local, ..entry }
-    }
-
     /// An entry for a failure, which follows those that `before` knows of.
     pub(super) fn failure(key: &Key, response: &Response, basis: &Basis, before: Option<&Self>, now: Tick) -> Self {
-        let mut entry = Self::new(key, response, basis, now);
-        entry.failures = before.map_or(0, |before| before.failures_in_row(now));
-        entry.note_failure(now);
-        let end = entry.failing_until;
-        Self { expires: end, stale_until: end, kind: Kind::Failure, ..entry }
-    }
-
-    fn new(key: &Key, response: &Response, Basis { origin, marks }: &Basis, now: Tick) -> Self {
-        let view = response.view();
-        let notes = notes(marks, view.plan);
-        let trait_if = |holds: bool, bit| if holds { bit } else { 0 };
-        // Errors longer than any OPT record could carry are left out.
-        let (errors, errors_bytes) = match u16::try_from(view.extended_errors.len()) {
-            Ok(length) => (view.extended_errors, length),
-            Err(_) => (&[][..], 0),
+        let before = match before {
+            Some(Self::Whole(whole)) => Some(whole),
+            // It knows of none.
+            Some(Self::Packed(_)) | None => None,
         };
-        Self {
-            octets: [key.as_bytes(), &notes, errors, view.records].concat().into(),
-            rule: origin.rule,
-            epoch: origin.epoch,
-            inserted: now,
-            expires: now,
-            stale_until: now,
-            failing_until: now,
-            counts: view.counts,
-            flags: view.flags,
-            rcode: view.rcode,
-            errors_bytes,
-            qname_bytes: key.qname().len() as u8,
-            kind: Kind::Answer,
-            traits: trait_if(origin.chained, CHAINED)
-                | trait_if(origin.loopback_only, LOOPBACK_ONLY)
-                | trait_if(!notes.is_empty(), NOTED),
-            failures: 0,
-            hits: 0,
-            promoted: now.second(),
-        }
+        Self::Whole(Whole::failure(key, response, basis, before, now))
     }
 
     /// Whether this is the entry of `key`: a print may be that of two.
     pub(super) fn is_of(&self, key: &Key) -> bool {
-        // No key is the beginning of another.
-        self.octets.starts_with(key.as_bytes())
+        match self {
+            Self::Packed(packed) => packed.is_of(key),
+            Self::Whole(whole) => whole.is_of(key),
+        }
     }
 
-    /// The key, as octets.
-    pub(super) fn key_octets(&self) -> &[u8] {
-        &self.octets[..self.key_bytes()]
+    /// The key.
+    pub(super) fn key(&self) -> Key {
+        match self {
+            Self::Packed(packed) => packed.key(),
+            Self::Whole(whole) => whole.key(),
+        }
     }
 
     /// The qname in wire form and lower case.
     pub(super) fn qname(&self) -> &[u8] {
-        &self.octets[HEAD_BYTES..self.key_bytes()]
-    }
-
-    fn key_bytes(&self) -> usize {
-        HEAD_BYTES + usize::from(self.qname_bytes)
+        match self {
+            Self::Packed(packed) => packed.qname(),
+            Self::Whole(whole) => whole.qname(),
+        }
     }
 
     /// Where the entry comes from.
-    pub(super) fn origin(&self) -> Origin {
-        let (chained, loopback_only) = (self.is(CHAINED), self.is(LOOPBACK_ONLY));
-        Origin { rule: self.rule, epoch: self.epoch, chained, loopback_only }
+    pub(super) fn origin(&self, standings: &Standings) -> Origin {
+        match self {
+            Self::Packed(packed) => packed.standing(standings).origin,
+            Self::Whole(whole) => whole.origin(),
+        }
+    }
+
+    fn times(&self, standings: &Standings) -> Times {
+        match self {
+            Self::Packed(packed) => packed.times(packed.standing(standings)),
+            Self::Whole(whole) => whole.times,
+        }
     }
 
     /// Its origin is good in `epoch` too.
-    pub(super) fn confirm(&mut self, epoch: Epoch) {
-        self.epoch = epoch;
+    pub(super) fn confirm(&mut self, epoch: Epoch, standings: &mut Standings) {
+        match self {
+            Self::Packed(packed) => {
+                let standing = packed.standing(standings).in_epoch(epoch);
+                self.stand(standing, standings);
+            }
+            Self::Whole(whole) => whole.epoch = epoch,
+        }
+    }
+
+    /// Goes from one list of standings to another, and into `epoch` if there is one.
+    pub(super) fn take_over(&mut self, epoch: Option<Epoch>, from: &Standings, to: &mut Standings) {
+        match self {
+            Self::Packed(packed) => {
+                let standing = packed.standing(from);
+                self.stand(epoch.map_or(standing, |epoch| standing.in_epoch(epoch)), to);
+            }
+            Self::Whole(whole) => whole.epoch = epoch.unwrap_or(whole.epoch),
+        }
+    }
+
+    /// Gives it a standing if it is packed. If the list has no room for it, it can no longer be.
+    fn stand(&mut self, standing: Standing, standings: &mut Standings) {
+        if let Self::Packed(packed) = self
+            && !packed.stand(standing, standings)
+        {
+            *self = Self::Whole(Whole::unpacked(packed, standing));
+        }
     }
 
     /// Whether it may be served, even if only stale.
-    pub(super) fn is_servable(&self, now: Tick) -> bool {
-        now < self.expires || now < self.stale_until
+    pub(super) fn is_servable(&self, now: Tick, standings: &Standings) -> bool {
+        self.times(standings).are_not_over(now)
     }
 
     /// Whether it says that the name lacks the type.
     pub(super) fn is_nodata(&self) -> bool {
-        self.kind == Kind::Nodata
+        self.kind() == Kind::Nodata
     }
 
     /// Whether it is a failure that stands, and not void by a reload.
     pub(super) fn is_failing(&self, now: Tick, epoch: Epoch) -> bool {
-        self.kind == Kind::Failure && now < self.expires && self.epoch == epoch
+        match self {
+            Self::Packed(_) => false,
+            Self::Whole(whole) => whole.kind == Kind::Failure && now < whole.times.expires && whole.epoch == epoch,
+        }
     }
 
     /// Whether it is an answer, which no failure may displace while it can be served.
-    pub(super) fn outlasts_failures(&self, now: Tick) -> bool {
-        self.kind != Kind::Failure && self.is_servable(now)
+    pub(super) fn outlasts_failures(&self, now: Tick, standings: &Standings) -> bool {
+        self.kind() != Kind::Failure && self.is_servable(now, standings)
     }
 
     /// Another failure; it stands for longer if it follows others.
-    pub(super) fn note_failure(&mut self, now: Tick) {
-        self.failures = self.failures_in_row(now).saturating_add(1);
-        self.failing_until = now.after(failure_life(self.failures));
+    pub(super) fn note_failure(&mut self, now: Tick, standings: &Standings) {
+        if let Self::Packed(packed) = self {
+            *self = Self::Whole(Whole::unpacked(packed, packed.standing(standings)));
+        }
+        if let Self::Whole(whole) = self {
+            whole.note_failure(now);
+        }
     }
 
     /// When the last failure ends.
-    pub(super) fn failing_until(&self) -> Tick {
-        self.failing_until
+    pub(super) fn failing_until(&self, standings: &Standings) -> Tick {
+        self.times(standings).failing_until
     }
 
-    /// The failures in a row, as far as they are not forgotten.
-    fn failures_in_row(&self, now: Tick) -> u8 {
-        if now < self.failing_until.after(FAILURE_MEMORY) { self.failures } else { 0 }
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Packed(_) => Kind::Answer,
+            Self::Whole(whole) => whole.kind,
+        }
+    }
+
+    fn is_local(&self) -> bool {
+        match self {
+            Self::Packed(_) => false,
+            Self::Whole(whole) => whole.is_local(),
+        }
     }
 
     /// Counts a hit, and says in what state the entry is; `None` past all its lives.
-    pub(super) fn hit(&mut self, now: Tick, epoch: Epoch) -> Option<State> {
-        if !self.is_servable(now) {
+    pub(super) fn hit(&mut self, now: Tick, epoch: Epoch, standings: &Standings) -> Option<State> {
+        let times = self.times(standings);
+        if !times.are_not_over(now) {
             None
-        } else if self.epoch != epoch {
+        } else if self.origin(standings).epoch != epoch {
             Some(State::Doubtful)
-        } else if now < self.expires {
-            Some(State::Fresh { prefetch_due: self.is_prefetch_due(now) })
-        } else if now < self.failing_until {
+        } else if now < times.expires {
+            Some(State::Fresh { prefetch_due: self.is_prefetch_due(now, times) })
+        } else if now < times.failing_until {
             Some(State::StaleNow)
         } else {
             Some(State::Stale)
@@ -197,70 +197,93 @@ impl Entry {
     }
 
     /// Whether a popular answer is in the last tenth of its life: true once in each.
-    fn is_prefetch_due(&mut self, now: Tick) -> bool {
-        if self.hits == SIGNALLED || self.kind == Kind::Failure || self.is(LOCAL) {
+    fn is_prefetch_due(&mut self, now: Tick, times: Times) -> bool {
+        let is_prefetched = self.kind() != Kind::Failure && !self.is_local();
+        let hits = self.hits();
+        if *hits == SIGNALLED || !is_prefetched {
             return false;
         }
-        self.hits = (self.hits + 1).min(POPULAR_HITS);
-        let due = self.hits == POPULAR_HITS && self.expires.0 - now.0 <= (self.expires.0 - self.inserted.0) / 10;
+        *hits = (*hits + 1).min(POPULAR_HITS);
+        let life = times.expires.ticks_since(times.inserted);
+        let due = *hits == POPULAR_HITS && times.expires.ticks_since(now) <= life / 10;
         if due {
-            self.hits = SIGNALLED;
+            *hits = SIGNALLED;
         }
         due
+    }
+
+    /// Hits of this life as far as they matter: up to [`POPULAR_HITS`], or [`SIGNALLED`].
+    fn hits(&mut self) -> &mut u8 {
+        match self {
+            Self::Packed(packed) => &mut packed.hits,
+            Self::Whole(whole) => &mut whole.hits,
+        }
     }
 
     /// Whether it is to become the youngest in the order of eviction: true once a second.
     pub(super) fn take_promotion(&mut self, now: Tick) -> bool {
-        let due = self.promoted != now.second();
-        self.promoted = now.second();
+        // The low bits of the second in which the entry was last promoted.
+        let promoted = match self {
+            Self::Packed(packed) => &mut packed.promoted,
+            Self::Whole(whole) => &mut whole.promoted,
+        };
+        let due = *promoted != now.second();
+        *promoted = now.second();
         due
     }
 
     /// What a reply is written from.
-    pub(super) fn found(&self, state: State, now: Tick) -> Found<'_> {
-        let (notes, rest) = self.octets[self.key_bytes()..].split_at(self.notes_bytes());
-        let (errors, records) = rest.split_at(self.errors_bytes.into());
-        let (marks, plan) = read_notes(notes);
-        let (flags, rcode, counts) = (self.flags, self.rcode, self.counts);
-        let view = View { flags, rcode, counts, records, extended_errors: errors, plan };
-        let ttls = if self.is(LOCAL) {
+    pub(super) fn found<'a>(
+        &'a self,
+        state: State,
+        now: Tick,
+        standings: &Standings,
+        scratch: &'a mut Scratch,
+    ) -> Found<'a> {
+        let times = self.times(standings);
+        let ttls = if self.is_local() {
             Ttls::Aged(0)
-        } else if now < self.expires {
-            Ttls::Aged(now.seconds_since(self.inserted))
+        } else if now < times.expires {
+            Ttls::Aged(now.seconds_since(times.inserted))
         } else {
             Ttls::Fixed(STALE_TTL_SECS)
         };
-        Found { view, ttls, state, origin: self.origin(), marks, is_nodata: self.is_nodata() }
+        let (view, marks) = match self {
+            Self::Packed(packed) => (packed.view(scratch), MarksView::default()),
+            Self::Whole(whole) => whole.view(),
+        };
+        Found { view, ttls, state, origin: self.origin(standings), marks, is_nodata: self.is_nodata() }
     }
 
     /// What it was made of.
     pub(super) fn marks(&self) -> MarksView<'_> {
-        read_notes(&self.octets[self.key_bytes()..][..self.notes_bytes()]).0
-    }
-
-    /// As a snapshot keeps it; `None` for what does not outlive the process.
-    pub(super) fn saved(&self, now: Tick) -> Option<Saved<'_>> {
-        if self.kind == Kind::Failure || self.traits & (LOCAL | CHAINED | NOTED) != 0 || !self.is_servable(now) {
-            return None;
+        match self {
+            Self::Packed(_) => MarksView::default(),
+            Self::Whole(whole) => whole.view().1,
         }
-        Some(Saved {
-            key: self.key_octets(),
-            view: self.found(State::Doubtful, now).view,
-            rule: self.rule,
-            loopback_only: self.is(LOOPBACK_ONLY),
-            age_secs: now.seconds_since(self.inserted),
-            fresh_secs: self.expires.seconds_since(self.inserted),
-            stale_secs: self.stale_until.seconds_since(self.expires),
-        })
     }
 
-    fn is(&self, one: u8) -> bool {
-        self.traits & one != 0
-    }
-
-    /// How long the notes are, their length included.
-    fn notes_bytes(&self) -> usize {
-        if self.is(NOTED) { read_u32(&self.octets, self.key_bytes()).unwrap_or(0) as usize } else { 0 }
+    /// Lends it as a snapshot keeps it, unless it does not outlive the process.
+    pub(super) fn save(&self, now: Tick, standings: &Standings, f: impl FnOnce(&Saved<'_>)) {
+        let times = self.times(standings);
+        let origin = self.origin(standings);
+        let mut scratch = Scratch::EMPTY;
+        let view = match self {
+            Self::Packed(packed) if !origin.chained => packed.view(&mut scratch),
+            Self::Whole(whole) if whole.is_lasting() => whole.view().0,
+            _ => return,
+        };
+        if times.are_not_over(now) {
+            f(&Saved {
+                key: self.key().as_bytes(),
+                view,
+                rule: origin.rule,
+                loopback_only: origin.loopback_only,
+                age_secs: now.seconds_since(times.inserted),
+                fresh_secs: times.expires.seconds_since(times.inserted),
+                stale_secs: times.stale_until.seconds_since(times.expires),
+            });
+        }
     }
 
     /// The memory that the entry takes, with all that it takes for it to be found and ordered.
@@ -269,54 +292,19 @@ impl Entry {
         const SLOT_BYTES: usize = 17 * 16 / 7;
         // The node of `lru`: its key, the entry, and two pointers.
         const NODE_BYTES: usize = allocated(size_of::<(u64, Entry, [usize; 2])>());
-        SLOT_BYTES + NODE_BYTES + allocated(self.octets.len())
+        let octets = match self {
+            Self::Packed(_) => 0,
+            Self::Whole(whole) => allocated(whole.octets_bytes()),
+        };
+        SLOT_BYTES + NODE_BYTES + octets
     }
 }
 
-impl Tick {
-    /// The clock's origin.
-    pub(super) const ORIGIN: Self = Self(0);
-    /// Past all others.
-    const NEVER: Self = Self(u32::MAX);
-
-    fn after(self, span: Duration) -> Self {
-        let ticks = u32::try_from(span.as_millis() / TICK_MS).unwrap_or(u32::MAX);
-        Self(self.0.saturating_add(ticks).min(u32::MAX - 1))
+impl Times {
+    /// Whether it can be served, even if only stale.
+    fn are_not_over(self, now: Tick) -> bool {
+        now < self.expires || now < self.stale_until
     }
-
-    fn seconds_since(self, earlier: Self) -> u32 {
-        self.0.saturating_sub(earlier.0) / TICKS_PER_SECOND
-    }
-
-    fn second(self) -> u8 {
-        (self.0 / TICKS_PER_SECOND) as u8
-    }
-}
-
-impl From<Moment> for Tick {
-    fn from(moment: Moment) -> Self {
-        let ticks = u128::from(moment.as_millis()) / TICK_MS;
-        Self(u32::try_from(ticks).unwrap_or(u32::MAX).min(u32::MAX - 1))
-    }
-}
-
-/// What few responses have: what they were made of, and how their records rotate. Empty for all others.
-fn notes(marks: &Marks, plan: &[u8]) -> Vec<u8> {
-    if marks.places.is_empty() && plan.is_empty() {
-        return Vec::new();
-    }
-    let marks_bytes = marks.places.len() * 2;
-    let length = NOTES_HEAD_BYTES + marks_bytes + plan.len();
-    let head = [length as u32, marks.version, marks_bytes as u32].map(u32::to_be_bytes);
-    [&head.concat(), &marks.places.iter().flat_map(|place| place.to_be_bytes()).collect::<Vec<_>>(), plan].concat()
-}
-
-/// Reads what [`notes`] wrote.
-fn read_notes(notes: &[u8]) -> (MarksView<'_>, &[u8]) {
-    let Some((head, rest)) = notes.split_at_checked(NOTES_HEAD_BYTES) else { return Default::default() };
-    let number = |at| read_u32(head, at).unwrap_or(0);
-    let (places, plan) = rest.split_at_checked(number(8) as usize).unwrap_or_default();
-    (MarksView { version: number(4), places }, plan)
 }
 
 /// What the allocator takes for so many octets: glibc's, whose blocks are a length and multiples of 16, 32 at least.
@@ -325,18 +313,6 @@ const fn allocated(bytes: usize) -> usize {
     if block < 32 { 32 } else { block }
 }
 
-/// Other names' rules had a part in it.
-const CHAINED: u8 = 1;
-/// For loopback clients only.
-const LOOPBACK_ONLY: u8 = 2;
-/// Its TTLs stand still.
-const LOCAL: u8 = 4;
-/// It has notes.
-const NOTED: u8 = 8;
-/// The notes' length, the version of the marks and their length.
-const NOTES_HEAD_BYTES: usize = 12;
-const TICK_MS: u128 = 1000 / TICKS_PER_SECOND as u128;
-const TICKS_PER_SECOND: u32 = 8;
 /// An answer asked for so often in one life is worth a prefetch.
 const POPULAR_HITS: u8 = 3;
 /// In place of the hits: the prefetch of this life has been signalled.
@@ -349,19 +325,6 @@ mod tests {
     #[test]
     fn the_numbers_of_an_entry_stay_few() {
         assert_eq!(size_of::<Entry>(), 64);
-    }
-
-    #[test]
-    fn whole_seconds_are_exact_and_the_end_of_time_is_not_never() {
-        for start_ms in [0, 124, 125, 999, 1000, 2_592_000_001] {
-            let start = Moment::from_millis(start_ms);
-            for secs in [0, 1, 10, 86_400] {
-                let later = Tick::from(start + Duration::from_secs(secs));
-                assert_eq!(later, Tick::from(start).after(Duration::from_secs(secs)));
-                assert_eq!(u64::from(later.seconds_since(start.into())), secs);
-            }
-        }
-        assert!(Tick::from(Moment::from_millis(u64::MAX)) < Tick::NEVER);
-        assert!(Tick(5).after(Duration::MAX) < Tick::NEVER);
+        assert_eq!(size_of::<Whole>(), 64);
     }
 }

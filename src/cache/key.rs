@@ -32,7 +32,6 @@ pub struct Variant {
 impl Key {
     /// The key of a question; the qname is in wire form, in any case.
     pub fn new(qname: &[u8], qtype: Rtype, qclass: Class, variant: Variant) -> Self {
-        let mut octets = [0; HEAD_BYTES + MAX_NAME_BYTES];
         let [t0, t1] = qtype.0.to_be_bytes();
         let [c0, c1] = qclass.0.to_be_bytes();
         let mut flags = 0;
@@ -42,12 +41,25 @@ impl Key {
         if variant.checking_disabled {
             flags |= CHECKING_DISABLED;
         }
-        octets[..HEAD_BYTES].copy_from_slice(&[t0, t1, c0, c1, flags, variant.view]);
+        let mut key = Self::from_parts([t0, t1, c0, c1, flags, variant.view], qname);
+        key.octets[HEAD_BYTES..usize::from(key.length)].make_ascii_lowercase();
+        key
+    }
+
+    /// The key of a head, as [`head`](Self::head) gives it, and a qname in lower case.
+    pub(super) fn from_parts(head: [u8; HEAD_BYTES], qname: &[u8]) -> Self {
+        let mut octets = [0; HEAD_BYTES + MAX_NAME_BYTES];
+        octets[..HEAD_BYTES].copy_from_slice(&head);
         let qname = &qname[..qname.len().min(MAX_NAME_BYTES)];
         let length = HEAD_BYTES + qname.len();
         octets[HEAD_BYTES..length].copy_from_slice(qname);
-        octets[HEAD_BYTES..length].make_ascii_lowercase();
         Self { octets, length: length as u16 }
+    }
+
+    /// What stands before the qname: qtype, qclass and variant.
+    pub(super) fn head(&self) -> [u8; HEAD_BYTES] {
+        let [a, b, c, d, e, f, ..] = self.octets;
+        [a, b, c, d, e, f]
     }
 
     /// Reads what [`as_bytes`](Self::as_bytes) gave.
@@ -107,7 +119,7 @@ impl Key {
 
     /// A number for the whole key from the hash of its qname alone. Keys of one name never share it.
     pub(super) fn print(&self, name_hash: u64) -> u64 {
-        let [a, b, c, d, e, f, ..] = self.octets;
+        let [a, b, c, d, e, f] = self.head();
         // Multiplying by an odd number loses nothing and carries the few bits that differ into the others.
         name_hash ^ u64::from_be_bytes([0, 0, a, b, c, d, e, f]).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }

@@ -9,8 +9,11 @@
 mod entry;
 mod key;
 mod lifetime;
+mod packed;
 mod shard;
 mod snapshot;
+mod tick;
+mod whole;
 
 use std::{hash::BuildHasher, time::Duration};
 
@@ -28,7 +31,7 @@ use crate::{
     clock::Moment,
     wire::{Class, Name, Response, Rtype, Ttls, View},
 };
-use entry::Entry;
+use entry::Draft;
 use shard::{Place, Shard};
 
 /// All cached responses, to be shared by all threads. No call takes more than one lock at a time.
@@ -173,9 +176,9 @@ impl Cache {
 
     /// Keeps an answer in place of whatever the key had. One that is too large for a shard is not kept.
     pub fn insert(&self, key: &Key, response: &Response, life: Life, basis: &Basis, now: Moment) {
-        let entry = Entry::answer(key, response, life, basis, now.into());
+        let draft = Draft::answer(key, response, life, basis, now.into());
         let (shard, place) = self.place(key);
-        shard.lock().insert(place, entry);
+        shard.lock().insert(place, draft);
     }
 
     /// Keeps a failure for 1 to 5 s, the longer the more there were in a row (RFC 9520 §3.2).
@@ -216,12 +219,7 @@ impl Cache {
     /// Walks the entries of other epochs: takes those over into `epoch` for which `keep` is true, and drops the rest.
     /// Gives back how many it dropped.
     pub fn retire(&self, epoch: Epoch, mut keep: impl FnMut(&Key, Origin) -> bool) -> usize {
-        let mut keep = |entry: &mut Entry| {
-            let kept = entry.origin().epoch == epoch || keep(&Key::from_bytes(entry.key_octets()), entry.origin());
-            entry.confirm(epoch);
-            kept
-        };
-        self.shards.iter().map(|shard| shard.lock().retain(&mut keep)).sum()
+        self.shards.iter().map(|shard| shard.lock().retire(epoch, &mut keep)).sum()
     }
 
     /// Drops all entries of a name, whatever their type, class and variant. Gives back how many there were.

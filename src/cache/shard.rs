@@ -1,12 +1,17 @@
 //! A part of the cache behind one lock: the entries of some names, bounded in bytes, the least recently used evicted.
 
+use std::mem;
+
 use foldhash::fast::RandomState;
 use lru::LruCache;
 
 use super::{
     Basis, Epoch, Found, Origin, State, Usage,
-    entry::{Entry, Tick},
+    entry::{Draft, Entry},
     key::Key,
+    packed::{Scratch, Standings},
+    snapshot::Saved,
+    tick::Tick,
 };
 use crate::wire::Response;
 
@@ -17,6 +22,7 @@ use crate::wire::Response;
 /// another.
 pub(super) struct Shard {
     entries: LruCache<u64, Entry, RandomState>,
+    standings: Standings,
     bytes: usize,
     bound_bytes: usize,
     evictions: u64,
@@ -37,6 +43,7 @@ impl Shard {
     pub(super) fn new(bound_bytes: usize) -> Self {
         Self {
             entries: LruCache::unbounded_with_hasher(RandomState::default()),
+            standings: Standings::default(),
             bytes: 0,
             bound_bytes,
             evictions: 0,
@@ -51,16 +58,17 @@ impl Shard {
         epoch: Epoch,
         f: impl FnOnce(Found<'_>) -> R,
     ) -> Option<R> {
+        let mut scratch = Scratch::EMPTY;
         if let Some(failure) = self.sister_failure(place, now, epoch)
-            && self.peek(place).is_some_and(|entry| entry.is_nodata() && entry.is_servable(now))
+            && self.peek(place).is_some_and(|entry| entry.is_nodata() && entry.is_servable(now, &self.standings))
         {
-            return Some(f(failure.found(State::SisterFails, now)));
+            return Some(f(failure.found(State::SisterFails, now, &self.standings, &mut scratch)));
         }
         let print = place.print();
         let entry = self.entries.peek_mut(&print).filter(|entry| entry.is_of(place.key))?;
-        let state = entry.hit(now, epoch)?;
+        let state = entry.hit(now, epoch, &self.standings)?;
         let promote = entry.take_promotion(now);
-        let reply = f(entry.found(state, now));
+        let reply = f(entry.found(state, now, &self.standings, &mut scratch));
         if promote {
             self.entries.promote(&print);
         }
@@ -76,7 +84,12 @@ impl Shard {
         self.peek(Place { key: &sister, ..place }).filter(|entry| entry.is_failing(now, epoch))
     }
 
-    pub(super) fn insert(&mut self, place: Place<'_>, entry: Entry) {
+    pub(super) fn insert(&mut self, place: Place<'_>, draft: Draft) {
+        let entry = draft.settle(&mut self.standings);
+        self.put(place, entry);
+    }
+
+    fn put(&mut self, place: Place<'_>, entry: Entry) {
         let cost = entry.cost_bytes();
         if cost > self.bound_bytes {
             // What it would have replaced is outdated all the same.
@@ -93,36 +106,42 @@ impl Shard {
     pub(super) fn fail(&mut self, place: Place<'_>, response: &Response, basis: &Basis, now: Tick) {
         let before = self.entries.peek_mut(&place.print()).filter(|entry| entry.is_of(place.key));
         if let Some(answer) = before
-            && answer.outlasts_failures(now)
+            && answer.outlasts_failures(now, &self.standings)
         {
-            answer.note_failure(now);
+            self.bytes -= answer.cost_bytes();
+            answer.note_failure(now, &self.standings);
+            self.bytes += answer.cost_bytes();
+            self.evict();
             return;
         }
         let failure = Entry::failure(place.key, response, basis, self.peek(place), now);
-        self.failing_until = self.failing_until.max(failure.failing_until());
-        self.insert(place, failure);
+        self.failing_until = self.failing_until.max(failure.failing_until(&self.standings));
+        self.put(place, failure);
     }
 
     /// Inserts an entry unless its key has one; says whether it did.
-    pub(super) fn insert_new(&mut self, place: Place<'_>, entry: Entry) -> bool {
+    pub(super) fn insert_new(&mut self, place: Place<'_>, draft: Draft) -> bool {
         let is_new = self.peek(place).is_none();
         if is_new {
-            self.insert(place, entry);
+            self.insert(place, draft);
         }
         is_new
     }
 
-    /// Shows each entry, from the least recently used on.
-    pub(super) fn each(&self, f: impl FnMut(&Entry)) {
-        self.entries.iter().rev().map(|(_, entry)| entry).for_each(f);
+    /// Lends each entry that outlives the process, from the least recently used on.
+    pub(super) fn save(&self, now: Tick, mut f: impl FnMut(&Saved<'_>)) {
+        self.entries.iter().rev().for_each(|(_, entry)| entry.save(now, &self.standings, &mut f));
     }
 
     pub(super) fn confirm(&mut self, place: Place<'_>, doubted: Origin, epoch: Epoch) {
         let entry = self.entries.peek_mut(&place.print()).filter(|entry| entry.is_of(place.key));
         if let Some(entry) = entry
-            && entry.origin() == doubted
+            && entry.origin(&self.standings) == doubted
         {
-            entry.confirm(epoch);
+            self.bytes -= entry.cost_bytes();
+            entry.confirm(epoch, &mut self.standings);
+            self.bytes += entry.cost_bytes();
+            self.evict();
         }
     }
 
@@ -136,18 +155,36 @@ impl Shard {
     }
 
     /// Keeps the entries for which `keep` is true. Gives back how many it dropped.
-    pub(super) fn retain(&mut self, mut keep: impl FnMut(&mut Entry) -> bool) -> usize {
-        let before = self.entries.len();
-        let mut freed_bytes = 0;
+    pub(super) fn retain(&mut self, mut keep: impl FnMut(&Entry) -> bool) -> usize {
+        self.walk(None, |entry, _| keep(entry))
+    }
+
+    /// Takes entries of other epochs over into `epoch` if `keep` is true, and drops the rest of them. Gives back how
+    /// many it dropped.
+    pub(super) fn retire(&mut self, epoch: Epoch, mut keep: impl FnMut(&Key, Origin) -> bool) -> usize {
+        self.walk(Some(epoch), |entry, standings| {
+            let origin = entry.origin(standings);
+            origin.epoch == epoch || keep(&entry.key(), origin)
+        })
+    }
+
+    /// Drops the entries for which `keep` is false, takes the others over into `epoch` if there is one, and forgets
+    /// the standings that no entry has any longer.
+    fn walk(&mut self, epoch: Option<Epoch>, mut keep: impl FnMut(&Entry, &Standings) -> bool) -> usize {
+        let count = self.entries.len();
+        let before = mem::take(&mut self.standings);
+        self.bytes = 0;
         self.entries.retain(|_, entry| {
-            let kept = keep(entry);
-            if !kept {
-                freed_bytes += entry.cost_bytes();
+            let kept = keep(entry, &before);
+            if kept {
+                entry.take_over(epoch, &before, &mut self.standings);
+                self.bytes += entry.cost_bytes();
             }
             kept
         });
-        self.bytes -= freed_bytes;
-        before - self.entries.len()
+        let dropped = count - self.entries.len();
+        self.evict();
+        dropped
     }
 
     pub(super) fn resize(&mut self, bound_bytes: usize) {

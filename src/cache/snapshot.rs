@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Cache, Epoch, Key, Life, Origin, RuleId, entry::Entry};
+use super::{Cache, Epoch, Key, Life, Origin, RuleId, entry::Draft};
 use crate::{
     clock::Moment,
     wire::{Response, View},
@@ -49,11 +49,7 @@ impl Cache {
         out.extend(unix_now.to_be_bytes());
         for shard in &self.shards {
             // From the least recently used on, so that they come back in the same order.
-            shard.lock().each(|entry| {
-                if let Some(saved) = entry.saved(now.into()) {
-                    write(&saved, &mut out);
-                }
-            });
+            shard.lock().save(now.into(), |saved| write(saved, &mut out));
         }
         let sum = checksum(&out);
         out.extend(sum.to_be_bytes());
@@ -98,7 +94,7 @@ impl Cache {
         let life = Life::Timed { fresh: seconds(saved.fresh_secs), stale: seconds(saved.stale_secs) };
         let origin = Origin { rule: saved.rule, epoch: NO_EPOCH, chained: false, loopback_only: saved.loopback_only };
         let (shard, place) = self.place(&key);
-        Some(shard.lock().insert_new(place, Entry::answer(&key, &response, life, &origin.into(), inserted.into())))
+        Some(shard.lock().insert_new(place, Draft::answer(&key, &response, life, &origin.into(), inserted.into())))
     }
 }
 
