@@ -351,4 +351,6 @@ const MAX_SHARDS: usize = 4096;
 const DAY_SECS: u64 = 24 * 3600;
 
 #[cfg(test)]
+mod packed_tests;
+#[cfg(test)]
 mod tests;

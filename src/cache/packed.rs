@@ -5,6 +5,8 @@
 //! octet as they came, whenever a reply is made of them. What an answer shares with many others, by whose word it holds
 //! and for how long it may be given stale, stands in a list of its own.
 
+use smallvec::SmallVec;
+
 use super::{
     Epoch, Key, Life, Origin,
     key::HEAD_BYTES,
@@ -56,7 +58,7 @@ impl Standing {
 
 /// The standings of the packed answers of a shard, each once.
 #[derive(Default)]
-pub(super) struct Standings(Vec<Standing>);
+pub(super) struct Standings(SmallVec<[Standing; 1]>);
 
 /// Where the records of a packed answer are written out, to be lent.
 pub(super) struct Scratch([u8; SCRATCH_BYTES]);
@@ -115,6 +117,7 @@ impl Packed {
     }
 
     /// Whether this is the answer to `key`.
+    #[inline]
     pub(super) fn is_of(&self, key: &Key) -> bool {
         self.qname() == key.qname() && self.head() == key.head()
     }
@@ -131,11 +134,13 @@ impl Packed {
     }
 
     /// The qname in wire form and lower case.
+    #[inline]
     pub(super) fn qname(&self) -> &[u8] {
         &self.octets[..usize::from(self.qname_bytes)]
     }
 
     /// Its lives. It knows of no failures.
+    #[inline]
     pub(super) fn times(&self, standing: Standing) -> Times {
         let expires = self.expires();
         let stale_until = expires.after_ticks(standing.stale_ticks);
@@ -147,15 +152,20 @@ impl Packed {
     }
 
     /// The response, its records written out into `scratch`.
+    #[inline]
     pub(super) fn view<'a>(&self, scratch: &'a mut Scratch) -> View<'a> {
         let rdata_bytes = usize::from(self.rdata_bytes);
         let record_bytes = RECORD_HEAD_BYTES + rdata_bytes;
         let records = &mut scratch.0[..usize::from(self.count) * record_bytes];
         let head = self.record_head();
-        let rdata = self.octets[usize::from(self.qname_bytes)..].chunks_exact(rdata_bytes);
-        for (record, rdata) in records.chunks_exact_mut(record_bytes).zip(rdata) {
-            record[..RECORD_HEAD_BYTES].copy_from_slice(&head);
-            record[RECORD_HEAD_BYTES..].copy_from_slice(rdata);
+        // Without the divisions that chunks of a length known only here would take.
+        let mut places = &mut *records;
+        let mut rdata = &self.octets[usize::from(self.qname_bytes)..];
+        for _ in 0..self.count {
+            let (place, next) = places.split_at_mut(record_bytes);
+            place[..RECORD_HEAD_BYTES].copy_from_slice(&head);
+            place[RECORD_HEAD_BYTES..].copy_from_slice(&rdata[..rdata_bytes]);
+            (places, rdata) = (next, &rdata[rdata_bytes..]);
         }
         View {
             flags: self.flags,
@@ -179,6 +189,7 @@ impl Packed {
     }
 
     /// Its standing.
+    #[inline]
     pub(super) fn standing(&self, standings: &Standings) -> Standing {
         standings.0[usize::from(self.standing)]
     }

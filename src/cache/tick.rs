@@ -18,23 +18,28 @@ impl Tick {
         self.after_ticks(ticks_of(span))
     }
 
+    #[inline]
     pub(super) fn after_seconds(self, seconds: u32) -> Self {
         self.after_ticks(seconds.saturating_mul(TICKS_PER_SECOND))
     }
 
+    #[inline]
     pub(super) fn after_ticks(self, ticks: u32) -> Self {
         Self(self.0.saturating_add(ticks).min(u32::MAX - 1))
     }
 
+    #[inline]
     pub(super) fn ticks_since(self, earlier: Self) -> u32 {
         self.0.saturating_sub(earlier.0)
     }
 
+    #[inline]
     pub(super) fn seconds_since(self, earlier: Self) -> u32 {
         self.ticks_since(earlier) / TICKS_PER_SECOND
     }
 
     /// The low bits of its second.
+    #[inline]
     pub(super) fn second(self) -> u8 {
         (self.0 / TICKS_PER_SECOND) as u8
     }
