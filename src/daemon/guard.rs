@@ -3,8 +3,8 @@
 //! `catalog::check` says when that is so, by what the probes have seen and by what is known of our own link; this file finds
 //! out about the link, and what follows. From the moment at which the first of the hosts was lost, no check of an instance on
 //! another host is believed: they are what they were then. When there is contact again, all of them are run at once, and
-//! each counts from the first probe that was started since: what the others said before is about us, not about them. If
-//! the outage lasts for longer than `catalog.cut_off_hold`, everything is believed again.
+//! each counts from the first probe that is answered, or that was started some seconds later: what the others said before is
+//! about us, not about them. If the outage lasts for longer than `catalog.cut_off_hold`, everything is believed again.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -114,8 +114,10 @@ impl Guard {
             Phase::CutOff { .. } => Vec::new(),
             Phase::Open | Phase::Spent => self.held.drain().collect(),
             Phase::Returning { contact, .. } => {
-                let mut released: Vec<Id> = self.held.extract_if(|id| is_fresh(id, contact) == Some(true)).collect();
-                if self.held.iter().all(|id| is_fresh(id, contact).is_none()) {
+                // The link is there before neighbors have found each other on it: who is silent then is asked again.
+                let settled = contact + SETTLING;
+                let mut released: Vec<Id> = self.held.extract_if(|id| is_fresh(id, settled) == Some(true)).collect();
+                if self.held.iter().all(|id| is_fresh(id, settled).is_none()) {
                     released.extend(self.held.drain());
                 }
                 released
@@ -282,6 +284,8 @@ fn is_in_use(flags: u32) -> bool {
     flags & 0x201 == 1
 }
 
+/// How long a link may be back before those who do not answer are taken to be down.
+const SETTLING: Duration = Duration::from_secs(3);
 /// Between an outage and its discovery few checks change more often.
 const MOST_PAST: usize = 6;
 
@@ -336,8 +340,8 @@ mod tests {
         assert_eq!(guard.release(|_, _| Some(true)), [], "nothing counts while we are cut off");
         guard.judge(None, Duration::from_secs(100), at(5));
         let fresh = |late: bool| {
-            move |check: &Id, contact: Moment| {
-                assert_eq!(contact, at(5));
+            move |check: &Id, settled: Moment| {
+                assert_eq!(settled, at(5) + SETTLING);
                 match &*check.check {
                     "alias" => None,
                     "late" => Some(late),
