@@ -61,13 +61,26 @@ struct Shared {
 impl Upstream {
     /// An upstream on an address of its own. The script may block; each query has its own thread.
     pub fn new(script: impl Fn(&Asked) -> Vec<Act> + Send + Sync + 'static) -> Self {
-        Self::at(free_address(), script)
+        loop {
+            let address = free_address();
+            // A socket that some program has bound to any address may have taken the port meanwhile.
+            if let (Ok(udp), Ok(tcp)) = (UdpSocket::bind(address), TcpListener::bind(address)) {
+                return Self::on(address, udp, tcp, script);
+            }
+        }
     }
 
     /// An upstream on this address.
     pub fn at(address: SocketAddr, script: impl Fn(&Asked) -> Vec<Act> + Send + Sync + 'static) -> Self {
-        let udp = UdpSocket::bind(address).unwrap();
-        let tcp = TcpListener::bind(address).unwrap();
+        Self::on(address, UdpSocket::bind(address).unwrap(), TcpListener::bind(address).unwrap(), script)
+    }
+
+    fn on(
+        address: SocketAddr,
+        udp: UdpSocket,
+        tcp: TcpListener,
+        script: impl Fn(&Asked) -> Vec<Act> + Send + Sync + 'static,
+    ) -> Self {
         let shared = Arc::new(Shared {
             script: Mutex::new(Arc::new(script)),
             asked: Mutex::default(),
