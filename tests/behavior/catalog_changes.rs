@@ -117,20 +117,23 @@ fn set_of(reply: &Message) -> Set {
     reply.data().iter().fold(0, |set, address| set | 1 << number_of(address))
 }
 
-/// Asks on until told to end, and notes every change.
+/// Asks on until told to end, and once more then, and notes every answer.
 fn ask_on(server: SocketAddr, is_over: &AtomicBool) -> Vec<Seen> {
     let socket = socket_for(server);
     let mut buffer = [0; 2048];
     let mut seen = Vec::<Seen>::new();
-    while !is_over.load(Ordering::Relaxed) {
+    loop {
+        let is_last = is_over.load(Ordering::Relaxed);
         let query = query(QUESTION).edns(1232);
         socket.send(&query.to_wire()).unwrap();
         let length = socket.recv(&mut buffer).expect("a reply");
         let reply = Message::from_wire(&buffer[..length]).unwrap();
         assert_eq!(reply.id, query.id);
         seen.push(Seen { at: Instant::now(), set: set_of(&reply) });
+        if is_last {
+            return seen;
+        }
     }
-    seen
 }
 
 fn address_of(instance: u32) -> String {
