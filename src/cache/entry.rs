@@ -252,7 +252,15 @@ impl Entry {
             Self::Packed(packed) => (packed.view(scratch), MarksView::default()),
             Self::Whole(whole) => whole.view(),
         };
-        Found { view, ttls, state, origin: self.origin(standings), marks, is_nodata: self.is_nodata() }
+        Found {
+            view,
+            ttls,
+            state,
+            origin: self.origin(standings),
+            marks,
+            belied: MarksView::default(),
+            is_nodata: self.is_nodata(),
+        }
     }
 
     /// What it was made of.

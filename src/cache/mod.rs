@@ -54,6 +54,8 @@ pub struct Found<'a> {
     pub origin: Origin,
     /// What it was made of.
     pub marks: MarksView<'a>,
+    /// What the NODATA was made of that it stands for, if its sister fails.
+    pub belied: MarksView<'a>,
     /// It says that the name lacks the type that was asked for.
     pub is_nodata: bool,
 }

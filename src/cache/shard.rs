@@ -60,9 +60,11 @@ impl Shard {
     ) -> Option<R> {
         let mut scratch = Scratch::EMPTY;
         if let Some(failure) = self.sister_failure(place, now, epoch)
-            && self.peek(place).is_some_and(|entry| entry.is_nodata() && entry.is_servable(now, &self.standings))
+            && let Some(nodata) = self.peek(place).filter(|entry| entry.is_nodata())
+            && nodata.is_servable(now, &self.standings)
         {
-            return Some(f(failure.found(State::SisterFails, now, &self.standings, &mut scratch)));
+            let found = failure.found(State::SisterFails, now, &self.standings, &mut scratch);
+            return Some(f(Found { belied: nodata.marks(), ..found }));
         }
         let print = place.print();
         let entry = self.entries.peek_mut(&print).filter(|entry| entry.is_of(place.key))?;

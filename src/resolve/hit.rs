@@ -97,7 +97,7 @@ impl Resolver {
             if found.origin.loopback_only && !client.is_loopback {
                 return Use::Done(FromCache::Miss { stale: false });
             }
-            if found.state != State::Doubtful && !tables.hold(found.marks) {
+            if found.state != State::Doubtful && !(tables.hold(found.marks) && tables.hold(found.belied)) {
                 return Use::Done(FromCache::Miss { stale: false });
             }
             Use::of(found, asking, rng, out)

@@ -117,15 +117,6 @@ pub enum Join<T> {
     Full,
 }
 
-/// How it stands with the query for the other address type of the same name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sister {
-    /// Somebody waits for it.
-    Open,
-    /// Nobody does.
-    Settled,
-}
-
 /// How a question was settled, as far as its sister minds.
 #[derive(Debug)]
 pub enum Verdict<H> {
@@ -157,14 +148,14 @@ impl<H> InFlight<H> {
 
     /// Waits with those who asked the same, or becomes the first.
     ///
-    /// `look_again` looks into the cache under the lock: the answer may have come since the caller looked. It may ask how it
-    /// stands with the sister. The first one's waiter is taken in as well; a refresh has none.
+    /// `look_again` looks into the cache under the lock: the answer may have come since the caller looked. It may ask whether
+    /// the sister is open. The first one's waiter is taken in as well; a refresh has none.
     pub fn join<T>(
         &self,
         party: &Party,
         now: Moment,
         waiter: Option<impl FnOnce() -> Waiter>,
-        look_again: impl FnOnce(&dyn Fn() -> Sister) -> Option<T>,
+        look_again: impl FnOnce(&dyn Fn() -> bool) -> Option<T>,
     ) -> Join<T> {
         if waiter.is_some() && self.waiting.load(Relaxed) >= self.most_waiting.load(Relaxed) {
             return Join::Full;
@@ -180,11 +171,7 @@ impl<H> InFlight<H> {
             flight.waiters.extend(waiter());
             return Join::Joined;
         }
-        let sister = || match party.sister().and_then(|sister| shard.get(&sister)) {
-            Some(flight) if !flight.waiters.is_empty() => Sister::Open,
-            _ => Sister::Settled,
-        };
-        if let Some(answered) = look_again(&sister) {
+        if let Some(answered) = look_again(&|| Self::waits_for_sister(&shard, party)) {
             return Join::Answered(answered);
         }
         shard.insert(
@@ -196,8 +183,11 @@ impl<H> InFlight<H> {
 
     /// Whether somebody waits for the other address type of the same name.
     pub fn is_sister_open(&self, party: &Party) -> bool {
-        let Some(sister) = party.sister() else { return false };
-        self.shard(party).lock().get(&sister).is_some_and(|flight| !flight.waiters.is_empty())
+        Self::waits_for_sister(&self.shard(party).lock(), party)
+    }
+
+    fn waits_for_sister(shard: &Shard<H>, party: &Party) -> bool {
+        party.sister().and_then(|sister| shard.get(&sister)).is_some_and(|flight| !flight.waiters.is_empty())
     }
 
     /// Takes those who wait so far; the question stays in flight. For a stale answer that is given meanwhile.

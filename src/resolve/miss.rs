@@ -9,7 +9,7 @@ use super::{
     Client, Resolver,
     chase::{Arrival, Said, Walk},
     hit::{Asking, Denial, FromCache, STALE_ANSWER},
-    inflight::{Join, Landing, Party, Sister, Verdict as Lands, Waiter, Waiters},
+    inflight::{Join, Landing, Party, Verdict as Lands, Waiter, Waiters},
     tables::{Catalog, Chance, Decision, Route, Sharing, Tables, catalog_rule, is_catalog_rule},
 };
 use crate::{
@@ -189,8 +189,8 @@ impl Resolver {
         }
         let asking = Asking { key, asker, question: letters, client: *client };
         let start = out.len();
-        let look_again = |sister: &dyn Fn() -> Sister| match self.reply_from_cache(asking, now, rng, out) {
-            FromCache::Reply(_, _, Denial::OfType) if sister() == Sister::Open => {
+        let look_again = |is_sister_open: &dyn Fn() -> bool| match self.reply_from_cache(asking, now, rng, out) {
+            FromCache::Reply(_, _, Denial::OfType) if is_sister_open() => {
                 out.truncate(start);
                 None
             }
