@@ -391,15 +391,9 @@ impl Daemon {
         let Listener { service, address, tcp, udp } = listener;
         if let Some(tcp) = tcp {
             let tcp = tokio::net::TcpListener::from_std(tcp).context("cannot serve TCP")?;
-            let (face, identity) = (self.face.clone(), self.identity.clone());
-            if service == Service::Https {
-                let serving = server::serve_https(tcp, identity, face, closing.clone());
-                self.tasks.spawn(serving.context("cannot serve HTTPS")?);
-            } else {
-                let is_tls = service == Service::Tls;
-                let tls = is_tls.then(|| server::tls_acceptor(identity)).transpose().context("cannot serve TLS")?;
-                self.tasks.spawn(server::serve_tcp(tcp, tls, face, self.connections.clone(), closing.clone()));
-            }
+            let spoken = server::spoken(service, self.identity.clone()).context("cannot serve TLS")?;
+            let (face, connections) = (self.face.clone(), self.connections.clone());
+            self.tasks.spawn(server::serve_tcp(tcp, spoken, face, connections, closing.clone()));
         }
         self.face.set_socket(number, udp.first().cloned());
         for ((worker, _), socket) in self.workers.iter().zip(udp) {

@@ -28,7 +28,7 @@ pub struct Config {
     #[serde(deserialize_with = "deserialize_listen::<_, TLS_PORT>")]
     pub tls_listen: Vec<SocketAddr>,
     /// The addresses served by DNS over HTTPS (RFC 8484) with the path `/dns-query`, written likewise; the port is 443
-    /// unless given. These connections are bounded by their idle timeout alone, so let no stranger reach them.
+    /// unless given.
     /// Default: none. Applies at reload.
     #[serde(deserialize_with = "deserialize_listen::<_, HTTPS_PORT>")]
     pub https_listen: Vec<SocketAddr>,

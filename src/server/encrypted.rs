@@ -1,33 +1,13 @@
-//! TLS and HTTPS: what proves who we are, and hickory-server's HTTPS listener, handing us its requests.
-//!
-//! DNS over TLS (RFC 7858) is served by [`super::tcp`] behind a handshake: there it is pipelined, answered out of order,
-//! bounded, and relayed as bytes. Hickory's own listener answers one query of a connection at a time.
-//!
-//! DNS over HTTPS (RFC 8484) is hickory's, whose traps are: it sends messages of its own making alone, so that a reply is
-//! taken apart into records whose RDATA it does not look into; it takes POST, not GET, and only from clients that accept
-//! `application/dns-message` by name; it has no bound on connections but their idle timeout.
+//! What TLS and HTTPS need to begin with: the certificate that proves who we are, and the protocols offered.
 
-use std::{fmt::Display, io, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwapOption;
-use async_trait::async_trait;
-use hickory_server::{
-    Server,
-    net::{runtime::Time, tls::default_provider},
-    proto::{
-        ProtoError,
-        op::{Header, HeaderCounts, Metadata},
-        rr::{DNSClass, Name, RData, Record, RecordType, rdata::NULL},
-        serialize::binary::{BinDecodable, BinDecoder},
-    },
-    server::{Request, RequestHandler, ResponseHandler, ResponseInfo, default_tls_server_config},
-    zone_handler::MessageResponseBuilder,
-};
-use tokio::{net::TcpListener, sync::mpsc};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
-        self,
+        self, ServerConfig,
+        crypto::ring::default_provider,
         pki_types::{
             CertificateDer, PrivateKeyDer,
             pem::{self, PemObject},
@@ -36,10 +16,8 @@ use tokio_rustls::{
         sign::CertifiedKey,
     },
 };
-use tokio_util::sync::CancellationToken;
 
-use super::{Config, Face, Incoming, face::Fate};
-use crate::{metrics::Transport, wire};
+use super::{Config, Service, tcp::Spoken};
 
 /// What encrypted listeners show to prove who we are. A reload replaces it under them.
 #[derive(Debug, Default)]
@@ -114,89 +92,21 @@ pub fn load_certificate(config: &Config) -> Result<Option<Certificate>, Certific
     }
 }
 
-/// What a TCP listener needs to speak TLS.
-pub fn tls_acceptor(identity: Arc<Identity>) -> io::Result<TlsAcceptor> {
-    Ok(TlsAcceptor::from(Arc::new(default_tls_server_config(b"dot", identity)?)))
-}
-
-/// Serves DNS over HTTPS until `shutdown`, by the future that it returns.
-pub fn serve_https(
-    listener: TcpListener,
-    identity: Arc<Identity>,
-    face: Arc<Face>,
-    shutdown: CancellationToken,
-) -> io::Result<impl Future<Output = ()>> {
-    // One timeout for the handshake, the body of a request, and the silence between two.
-    let patience = face.config().tcp_idle_timeout;
-    let mut server = Server::new(Handler(face));
-    server.register_https_listener(listener, patience, identity, None, HTTPS_PATH.into())?;
-    Ok(async move {
-        shutdown.cancelled().await;
-        // Its only errors are those of a listener that is gone, as this one shall be.
-        let _ = server.shutdown_gracefully().await;
-    })
-}
-
-struct Handler(Arc<Face>);
-
-#[async_trait]
-impl RequestHandler for Handler {
-    async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, mut client: R) -> ResponseInfo {
-        let mut info = Header { metadata: request.metadata, counts: HeaderCounts::default() }.into();
-        // Without a response the client sees its request canceled; it is gone anyway if it takes none.
-        if let Some(reply) = self.reply_to(request).await
-            && let Ok((metadata, [answer, authority, additional])) = take_apart(&reply)
-        {
-            let response = MessageResponseBuilder::from_message_request(request);
-            let response = response.build(metadata, &answer, &authority, [], &additional);
-            info = client.send_response(response).await.unwrap_or(info);
-        }
-        info
-    }
-}
-
-impl Handler {
-    async fn reply_to(&self, request: &Request) -> Option<Vec<u8>> {
-        let Self(face) = self;
-        let client = face.stream_client(request.src().ip(), &face.config());
-        let incoming = Incoming { wire: request.as_slice(), client, transport: Transport::Https };
-        let (sender, mut settled) = mpsc::channel(1);
-        let mut reply = Vec::new();
-        match face.take_stream(incoming, &sender, &mut reply) {
-            Fate::Settled => Some(reply),
-            Fate::Open => settled.recv().await,
-            Fate::Silent | Fate::Hopeless => None,
-        }
-    }
-}
-
-/// A reply as hickory wants it: its header and its sections. Only names are decoded; whatever a record holds passes through.
-fn take_apart(reply: &[u8]) -> Result<(Metadata, [Vec<Record>; 3]), ProtoError> {
-    let unreadable = |error: &dyn Display| ProtoError::from(error.to_string());
-    let metadata = Header::read(&mut BinDecoder::new(reply))?.metadata;
-    let received = wire::Response::read(reply).map_err(|error| unreadable(&error))?;
-    let answer = received.response.to_answer().map_err(|error| unreadable(&error))?;
-    let decode = |record: &wire::Record| -> Result<Record, ProtoError> {
-        let code = RecordType::from(record.rtype.0);
-        let rdata = match &*record.rdata {
-            [] => RData::Update0(code), // its word for nothing
-            octets => RData::Unknown { code, rdata: NULL::with(octets.to_vec()) },
-        };
-        let mut decoded = Record::from_rdata(Name::from_bytes(record.owner.wire())?, record.ttl, rdata);
-        decoded.dns_class = DNSClass::from(record.class.0);
-        Ok(decoded)
+/// What a listener needs to speak what it shall.
+pub fn spoken(service: Service, identity: Arc<Identity>) -> Result<Spoken, rustls::Error> {
+    let acceptor = |protocol: &[u8]| {
+        let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()));
+        let builder = builder.with_safe_default_protocol_versions()?.with_no_client_auth();
+        let mut config = builder.with_cert_resolver(identity);
+        config.alpn_protocols = vec![protocol.to_vec()];
+        Ok(TlsAcceptor::from(Arc::new(config)))
     };
-    let section = |records: &[wire::Record]| records.iter().map(decode).collect::<Result<Vec<_>, _>>();
-    let mut additional = section(&answer.additional)?;
-    // The OPT record, which is the last one in replies of ours.
-    if let Some(opt) = reply.get(received.response.message().len()..).filter(|_| received.has_edns) {
-        additional.push(Record::from_bytes(opt)?);
+    match service {
+        Service::Plain => Ok(Spoken::Plain),
+        Service::Tls => acceptor(b"dot").map(Spoken::Tls),
+        Service::Https => acceptor(b"h2").map(Spoken::Https),
     }
-    Ok((metadata, [section(&answer.answer)?, section(&answer.authority)?, additional]))
 }
-
-/// Where RFC 8484 §4.1.1 has its examples, and every client looks by itself.
-const HTTPS_PATH: &str = "/dns-query";
 
 #[cfg(test)]
 #[path = "encrypted_tests.rs"]

@@ -4,12 +4,13 @@ mod acl;
 mod config;
 mod encrypted;
 mod face;
+mod https;
 mod tcp;
 mod udp;
 
 pub use acl::Acl;
 pub use config::{Config, ListenAddress, Problem, Service};
-pub use encrypted::{CertificateError, Identity, load_certificate, serve_https, tls_acceptor};
+pub use encrypted::{CertificateError, Identity, load_certificate, spoken};
 pub use face::{Desk, Face, Incoming, Taken};
 pub use tcp::{Connections, serve as serve_tcp};
 pub use udp::{Handle, spawn as spawn_worker};

@@ -1,5 +1,5 @@
 //! TCP: pipelined, answers out of order, the same bytes as UDP (RFC 7766). TLS too, which is no different once its
-//! handshake is done (RFC 7858).
+//! handshake is done (RFC 7858). Connections for HTTPS are accepted here and counted with the others.
 //!
 //! A connection is one task. It reads what has come, writes all replies that can be had at once with a single call, and
 //! goes on reading; replies that take longer come back by a queue and leave in the order of their coming. A connection
@@ -27,18 +27,28 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::{Face, Incoming, face::Fate};
+use super::{Face, Incoming, face::Fate, https};
 use crate::{
     clock::Moment,
     metrics::{Rejection, Transport},
     sys,
 };
 
-/// Accepts connections until `shutdown`, encrypted ones if there is `tls`; those that are open then end when their
-/// queries are settled.
+/// What is spoken on the connections of a listener.
+#[derive(Clone)]
+pub enum Spoken {
+    /// DNS.
+    Plain,
+    /// DNS over TLS.
+    Tls(TlsAcceptor),
+    /// DNS over HTTPS.
+    Https(TlsAcceptor),
+}
+
+/// Accepts connections until `shutdown`; those that are open then end when their queries are settled.
 pub async fn serve(
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    spoken: Spoken,
     face: Arc<Face>,
     connections: Arc<Connections>,
     shutdown: CancellationToken,
@@ -58,10 +68,10 @@ pub async fn serve(
                 }
                 let limits = (config.tcp_connections, config.tcp_connections_per_client);
                 let Some(place) = connections.enter(peer.ip(), limits) else { continue };
-                let (tls, face, shutdown) = (tls.clone(), face.clone(), shutdown.clone());
+                let (spoken, face, shutdown) = (spoken.clone(), face.clone(), shutdown.clone());
                 face.tasks().clone().spawn(async move {
                     // A connection that fails is over; there is nobody to tell.
-                    let _ = welcome(stream, tls, peer.ip(), &place, &face, &shutdown).await;
+                    let _ = welcome(stream, spoken, peer.ip(), &place, &face, &shutdown).await;
                 });
             }
             // Out of descriptors or memory: whoever holds them has to let go first, and trying at once would only spin.
@@ -78,21 +88,25 @@ pub async fn serve(
 
 async fn welcome(
     stream: TcpStream,
-    tls: Option<TlsAcceptor>,
+    spoken: Spoken,
     peer: IpAddr,
     place: &Place,
     face: &Arc<Face>,
     shutdown: &CancellationToken,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let Some(tls) = tls else { return converse(stream, Transport::Tcp, peer, place, face, shutdown).await };
+    let (Spoken::Tls(tls) | Spoken::Https(tls)) = &spoken else {
+        return converse(stream, Transport::Tcp, peer, place, face, shutdown).await;
+    };
     let config = face.config();
     let mut stream = tokio::select! {
         accepted = timeout(config.tcp_message_timeout, tls.accept(stream)) => accepted??,
-        () = shutdown.cancelled() => return Ok(()),
-        () = place.seat.closing.cancelled() => return Ok(()),
+        () = place.told_to_close(shutdown) => return Ok(()),
     };
-    converse(&mut stream, Transport::Tls, peer, place, face, shutdown).await?;
+    match spoken {
+        Spoken::Https(_) => https::converse(&mut stream, peer, place, face, shutdown).await?,
+        _ => converse(&mut stream, Transport::Tls, peer, place, face, shutdown).await?,
+    }
     // The client shall know that this is the end, and nobody has cut it short.
     timeout(config.tcp_message_timeout, stream.shutdown()).await?
 }
@@ -142,8 +156,7 @@ async fn converse(
                 }
             }
             () = sleep_until(active + patience) => return Ok(()),
-            () = shutdown.cancelled(), if !is_ending => {}
-            () = place.seat.closing.cancelled(), if !is_ending => {}
+            () = place.told_to_close(shutdown), if !is_ending => {}
         }
         let client = face.stream_client(peer, &config);
         loop {
@@ -205,7 +218,7 @@ pub struct Connections {
 }
 
 /// One connection's place among them; it is free again when this is dropped.
-struct Place {
+pub(super) struct Place {
     seat: Arc<Seat>,
     number: u64,
     all: Arc<Connections>,
@@ -250,7 +263,16 @@ impl Connections {
 }
 
 impl Place {
-    fn touch(&self) {
+    /// Waits until this connection, or all of its listener, shall end.
+    pub(super) async fn told_to_close(&self, shutdown: &CancellationToken) {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = self.seat.closing.cancelled() => {}
+        }
+    }
+
+    /// It is not idle.
+    pub(super) fn touch(&self) {
         self.seat.touched.store(Moment::now().as_millis(), Relaxed);
     }
 }
@@ -266,7 +288,7 @@ const MOST_OPEN: usize = 256;
 /// Replies that are gathered before they are written.
 const MOST_OUTGOING_BYTES: usize = 64 << 10;
 /// No query is open for so long.
-const MOST_WAIT: Duration = Duration::from_secs(5);
+pub(super) const MOST_WAIT: Duration = Duration::from_secs(5);
 /// Room for the queries that come in one segment.
 const READ_BYTES: usize = 4096;
 /// How long nothing is accepted when descriptors have run out.

@@ -1,0 +1,224 @@
+//! DNS over HTTPS (RFC 8484), over HTTP/2: one connection, a task for each of its requests.
+//!
+//! Requests are answered out of order as they come; what a reply is made of is bytes, as everywhere. Connections stand among
+//! those of TCP and are bounded with them. A client that does not read its replies loses them after a while, and one
+//! with as many open requests as it may have is not heard until some are settled.
+
+use std::{future::poll_fn, io, net::IpAddr, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use data_encoding::BASE64URL_NOPAD;
+use h2::{
+    Reason, RecvStream,
+    server::{Builder, SendResponse},
+};
+use http::{
+    HeaderMap, Method, Request, Response, StatusCode,
+    header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Face, Incoming,
+    face::Fate,
+    tcp::{MOST_WAIT, Place},
+};
+use crate::{
+    metrics::{Rejection, Transport},
+    wire::{self, MAX_MESSAGE_BYTES, Section},
+};
+
+/// Serves one connection, until its client or the listener has enough.
+pub(super) async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    peer: IpAddr,
+    place: &Place,
+    face: &Arc<Face>,
+    shutdown: &CancellationToken,
+) -> io::Result<()> {
+    let mut http = Builder::new();
+    http.max_concurrent_streams(MOST_OPEN as u32)
+        .max_header_list_size(MOST_HEADER_BYTES)
+        .max_send_buffer_size(MAX_MESSAGE_BYTES);
+    let message_timeout = face.config().tcp_message_timeout;
+    let mut http = timeout(message_timeout, http.handshake(stream)).await?.map_err(io::Error::other)?;
+    // Those whose connection is gone end with it.
+    let mut requests = JoinSet::new();
+    let mut active = Instant::now();
+    let mut phase = Phase::Open;
+    loop {
+        let patience = match (phase, requests.len()) {
+            (Phase::Open, 0) => face.config().tcp_idle_timeout,
+            (Phase::Ending, 0) => Duration::ZERO,
+            (Phase::Over, _) => message_timeout,
+            _ => MOST_WAIT,
+        };
+        let is_full = requests.len() >= MOST_OPEN;
+        tokio::select! {
+            // In this order, so that replies have left before the end.
+            biased;
+            // A client may take back requests that are still seen to, and make others: no more of them, but replies leave.
+            accepted = poll_fn(|context| match is_full {
+                true => http.poll_closed(context).map(|closed| closed.err().map(Err)),
+                false => http.poll_accept(context),
+            }) => match accepted {
+                Some(request) => {
+                    let (request, respond) = request.map_err(io::Error::other)?;
+                    requests.spawn(respond_to(request, respond, peer, face.clone()));
+                }
+                None => return Ok(()),
+            },
+            Some(_) = requests.join_next() => {}
+            () = place.told_to_close(shutdown), if phase == Phase::Open => {
+                phase = Phase::Ending;
+                if !requests.is_empty() {
+                    http.graceful_shutdown();
+                }
+            }
+            () = sleep_until(active + patience) => {
+                if phase == Phase::Over || !requests.is_empty() {
+                    return Ok(());
+                }
+                phase = Phase::Over;
+                http.abrupt_shutdown(Reason::NO_ERROR);
+            }
+        }
+        active = Instant::now();
+        place.touch();
+    }
+}
+
+/// How far a connection is on its way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// No further requests; those that are open are replied to.
+    Ending,
+    /// The client has to be told so, and then it is closed.
+    Over,
+}
+
+async fn respond_to(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, peer: IpAddr, face: Arc<Face>) {
+    let patience = face.config().tcp_message_timeout;
+    let is_get = request.method() == Method::GET;
+    let outcome = match timeout(patience, query_of(request)).await {
+        Ok(Ok(query)) => reply_to(&query, peer, &face).await,
+        Ok(Err(status)) => Err(status),
+        Err(_) => Err(StatusCode::REQUEST_TIMEOUT),
+    };
+    let mut head = Response::new(());
+    let mut reply = match outcome {
+        Ok(Some(reply)) => {
+            let headers = head.headers_mut();
+            headers.insert(CONTENT_TYPE, http::HeaderValue::from_static(DNS_MESSAGE));
+            headers.insert(CONTENT_LENGTH, reply.len().into());
+            // What is posted is not kept by anybody.
+            if is_get && let Ok(value) = format!("max-age={}", freshness(&reply)).try_into() {
+                headers.insert(CACHE_CONTROL, value);
+            }
+            Bytes::from(reply)
+        }
+        // An overlay will have nothing said to it.
+        Ok(None) => return respond.send_reset(Reason::CANCEL),
+        Err(status) => {
+            face.cells().reject(Rejection::NotAQuery);
+            *head.status_mut() = status;
+            if status == StatusCode::METHOD_NOT_ALLOWED {
+                head.headers_mut().insert(ALLOW, http::HeaderValue::from_static("GET, POST"));
+            }
+            Bytes::new()
+        }
+    };
+    // A client that is gone, or does not read, misses nothing.
+    let Ok(mut body) = respond.send_response(head, reply.is_empty()) else { return };
+    let sent = timeout(patience, async {
+        while !reply.is_empty() {
+            body.reserve_capacity(reply.len());
+            let Some(Ok(room)) = poll_fn(|context| body.poll_capacity(context)).await else { return };
+            let part = reply.split_to(room.min(reply.len()));
+            if body.send_data(part, reply.is_empty()).is_err() {
+                return;
+            }
+        }
+    });
+    if sent.await.is_err() {
+        body.send_reset(Reason::CANCEL);
+    }
+}
+
+/// The message that a request holds: in its body or, of GET, in its URI (RFC 8484 §4.1).
+async fn query_of(request: Request<RecvStream>) -> Result<Bytes, StatusCode> {
+    if request.uri().path() != PATH {
+        return Err(StatusCode::NOT_FOUND);
+    }
+    match *request.method() {
+        Method::GET => {
+            let parameters = request.uri().query().unwrap_or_default().split('&');
+            let message = parameters.filter_map(|pair| pair.strip_prefix("dns=")).next();
+            // Padding of the encoding is not to be there (RFC 8484 §6).
+            let message = message.and_then(|text| BASE64URL_NOPAD.decode(text.as_bytes()).ok());
+            message.map(Bytes::from).ok_or(StatusCode::BAD_REQUEST)
+        }
+        Method::POST if !is_dns_message(request.headers()) => Err(StatusCode::UNSUPPORTED_MEDIA_TYPE),
+        Method::POST => {
+            let mut body = request.into_body();
+            let mut message = BytesMut::new();
+            while let Some(part) = body.data().await {
+                let part = part.map_err(|_| StatusCode::BAD_REQUEST)?;
+                let _ = body.flow_control().release_capacity(part.len());
+                if message.len() + part.len() > MAX_MESSAGE_BYTES {
+                    return Err(StatusCode::PAYLOAD_TOO_LARGE);
+                }
+                message.extend_from_slice(&part);
+            }
+            Ok(message.freeze())
+        }
+        _ => Err(StatusCode::METHOD_NOT_ALLOWED),
+    }
+}
+
+fn is_dns_message(headers: &HeaderMap) -> bool {
+    let stated = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    stated.split(';').next().is_some_and(|media| media.trim().eq_ignore_ascii_case(DNS_MESSAGE))
+}
+
+/// The reply to a message; none if there shall be none.
+async fn reply_to(query: &[u8], peer: IpAddr, face: &Arc<Face>) -> Result<Option<Vec<u8>>, StatusCode> {
+    let client = face.stream_client(peer, &face.config());
+    let incoming = Incoming { wire: query, client, transport: Transport::Https };
+    let (sender, mut settled) = mpsc::channel(1);
+    let mut reply = Vec::new();
+    match face.take_stream(incoming, &sender, &mut reply) {
+        Fate::Settled => Ok(Some(reply)),
+        // Whoever settles it has a sender of its own; without this one, that one's end is noticed.
+        Fate::Open => {
+            drop(sender);
+            Ok(settled.recv().await)
+        }
+        Fate::Silent => Ok(None),
+        Fate::Hopeless => Err(StatusCode::BAD_REQUEST),
+    }
+}
+
+/// How many seconds a cache of HTTP may keep a reply: as long as what it answers or denies lives (RFC 8484 §5.1).
+fn freshness(reply: &[u8]) -> u32 {
+    let Ok(received) = wire::Response::read(reply) else { return 0 };
+    let response = received.response;
+    let answers = response.records().filter(|record| record.section == Section::Answer);
+    let least = answers.map(|record| record.ttl).min();
+    least.or_else(|| response.soa().map(|(ttl, minimum)| ttl.min(minimum))).unwrap_or(0)
+}
+
+/// Where RFC 8484 §4.1.1 has its examples, and every client looks by itself.
+const PATH: &str = "/dns-query";
+const DNS_MESSAGE: &str = "application/dns-message";
+/// Requests of one connection that may be open at a time: as many as HTTP/2 would have at least (RFC 9113 §6.5.2).
+const MOST_OPEN: usize = 100;
+/// The headers of a request: a GET has the whole message in its URI, half as long again.
+const MOST_HEADER_BYTES: u32 = 16 << 10;
