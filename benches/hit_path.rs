@@ -76,7 +76,8 @@ fn hit_path(c: &mut Criterion) {
         let mut rng = StdRng::seed_from_u64(1);
         b.iter(|| {
             next = (next + 1) % NAMES;
-            let outcome = resolver.at_once(black_box(&queries[next]), client, now, &mut rng, &mut out);
+            let query = Query::parse(black_box(&queries[next])).expect("a query");
+            let outcome = resolver.at_once(query, query.asker(client.size), client, now, &mut rng, &mut out);
             assert!(matches!(outcome, AtOnce::Reply(..)));
             out.len()
         });
@@ -87,7 +88,8 @@ fn hit_path(c: &mut Criterion) {
         let mut out = Vec::with_capacity(1500);
         let mut rng = StdRng::seed_from_u64(1);
         b.iter(|| {
-            let outcome = resolver.at_once(black_box(&query), client, now, &mut rng, &mut out);
+            let query = Query::parse(black_box(&query)).expect("a query");
+            let outcome = resolver.at_once(query, query.asker(client.size), client, now, &mut rng, &mut out);
             assert!(matches!(outcome, AtOnce::Reply(..)));
             out.len()
         });

@@ -1,14 +1,16 @@
-//! A hit allocates nothing: not to read the query, not to find the answer, not to write the reply.
+//! A hit allocates nothing: not to read the query, not to check its cookie, not to find the answer, not to write the reply.
 //!
 //! A binary of its own, for it counts with an allocator of its own.
 
-use std::time::Duration;
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use rand::{SeedableRng, rngs::StdRng};
 use watershed::{
     cache::{Cache, Epoch, Key, Life, Origin, RuleId, Variant},
     clock::Moment,
-    resolve::{AtOnce, Client, Resolver, Rules, Tables},
+    metrics::{Metrics, Transport},
+    resolve::{Client, Resolver, Rules, Tables},
+    server::{self, Desk, Face, Incoming, Taken},
     wire::{Answer, Class, Name, Question, Record, ReplySize, Rtype, Shape, UpstreamEdns, UpstreamQuery},
     zone::Overlays,
 };
@@ -56,28 +58,50 @@ fn a_hit_allocates_nothing() {
         catalog: None,
         prefetch: true,
     };
-    let resolver = Resolver::new(cache, Tables::new(rules, Epoch(1)), 100);
-    let client = Client { is_loopback: true, size: ReplySize::Datagram { ceiling_bytes: 1232 } };
+    let resolver = Arc::new(Resolver::new(cache, Tables::new(rules, Epoch(1)), 100));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let (metrics, config) = (Metrics::new(), server::Config::default());
+    let face = Face::new(resolver, config.clone(), &metrics, runtime.handle().clone());
+    let cells = metrics.cells();
+    let peer: IpAddr = "127.0.0.1".parse().unwrap();
+    let datagram = face.datagram_client(peer, &config).unwrap();
+    // As to others than loopback clients, so that not everything fits.
+    let client = Some(Client { size: ReplySize::Datagram { ceiling_bytes: 1232 }, ..datagram });
     let mut out = Vec::with_capacity(65_535);
     let mut rng = StdRng::seed_from_u64(1);
+    let client_cookie = [1; 8];
+    // The cookie that a client was given last.
+    let mut given = [1; 24];
 
     for (hit, qname, qtype, edns) in [
         ("plain", "www.example", Rtype::A, None),
         ("in other letters", "WWW.eXample", Rtype::A, None),
-        ("EDNS", "www.example", Rtype::A, Some(false)),
-        ("DO", "www.example", Rtype::A, Some(true)),
-        ("truncated", "www.example", Rtype::TXT, Some(true)),
-        ("instances", "web.service.consul", Rtype::SRV, Some(false)),
+        ("EDNS", "www.example", Rtype::A, Some((false, 0))),
+        ("DO", "www.example", Rtype::A, Some((true, 0))),
+        ("a cookie of nobody's", "www.example", Rtype::A, Some((false, 24))),
+        ("a client's cookie", "www.example", Rtype::A, Some((false, 8))),
+        ("a cookie of ours", "www.example", Rtype::A, Some((false, 24))),
+        ("truncated", "www.example", Rtype::TXT, Some((true, 0))),
+        ("instances", "web.service.consul", Rtype::SRV, Some((false, 0))),
         ("some instances", "web.service.consul", Rtype::SRV, None),
     ] {
         let qname: Name = qname.parse().unwrap();
-        let edns = edns.map(|dnssec_ok| UpstreamEdns { udp_size: 1232, dnssec_ok, cookie: &[] });
+        let cookie = given;
+        let edns = edns.map(|(dnssec_ok, cookie_bytes)| UpstreamEdns {
+            udp_size: 1232,
+            dnssec_ok,
+            cookie: &cookie[..cookie_bytes],
+        });
         let mut query = Vec::new();
         UpstreamQuery { id: 7, qname: &qname, qtype, qclass: Class::IN, checking_disabled: false, edns }
             .write(&mut query);
-        let mut ask = |at: Moment| match resolver.at_once(&query, client, at, &mut rng, &mut out) {
-            AtOnce::Reply(..) => {}
-            _ => panic!("{hit}: no hit"),
+        let mut ask = |now: Moment| {
+            let incoming = Incoming { wire: &query, client, peer, transport: Transport::Udp };
+            let waiter = |_, _: &[u8]| panic!("{hit}: no hit");
+            match face.take(incoming, waiter, &mut Desk { now, rng: &mut rng, cells: &cells }, &mut out) {
+                Taken::Reply(_) => {}
+                _ => panic!("{hit}: no reply at once"),
+            }
         };
         ask(now); // whatever a thread sets up once is not the hit's
         let later = now + Duration::from_secs(3);
@@ -86,5 +110,12 @@ fn a_hit_allocates_nothing() {
             ask(later); // promoted in the order of use
         });
         assert_eq!(counted.count_total, 0, "{hit}");
+        let cookie_bytes = edns.map_or(0, |edns| edns.cookie.len());
+        let head = [&[0, 10, 0, 24][..], &client_cookie].concat();
+        let cookie_at = out.windows(head.len()).position(|octets| octets == head).map(|at| at + 4);
+        assert_eq!(cookie_at.is_some(), cookie_bytes > 0, "{hit}");
+        if let Some(at) = cookie_at {
+            given.copy_from_slice(&out[at..at + 24]);
+        }
     }
 }

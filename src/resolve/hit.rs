@@ -8,18 +8,16 @@ use super::{Client, Miss, Resolver, inflight::Party};
 use crate::{
     cache::{Found, Key, Origin, State, Variant},
     clock::Moment,
-    wire::{self, Asker, Class, Query, Rcode, Reject, Rtype, Ttls, View, flag},
+    wire::{self, Asker, Class, Query, Rcode, Rtype, Ttls, View, flag},
 };
 
-/// What became of a message from a client.
+/// What became of a query.
 #[expect(clippy::large_enum_variant, reason = "it lives on the stack for one call, and nothing here allocates")]
 pub enum AtOnce<'q> {
     /// The reply to a query of this type is written.
     Reply(Rcode, Rtype, From),
-    /// The message cannot be served; the reply that says so is written.
+    /// There is nothing to resolve, or it is not served; the reply that says so is written.
     Refusal(Rcode),
-    /// There is nothing to be said to this: see [`Reject::Drop`].
-    Drop,
     /// It has to be looked for; see [`Resolver::begin`].
     Miss(Miss<'q>),
 }
@@ -35,24 +33,16 @@ pub enum From {
 }
 
 impl Resolver {
-    /// Writes the reply into `out`, if it needs no looking for.
+    /// Writes the reply into `out`, if it needs no looking for. `asker` is the query's, with what its options are told.
     pub fn at_once<'q>(
         &self,
-        wire: &'q [u8],
+        query: Query<'q>,
+        asker: Asker,
         client: Client,
         now: Moment,
         rng: &mut impl Rng,
         out: &mut Vec<u8>,
     ) -> AtOnce<'q> {
-        let query = match Query::parse(wire) {
-            Ok(query) => query,
-            Err(Reject::Drop) => return AtOnce::Drop,
-            Err(Reject::Reply(rcode)) => {
-                wire::write_error(wire, rcode, out);
-                return AtOnce::Refusal(rcode);
-            }
-        };
-        let asker = query.asker(client.size);
         if let Some(rcode) = unserved(&query) {
             wire::write_reply(View::bare(rcode, &[]), &asker, query.question_bytes(), Ttls::Aged(0), rng, out);
             return AtOnce::Refusal(rcode);
@@ -176,6 +166,9 @@ impl Use {
 fn unserved(query: &Query<'_>) -> Option<Rcode> {
     if query.edns().is_some_and(|edns| edns.version > 0) {
         return Some(Rcode::BADVERS); // RFC 6891 §6.1.3
+    }
+    if !query.has_question() {
+        return Some(Rcode::NOERROR); // RFC 7873 §5.4: all that it wants is in the OPT record
     }
     if query.qclass() != Class::IN {
         return Some(Rcode::REFUSED);

@@ -298,6 +298,7 @@ mod tests {
                 checking_disabled: false,
                 wants_ad: false,
                 edns: None,
+                options: Default::default(),
                 limit_bytes: 512,
             },
             question: SmallVec::new(),

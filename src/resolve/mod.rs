@@ -1,6 +1,6 @@
 //! The heart: from a query to the response that settles it, whoever gives it.
 //!
-//! A server hands each message to [`Resolver::at_once`], which writes the reply if it can be had without waiting. If
+//! A server hands each query to [`Resolver::at_once`], which writes the reply if it can be had without waiting. If
 //! not, [`Resolver::begin`] joins those who ask the same, answers from local data, or gives out an
 //! [`Exchange`](crate::forward::Exchange) with the [`Job`] it belongs to. Whoever drives the exchange brings its outcome to
 //! [`Resolver::finish`], which says whom to reply what, or what to ask next.

@@ -9,7 +9,8 @@ use crate::{
     forward::{self, Exchange, Failure, Group, Outcome},
     metrics::Metrics,
     wire::{
-        Answer, Class, ExtendedError, Name, Question, Rcode, Received, Record, Response, Rtype, UpstreamQuery, flag,
+        Answer, Class, ExtendedError, Name, Query, Question, Rcode, Received, Record, Response, Rtype, UpstreamQuery,
+        flag,
     },
     zone::{self, Overlays, Zone},
 };
@@ -79,9 +80,10 @@ impl Bench {
             way: Way::Datagram { listener: 0, peer: "127.0.0.1:9".parse().unwrap(), local: None },
         };
         let replied = |out: &[u8]| Asked::Reply(Response::read(out).unwrap());
-        match self.resolver.at_once(&wire, self.client, self.now, &mut rand::rng(), &mut out) {
+        let query = Query::parse(&wire).unwrap();
+        let asker = query.asker(self.client.size);
+        match self.resolver.at_once(query, asker, self.client, self.now, &mut rand::rng(), &mut out) {
             AtOnce::Reply(..) | AtOnce::Refusal(_) => replied(&out),
-            AtOnce::Drop => panic!("dropped"),
             AtOnce::Miss(miss) => match self.resolver.begin(&miss, waiter, self.now, &mut rand::rng(), &mut out) {
                 Begun::Reply(..) => replied(&out),
                 Begun::Joined => Asked::Joined,
@@ -449,8 +451,10 @@ fn a_popular_answer_is_renewed_before_it_ends() {
     let qname = name("www.example");
     UpstreamQuery { id: 7, qname: &qname, qtype: Rtype::A, qclass: Class::IN, checking_disabled: false, edns: None }
         .write(&mut wire);
+    let query = Query::parse(&wire).unwrap();
+    let asker = query.asker(LOCAL.size);
     let AtOnce::Reply(_, _, From::Expiring(key)) =
-        bench.resolver.at_once(&wire, LOCAL, bench.now, &mut rand::rng(), &mut Vec::new())
+        bench.resolver.at_once(query, asker, LOCAL, bench.now, &mut rand::rng(), &mut Vec::new())
     else {
         panic!("not told to renew it")
     };

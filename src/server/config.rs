@@ -13,7 +13,7 @@ use std::{
 use humantime_serde::re::humantime::format_duration;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use super::Acl;
+use super::{Acl, Secret};
 
 /// What faces clients, section `[server]`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -74,6 +74,9 @@ pub struct Config {
     /// answered SERVFAIL.
     /// Default 4096. Applies at reload.
     pub max_queue: usize,
+    /// The secrets of cookies (RFC 7873), 32 hexadecimal digits each, for several servers behind one address. They are made
+    /// with the first, and known by any. Default: none, which takes a random one at each start. Applies at reload.
+    pub cookie_secrets: Vec<Secret>,
     /// Where what shall survive a restart is kept.
     /// Default: none, which takes systemd's `STATE_DIRECTORY`, if it is set. Applies at reload.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -226,6 +229,7 @@ impl Default for Config {
             tcp_message_timeout: Duration::from_secs(3),
             max_in_flight: 16_384,
             max_queue: 4096,
+            cookie_secrets: Vec::new(),
             state_directory: None,
         }
     }

@@ -16,20 +16,25 @@ use rand::Rng;
 use tokio::{runtime, sync::mpsc};
 use tokio_util::task::TaskTracker;
 
-use super::Config;
+use super::{
+    Config,
+    cookie::{self, Secret},
+};
 use crate::{
-    clock::Moment,
+    clock::{Moment, unix_seconds},
     forward::{self, Exchange},
     metrics::{Cells, Metrics, Rejection, Transport},
     resolve::{AtOnce, Begun, Client, From, Job, Next, Pending, Reason, Resolver, Settled, Waiter, Way},
     sys::Outbox,
-    wire::{self, Asker, Query, Rcode, Reject, ReplySize, Ttls, View},
+    wire::{self, Asker, ClientOptions, Query, Rcode, Reject, ReplyOptions, ReplySize, Ttls, View},
 };
 
 /// What listeners share: the heart, the settings, and the tasks for what takes time.
 pub struct Face {
     resolver: Arc<Resolver>,
     config: ArcSwap<Config>,
+    /// Makes cookies, unless the settings have another.
+    secret: Secret,
     /// A UDP socket of each listener, for replies from tasks.
     sockets: RwLock<HashMap<u32, Arc<UdpSocket>>>,
     tasks: TaskTracker,
@@ -47,6 +52,8 @@ pub struct Incoming<'a> {
     pub wire: &'a [u8],
     /// Who sent it; `None` for somebody who is not served.
     pub client: Option<Client>,
+    /// The address that it came from.
+    pub peer: IpAddr,
     /// How it came.
     pub transport: Transport,
 }
@@ -117,6 +124,7 @@ impl Face {
         Self {
             resolver,
             config: ArcSwap::from_pointee(config),
+            secret: Secret::random(&mut rand::rng()),
             sockets: RwLock::default(),
             tasks: TaskTracker::new(),
             runtime,
@@ -196,22 +204,37 @@ impl Face {
         desk: &mut Desk<'_, R>,
         out: &mut Vec<u8>,
     ) -> Taken {
-        let Incoming { wire, client, transport } = incoming;
+        let Incoming { wire, client, peer, transport } = incoming;
         let Some(client) = client else { return self.turn_away(wire, transport, desk, out) };
         let reply = |rcode: Rcode, refresh| {
             desk.cells.reply(transport, rcode.0);
             Taken::Reply(refresh)
         };
-        let miss = match self.resolver.at_once(wire, client, desk.now, desk.rng, out) {
-            AtOnce::Drop => {
+        let refusal = |rcode: Rcode| {
+            match rcode {
+                Rcode::NOERROR => {}
+                Rcode::FORMERR => desk.cells.reject(Rejection::Malformed),
+                _ => desk.cells.reject(Rejection::Unsupported),
+            }
+            reply(rcode, None)
+        };
+        let query = match Query::parse(wire) {
+            Ok(query) => query,
+            Err(Reject::Drop) => {
                 desk.cells.reject(Rejection::NotAQuery);
                 return Taken::NoQuery;
             }
-            AtOnce::Refusal(rcode) => {
-                let malformed = rcode == Rcode::FORMERR;
-                desk.cells.reject(if malformed { Rejection::Malformed } else { Rejection::Unsupported });
-                return reply(rcode, None);
+            Err(Reject::Reply(rcode)) => {
+                wire::write_error(wire, rcode, out);
+                return refusal(rcode);
             }
+        };
+        let mut asker = query.asker(client.size);
+        if query.options() != ClientOptions::default() {
+            asker.options = self.reply_options(query.options(), peer, transport);
+        }
+        let miss = match self.resolver.at_once(query, asker, client, desk.now, desk.rng, out) {
+            AtOnce::Refusal(rcode) => return refusal(rcode),
             AtOnce::Reply(rcode, qtype, from) => {
                 desk.cells.query(transport, qtype.0);
                 let refresh = match from {
@@ -246,6 +269,25 @@ impl Face {
             }
             Begun::Exchange(exchange, job) => Taken::Exchange(exchange, job),
             Begun::Wait(pending, job) => Taken::Wait(pending, job),
+        }
+    }
+
+    /// What is said to the options of a query.
+    fn reply_options(&self, asked: ClientOptions<'_>, peer: IpAddr, transport: Transport) -> ReplyOptions {
+        let config = self.config.load();
+        let secrets = match &config.cookie_secrets[..] {
+            [] => std::slice::from_ref(&self.secret),
+            secrets => secrets,
+        };
+        let cookie = asked.cookie.and_then(|shown| cookie::renew(secrets, shown, peer, unix_seconds() as u32));
+        // It is ignored in a datagram (RFC 7828 §3.3.1), and HTTP has its own ways.
+        let has_keepalive = asked.keepalive && matches!(transport, Transport::Tcp | Transport::Tls);
+        // Where everybody can read it, length hides nothing (RFC 7830 §6).
+        let padded = asked.padding && matches!(transport, Transport::Tls | Transport::Https);
+        ReplyOptions {
+            cookie,
+            keepalive: has_keepalive.then_some((config.tcp_idle_timeout.as_millis() / 100) as u16),
+            padded,
         }
     }
 

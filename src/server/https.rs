@@ -191,7 +191,7 @@ fn is_dns_message(headers: &HeaderMap) -> bool {
 /// The reply to a message; none if there shall be none.
 async fn reply_to(query: &[u8], peer: IpAddr, face: &Arc<Face>) -> Result<Option<Vec<u8>>, StatusCode> {
     let client = face.stream_client(peer, &face.config());
-    let incoming = Incoming { wire: query, client, transport: Transport::Https };
+    let incoming = Incoming { wire: query, client, peer, transport: Transport::Https };
     let (sender, mut settled) = mpsc::channel(1);
     let mut reply = Vec::new();
     match face.take_stream(incoming, &sender, &mut reply) {

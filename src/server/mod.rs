@@ -2,6 +2,7 @@
 
 mod acl;
 mod config;
+mod cookie;
 mod encrypted;
 mod face;
 mod https;
@@ -10,6 +11,7 @@ mod udp;
 
 pub use acl::Acl;
 pub use config::{Config, ListenAddress, Problem, Service};
+pub use cookie::Secret;
 pub use encrypted::{CertificateError, Identity, load_certificate, spoken};
 pub use face::{Desk, Face, Incoming, Taken};
 pub use tcp::{Connections, serve as serve_tcp};

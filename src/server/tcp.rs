@@ -166,7 +166,7 @@ async fn converse(
                 && let Some((message, end)) = frame(&incoming, at)
             {
                 at = end;
-                match face.take_stream(Incoming { wire: message, client, transport }, &sender, &mut reply) {
+                match face.take_stream(Incoming { wire: message, client, peer, transport }, &sender, &mut reply) {
                     Fate::Settled => push_frame(&reply, &mut outgoing),
                     Fate::Open => open += 1,
                     Fate::Silent => {}

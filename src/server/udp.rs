@@ -170,7 +170,7 @@ impl Worker {
                 let way = Way::Datagram { listener: number, peer, local };
                 let waiter = |asker, question: &[u8]| Waiter { asker, question: question.into(), way };
                 let client = self.face.datagram_client(peer.ip(), &config);
-                let incoming = Incoming { wire: datagram.payload, client, transport: Transport::Udp };
+                let incoming = Incoming { wire: datagram.payload, client, peer: peer.ip(), transport: Transport::Udp };
                 let mut desk = Desk { now: self.now, rng: &mut self.rng, cells: &self.cells };
                 let exchange = match self.face.take(incoming, waiter, &mut desk, self.outbox.buffer()) {
                     Taken::Reply(refresh) => {

@@ -13,8 +13,8 @@ mod types;
 
 pub use answer::{Answer, Record, Soa};
 pub use name::{MAX_NAME_BYTES, Name, NameError};
-pub use query::{ClientEdns, Query, Question, Reject, UpstreamEdns, UpstreamQuery};
-pub use reply::{Asker, ReplySize, Ttls, write_error, write_reply};
+pub use query::{ClientEdns, ClientOptions, Query, Question, Reject, UpstreamEdns, UpstreamQuery};
+pub use reply::{Asker, COOKIE_BYTES, Cookie, ReplyOptions, ReplySize, Ttls, write_error, write_reply};
 pub use response::{ExtendedError, Malformed, Match, Received, RecordView, Response, Section, View};
 pub use rotation::Shape;
 pub use types::{Class, Opcode, Rcode, Rtype};

@@ -1,8 +1,8 @@
 //! A query: a client's, read in place, and our own to an upstream, written.
 
 use super::{
-    Asker, Class, HEADER_BYTES, Name, Opcode, Rcode, ReplySize, Rtype, flag, name::skip_uncompressed, put_u16,
-    read_u16, response::skip_record,
+    Asker, Class, HEADER_BYTES, Name, Opcode, Rcode, ReplyOptions, ReplySize, Rtype, flag, name::skip_uncompressed,
+    put_u16, read_u16, response::skip_record,
 };
 
 /// What is asked.
@@ -22,6 +22,7 @@ pub struct Query<'a> {
     wire: &'a [u8],
     question_end: usize,
     edns: Option<ClientEdns>,
+    options: ClientOptions<'a>,
 }
 
 /// What a client said of itself in its OPT record (RFC 6891 §6.1).
@@ -33,6 +34,18 @@ pub struct ClientEdns {
     pub version: u8,
     /// The DO bit: it wants DNSSEC records.
     pub dnssec_ok: bool,
+}
+
+/// Those options of a client's OPT record to which replies have something to say. All others are passed over, whatever they
+/// hold (RFC 6891 §6.1.2), and none goes to an upstream: they are a matter between two neighbors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ClientOptions<'a> {
+    /// COOKIE (RFC 7873 §4): 8 octets of the client's, and then, if it has any of a server, 8 to 32 of those.
+    pub cookie: Option<&'a [u8]>,
+    /// edns-tcp-keepalive (RFC 7828): it would like to know how long a connection may be idle.
+    pub keepalive: bool,
+    /// Padding (RFC 7830): its length shall say nothing, and that of the reply neither.
+    pub padding: bool,
 }
 
 /// Why a message is not a query that can be resolved.
@@ -47,8 +60,9 @@ pub enum Reject {
 impl<'a> Query<'a> {
     /// Walks the whole message once and allocates nothing.
     ///
-    /// One question is demanded, uncompressed; an OPT record may stand in the additional section, once, with the
-    /// root as owner (RFC 6891 §6.1.1). Other records are skipped.
+    /// One question is demanded, uncompressed, or none of a client that only wants a cookie (RFC 7873 §5.4); an OPT record may stand in the additional section, once, with the
+    /// root as owner (RFC 6891 §6.1.1). Other records are skipped. What the options of an EDNS version other than 0 look like
+    /// is not for us to say; a reply to such a query only says that it is not spoken here (§6.1.3).
     pub fn parse(wire: &'a [u8]) -> Result<Self, Reject> {
         let flags = read_u16(wire, 2).filter(|_| wire.len() >= HEADER_BYTES).ok_or(Reject::Drop)?;
         if flags & flag::QR != 0 {
@@ -62,14 +76,16 @@ impl<'a> Query<'a> {
 
     fn parse_sections(wire: &'a [u8]) -> Option<Self> {
         let count = |at| read_u16(wire, at);
-        if count(4)? != 1 {
-            return None;
-        }
-        let question_end = skip_uncompressed(wire, HEADER_BYTES).ok()? + 4;
+        let question_end = match count(4)? {
+            0 => HEADER_BYTES,
+            1 => skip_uncompressed(wire, HEADER_BYTES).ok()? + 4,
+            _ => return None,
+        };
         if question_end > wire.len() {
             return None;
         }
         let mut edns = None;
+        let mut options = ClientOptions::default();
         let mut at = question_end;
         let before_additional = u32::from(count(6)?) + u32::from(count(8)?);
         let records = before_additional + u32::from(count(10)?);
@@ -77,23 +93,29 @@ impl<'a> Query<'a> {
             let record = skip_record(wire, at)?;
             if record.rtype == Rtype::OPT {
                 let misplaced = index < before_additional || edns.is_some() || wire.get(at) != Some(&0);
-                if misplaced || !options_are_well_formed(wire.get(record.rdata.clone())?) {
+                if misplaced {
                     return None;
                 }
-                edns = Some(ClientEdns {
-                    udp_size: record.class.0,
-                    version: (record.ttl >> 16) as u8,
-                    dnssec_ok: record.ttl & 0x8000 != 0,
-                });
+                let version = (record.ttl >> 16) as u8;
+                if version == 0 {
+                    options = ClientOptions::read(wire.get(record.rdata.clone())?)?;
+                }
+                edns = Some(ClientEdns { udp_size: record.class.0, version, dnssec_ok: record.ttl & 0x8000 != 0 });
             }
             at = record.end;
         }
-        (at == wire.len()).then_some(Self { wire, question_end, edns })
+        let asks_something = question_end > HEADER_BYTES || options.cookie.is_some();
+        (at == wire.len() && asks_something).then_some(Self { wire, question_end, edns, options })
     }
 
     /// The header's flag word.
     pub fn flags(&self) -> u16 {
         read_u16(self.wire, 2).unwrap_or(0)
+    }
+
+    /// Whether it asks for more than a cookie; only then is there a qname, type and class.
+    pub fn has_question(&self) -> bool {
+        self.question_end > HEADER_BYTES
     }
 
     /// The qname in wire form, letters as asked.
@@ -121,6 +143,11 @@ impl<'a> Query<'a> {
         self.edns
     }
 
+    /// Those of its options that replies have something to say to.
+    pub fn options(&self) -> ClientOptions<'a> {
+        self.options
+    }
+
     /// The DO bit; clear without EDNS.
     pub fn dnssec_ok(&self) -> bool {
         self.edns.is_some_and(|edns| edns.dnssec_ok)
@@ -142,7 +169,8 @@ impl<'a> Query<'a> {
         Question { qname, qtype: self.qtype(), qclass: self.qclass() }
     }
 
-    /// All that the reply to this client depends on besides the response.
+    /// All that the reply to this client depends on besides the response. Options are the business of whoever knows how the
+    /// query came.
     pub fn asker(&self, size: ReplySize) -> Asker {
         Asker {
             id: read_u16(self.wire, 0).unwrap_or(0),
@@ -150,8 +178,29 @@ impl<'a> Query<'a> {
             checking_disabled: self.checking_disabled(),
             wants_ad: self.flags() & flag::AD != 0 || self.dnssec_ok(),
             edns: self.edns,
+            options: ReplyOptions::default(),
             limit_bytes: size.limit_bytes(self.edns),
         }
+    }
+}
+
+impl<'a> ClientOptions<'a> {
+    /// Nothing for options that are not whole, or a cookie of an impossible length (RFC 7873 §5.2.2).
+    fn read(rdata: &'a [u8]) -> Option<Self> {
+        let mut read = Self::default();
+        for option in options(rdata) {
+            match option? {
+                // Of several, the first counts (RFC 7873 §5.2).
+                (OPTION_COOKIE, data) if read.cookie.is_none() => {
+                    read.cookie = matches!(data.len(), 8 | 16..=40).then_some(data);
+                    read.cookie?;
+                }
+                (OPTION_KEEPALIVE, _) => read.keepalive = true,
+                (OPTION_PADDING, _) => read.padding = true,
+                _ => {}
+            }
+        }
+        Some(read)
     }
 }
 
@@ -232,12 +281,12 @@ pub(super) fn options(rdata: &[u8]) -> impl Iterator<Item = Option<(u16, &[u8])>
     })
 }
 
-fn options_are_well_formed(rdata: &[u8]) -> bool {
-    options(rdata).all(|option| option.is_some())
-}
-
 /// The option code COOKIE (RFC 7873 §8).
 pub(super) const OPTION_COOKIE: u16 = 10;
+/// The option code edns-tcp-keepalive (RFC 7828 §3.1).
+pub(super) const OPTION_KEEPALIVE: u16 = 11;
+/// The option code Padding (RFC 7830 §3).
+pub(super) const OPTION_PADDING: u16 = 12;
 /// The option code of extended errors (RFC 8914 §5.1).
 pub(super) const OPTION_EXTENDED_ERROR: u16 = 15;
 
@@ -297,6 +346,39 @@ mod tests {
             assert_eq!(Query::parse(&wire).err(), Some(expected), "{fault}");
         }
         assert!(Query::parse(&good).is_ok());
+    }
+
+    #[test]
+    fn options_are_read_if_their_form_is_right_and_the_version_ours() {
+        let read = |version: u8, options: &[(u16, &[u8])]| {
+            let mut wire = plain("www.example", Some(UpstreamEdns { udp_size: 1232, dnssec_ok: false, cookie: &[] }));
+            let opt_at = wire.len() - 11;
+            let rdata: Vec<u8> = (options.iter())
+                .flat_map(|(code, data)| [&code.to_be_bytes(), &(data.len() as u16).to_be_bytes(), *data].concat())
+                .collect();
+            wire[opt_at + 6] = version;
+            wire[opt_at + 9..].copy_from_slice(&(rdata.len() as u16).to_be_bytes());
+            wire.extend(rdata);
+            let query = Query::parse(&wire).ok()?;
+            let ClientOptions { cookie, keepalive, padding } = query.options();
+            Some((cookie.map(|cookie| cookie.len()), keepalive, padding))
+        };
+        for (length, is_right) in
+            [(0, false), (7, false), (8, true), (9, false), (15, false), (16, true), (40, true), (41, false)]
+        {
+            let expected = is_right.then_some((Some(length), false, false));
+            assert_eq!(read(0, &[(10, &vec![7; length])]), expected, "a cookie of {length} octets");
+            assert_eq!(read(1, &[(10, &vec![7; length])]), Some((None, false, false)), "{length} octets of version 1");
+        }
+        for (options, expected) in [
+            (&[][..], (None, false, false)),
+            (&[(10, &[1; 8][..]), (10, &[2; 16])], (Some(8), false, false)), // the first counts
+            (&[(10, &[1; 8]), (10, &[2; 3])], (Some(8), false, false)),
+            (&[(11, &[])], (None, true, false)),
+            (&[(12, &[0; 300]), (65_001, &[1])], (None, false, true)),
+        ] {
+            assert_eq!(read(0, options), Some(expected), "{options:?}");
+        }
     }
 
     trait Tap: Sized {

@@ -3,7 +3,11 @@
 use rand::Rng;
 
 use super::{
-    ClientEdns, Rcode, Rtype, View, flag, put_u16, read_u16, read_u32, response::skip_record, rotation::Rotation,
+    ClientEdns, Rcode, Rtype, View, flag, put_u16,
+    query::{OPTION_COOKIE, OPTION_KEEPALIVE, OPTION_PADDING},
+    read_u16, read_u32,
+    response::skip_record,
+    rotation::Rotation,
 };
 
 /// All of a query that its reply depends on besides the response; its question's bytes travel beside it.
@@ -19,8 +23,73 @@ pub struct Asker {
     pub wants_ad: bool,
     /// What its OPT record said; without one the reply has none (RFC 6891 §7).
     pub edns: Option<ClientEdns>,
+    /// What that of the reply says to its options.
+    pub options: ReplyOptions,
     /// How long the reply may be, its OPT record included.
     pub limit_bytes: usize,
+}
+
+impl Asker {
+    /// Whether it has shown a cookie of ours, so that what is sent to its address is known to reach it, and nobody who
+    /// forges addresses.
+    pub fn is_proven(&self) -> bool {
+        self.options.cookie.is_some_and(|cookie| cookie.is_proof)
+    }
+}
+
+/// What the OPT record of a reply says to the options of its query. Extended errors come with the response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReplyOptions {
+    /// The COOKIE option, for those who sent one.
+    pub cookie: Option<Cookie>,
+    /// For how long the connection may be idle, in units of 100 ms, for those who asked (RFC 7828 §3.3.2).
+    pub keepalive: Option<u16>,
+    /// The reply's length is rounded up, as that of the query was (RFC 7830 §4).
+    pub padded: bool,
+}
+
+/// The COOKIE option of a reply (RFC 7873 §4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cookie {
+    /// The client's part, as it came, and ours.
+    pub data: [u8; COOKIE_BYTES],
+    /// The query's had our part already.
+    pub is_proof: bool,
+}
+
+impl ReplyOptions {
+    /// Their length, padding aside.
+    fn length(&self) -> usize {
+        self.cookie.map_or(0, |_| 4 + COOKIE_BYTES) + self.keepalive.map_or(0, |_| 6)
+    }
+
+    fn write(&self, limit_bytes: usize, out: &mut Vec<u8>) {
+        if let Some(cookie) = self.cookie {
+            write_option_head(OPTION_COOKIE, COOKIE_BYTES, out);
+            out.extend_from_slice(&cookie.data);
+        }
+        if let Some(keepalive) = self.keepalive {
+            write_option_head(OPTION_KEEPALIVE, 2, out);
+            out.extend_from_slice(&keepalive.to_be_bytes());
+        }
+        // The last, for it has to know the rest. Where there is no room for its head, there is nothing left to hide.
+        if let Some(padding) = padding(out.len(), limit_bytes).filter(|_| self.padded) {
+            write_option_head(OPTION_PADDING, padding, out);
+            out.resize(out.len() + padding, 0);
+        }
+    }
+}
+
+fn write_option_head(code: u16, length: usize, out: &mut Vec<u8>) {
+    out.extend_from_slice(&code.to_be_bytes());
+    out.extend_from_slice(&(length as u16).to_be_bytes());
+}
+
+/// How many octets a Padding option has behind `length` octets of message: it is rounded up to a multiple of
+/// 468 octets (RFC 8467 §4.1), or to what is the limit.
+fn padding(length: usize, limit_bytes: usize) -> Option<usize> {
+    let least = length + 4;
+    least.next_multiple_of(BLOCK_BYTES).min(limit_bytes).checked_sub(least)
 }
 
 /// What bounds the size of a reply.
@@ -73,14 +142,14 @@ pub fn write_reply(view: View<'_>, asker: &Asker, question: &[u8], ttls: Ttls, r
         flags &= !flag::AD;
     }
     let [an, ns, ar] = view.counts;
-    for word in [asker.id, flags, 1, an, ns, ar] {
+    for word in [asker.id, flags, u16::from(!question.is_empty()), an, ns, ar] {
         out.extend_from_slice(&word.to_be_bytes());
     }
     out.extend_from_slice(question);
     let records_at = out.len();
 
     let mut errors = view.extended_errors;
-    let opt_bytes = |errors: &[u8]| asker.edns.map_or(0, |_| OPT_BYTES + errors.len());
+    let opt_bytes = |errors: &[u8]| asker.edns.map_or(0, |_| OPT_BYTES + errors.len() + asker.options.length());
     if records_at + view.records.len() + opt_bytes(errors) > asker.limit_bytes {
         errors = &[];
     }
@@ -96,6 +165,12 @@ pub fn write_reply(view: View<'_>, asker: &Asker, question: &[u8], ttls: Ttls, r
     set_ttls(out, records_at, ttls);
     if let Some(edns) = asker.edns {
         write_opt(view.rcode, edns.dnssec_ok, errors, out);
+        if asker.options != ReplyOptions::default() {
+            let options_at = out.len();
+            asker.options.write(asker.limit_bytes, out);
+            let rdlength = (errors.len() + out.len() - options_at) as u16;
+            put_u16(out, options_at - errors.len() - 2, rdlength);
+        }
     }
 }
 
@@ -179,6 +254,10 @@ fn write_opt(rcode: Rcode, dnssec_ok: bool, errors: &[u8], out: &mut Vec<u8>) {
 const SMALL_BYTES: usize = 512;
 /// An OPT record without options.
 const OPT_BYTES: usize = 11;
+/// Our COOKIE option: 8 octets of the client's, 16 of ours (RFC 9018 §4).
+pub const COOKIE_BYTES: usize = 24;
+/// Padded replies are of a length that this divides (RFC 8467 §4.1).
+const BLOCK_BYTES: usize = 468;
 /// What we take by UDP from clients: the size that survives almost every path (DNS flag day 2020).
 const OUR_UDP_SIZE: u16 = 1232;
 /// The opcode's bits in the flag word.

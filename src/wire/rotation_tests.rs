@@ -33,7 +33,15 @@ fn instances(count: usize) -> (Answer, Shape) {
 
 fn asker(limit_bytes: usize) -> Asker {
     let edns = Some(ClientEdns { udp_size: limit_bytes as u16, version: 0, dnssec_ok: false });
-    Asker { id: 7, recursion_desired: true, checking_disabled: false, wants_ad: false, edns, limit_bytes }
+    Asker {
+        id: 7,
+        recursion_desired: true,
+        checking_disabled: false,
+        wants_ad: false,
+        edns,
+        options: Default::default(),
+        limit_bytes,
+    }
 }
 
 /// The reply to a client that takes so many octets, as values; and whether it is cut.

@@ -4,7 +4,7 @@ use hickory_proto::{op::Message, rr::RecordType};
 use proptest::prelude::*;
 
 use super::*;
-use crate::wire::{Asker, ClientEdns, Query, ReplySize, Section, Ttls, write_reply};
+use crate::wire::{Asker, ClientEdns, Cookie, Query, ReplyOptions, ReplySize, Section, Ttls, write_reply};
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -38,6 +38,7 @@ fn asker(limit_bytes: usize, edns: bool) -> Asker {
         checking_disabled: false,
         wants_ad: false,
         edns: edns.then_some(ClientEdns { udp_size: 1232, version: 0, dnssec_ok: false }),
+        options: Default::default(),
         limit_bytes,
     }
 }
@@ -104,6 +105,34 @@ fn a_reply_that_does_not_fit_is_cut_at_a_record() {
     let wire = reply(&response, &asker(whole - 1, false), Ttls::Aged(0));
     let message = Message::from_vec(&wire).unwrap();
     assert!(!message.metadata.truncation && message.additionals.is_empty() && message.authorities.len() == 1);
+}
+
+/// RFC 7830 §4, RFC 8467 §4.1.
+#[test]
+fn a_padded_reply_is_of_whole_blocks_if_there_is_room() {
+    let mut answer = sample();
+    answer.answer.pop(); // hickory refuses empty RDATA
+    let response = answer.encode(&question("www.example", Rtype::MX));
+    let cookie = Some(Cookie { data: [7; 24], is_proof: false });
+    let written = |limit: usize, cookie: Option<Cookie>, padded: bool| {
+        let options = ReplyOptions { cookie, keepalive: Some(300), padded };
+        reply(&response, &Asker { options, ..asker(limit, true) }, Ttls::Aged(0))
+    };
+    let bare = written(65_535, cookie, false).len();
+    for (limit, cookie, expected) in [
+        (65_535, None, Some(468)),
+        (65_535, cookie, Some(468)),
+        (468, cookie, Some(468)),
+        (bare + 20, cookie, Some(bare + 20)), // no further than it may be
+        (bare + 4, cookie, Some(bare + 4)),
+        (bare + 3, cookie, None), // what has to be said goes before
+    ] {
+        let wire = written(limit, cookie, true);
+        assert_eq!(wire.len(), expected.unwrap_or(bare), "{limit}");
+        let edns = Message::from_vec(&wire).unwrap().edns.unwrap();
+        let has = |code: u16| edns.option(code.into()).is_some();
+        assert_eq!((has(10), has(11), has(12)), (cookie.is_some(), true, expected.is_some()), "{limit}");
+    }
 }
 
 #[test]
