@@ -2,8 +2,9 @@
 //!
 //! A forger has to guess port and id. So a query to another host leaves by a socket chosen at random among 256, each
 //! bound to a random port when it is first chosen and given up after eight queries or ten seconds. It stays open until
-//! the last of its queries is over, for late replies are welcome. On loopback nobody can forge, and a few sockets serve
-//! for as long as they are used, each once those before it are busy.
+//! the last of its queries is over, for late replies are welcome; but three replies with ids that nobody has used there
+//! mean that its port is known to a forger, and no query is sent by it any more. On loopback nobody can forge, and a few
+//! sockets serve for as long as they are used, each once those before it are busy.
 //!
 //! All sockets are connected: the kernel drops what does not come from the upstream. What goes to loopback is gathered,
 //! and leaves and comes in batches.
@@ -51,6 +52,8 @@ struct Socket {
     awaited: usize,
     /// The ids of queries that are over: a late reply to them is no forgery.
     over: Vec<u16>,
+    /// How many replies had an id that no query from here has had.
+    strays: u32,
 }
 
 /// The attempt that waits for a reply.
@@ -197,13 +200,26 @@ impl Sockets {
         inbox.try_receive(socket.socket.as_fd(), socket.awaited.max(1))
     }
 
-    /// For whom a datagram with this id is.
-    pub fn recipient(&self, key: usize, id: u16) -> Recipient {
-        match (self.waiting.get(&(key, id)), self.open.get(key)) {
-            (Some(&waiting), _) => Recipient::One(waiting),
-            (None, Some(socket)) if !socket.is_loopback() && !socket.over.contains(&id) => Recipient::Anyone,
-            _ => Recipient::Nobody,
+    /// For whom a datagram with this id is. With the third that is a forgery the socket is given up.
+    pub fn recipient(&mut self, key: usize, id: u16) -> Recipient {
+        if let Some(&waiting) = self.waiting.get(&(key, id)) {
+            return Recipient::One(waiting);
         }
+        let Some(socket) = self.open.get_mut(key).filter(|socket| !socket.is_loopback()) else {
+            return Recipient::Nobody;
+        };
+        if socket.over.contains(&id) {
+            return Recipient::Nobody;
+        }
+        socket.strays += 1;
+        let recipient = if socket.awaited > 0 { Recipient::Anyone } else { Recipient::Nobody };
+        if socket.strays == MAX_STRAYS {
+            for slot in self.slots.values_mut().flatten().filter(|slot| **slot == Some(key)) {
+                *slot = None;
+            }
+            self.retire(key);
+        }
+        recipient
     }
 
     /// Everyone who waits on a socket.
@@ -251,6 +267,7 @@ impl Socket {
             is_retired: false,
             awaited: 0,
             over: Vec::new(),
+            strays: 0,
         })
     }
 
@@ -283,6 +300,8 @@ const MAX_UNUSED: Duration = Duration::from_secs(60);
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 /// How many ids of queries that are over a socket remembers.
 const MAX_OVER: usize = 16;
+/// So many forged replies may come by a socket.
+const MAX_STRAYS: u32 = 3;
 /// How often another socket is tried for an id that is taken.
 const MAX_TRIES: usize = 16;
 
@@ -359,9 +378,33 @@ mod tests {
         };
         assert!(again().is_err(), "the only socket there may be has a query with this id");
         assert_eq!(again().unwrap_err().to_string(), "too many queries are under way");
+        assert!(matches!(sockets.recipient(key, 8), Recipient::Anyone));
         sockets.release(key, 7);
         assert!(matches!(sockets.recipient(key, 7), Recipient::Nobody), "a late reply");
-        assert!(matches!(sockets.recipient(key, 8), Recipient::Anyone));
+    }
+
+    #[test]
+    fn a_socket_whose_port_is_known_to_a_forger_is_given_up() {
+        for (is_loopback, is_awaited, left) in [
+            (false, false, [true, true, false, false]),
+            (false, true, [true; 4]), // it closes with the last of its queries
+            (true, false, [true; 4]), // nobody forges there
+        ] {
+            let mut sockets = Sockets::new(0, 10);
+            let key = claim(&mut sockets, 7..8, is_loopback, at(0))[0];
+            if !is_awaited {
+                sockets.release(key, 7);
+            }
+            for (id, left) in (100..).zip(left) {
+                assert!(matches!(sockets.recipient(key, 7), Recipient::Nobody | Recipient::One(_)), "not counted");
+                let recipient = sockets.recipient(key, id);
+                assert_eq!(matches!(recipient, Recipient::Anyone), is_awaited, "{id}");
+                assert_eq!(sockets.count(), usize::from(left), "{id}, {is_loopback} {is_awaited}");
+            }
+            sockets.release(key, 7);
+            assert_eq!(sockets.count(), usize::from(is_loopback));
+            assert_ne!(sockets.slots.values().flatten().any(|slot| *slot == Some(key)), !is_loopback);
+        }
     }
 
     #[test]
