@@ -35,7 +35,8 @@ pub struct Exchange {
     options: Options,
     deadline: Moment,
     patience_ends: Option<Moment>,
-    /// Places in the group; those before `attempts.len()` have been asked.
+    /// Places in the group; those before `attempts.len()` have been asked. One that stands here again is asked once more,
+    /// with the letters left alone.
     order: Order,
     attempts: SmallVec<[Attempt; 1]>,
     /// The attempt sent last: it is the one whose reply is awaited.
@@ -244,7 +245,8 @@ impl Exchange {
         let upstream = &self.group.upstreams()[place];
         let habits = upstream.habits(now);
         let over = if upstream.takes_datagrams() { Over::Udp } else { Over::Stream };
-        let mixed = over == Over::Udp && habits.mixed_letters && self.group.mixes_letters();
+        let is_again = self.attempts.iter().any(|attempt| attempt.place == place);
+        let mixed = over == Over::Udp && habits.mixed_letters && self.group.mixes_letters() && !is_again;
         let qname = if mixed { mix_letters(&self.question.qname, rng) } else { self.question.qname.clone() };
         self.attempts.push(Attempt::new(place, over, rng.random(), qname, habits, now));
         self.group.note_send();
@@ -340,6 +342,11 @@ impl Exchange {
             Verdict::Doubtful(doubt) => {
                 self.upstream(index).note_wrong();
                 self.attempts[index].doubt = Some(doubt);
+                let place = self.attempts[index].place;
+                if doubt == Doubt::Letters && self.order.iter().filter(|&&of| of == place).count() == 1 {
+                    // Should there be no stream. A forger gains nothing: he has to guess another id and port, too.
+                    self.order.push(place);
+                }
                 self.ask_over_stream(index, now);
             }
             Verdict::Truncated(rcode) => {
@@ -462,13 +469,18 @@ impl Exchange {
     }
 
     fn fail(&mut self) {
-        let count = |reason| self.attempts.iter().filter(|a| a.state == State::Failed(reason)).count();
+        let is_last = |index: &usize| {
+            let place = self.attempts[*index].place;
+            !self.attempts[index + 1..].iter().any(|later| later.place == place)
+        };
+        let last: Vec<usize> = (0..self.attempts.len()).filter(is_last).collect();
+        let count = |reason| last.iter().filter(|&&index| self.attempts[index].state == State::Failed(reason)).count();
         let (network, silent, replied) = (count(Reason::Network), count(Reason::Silence), count(Reason::Reply));
         let code = if network > 0 && silent + replied == 0 { EDE_NETWORK_ERROR } else { EDE_NO_REACHABLE_AUTHORITY };
         let parts = [(silent, "silent"), (network, "unreachable"), (replied, "failing")];
         let parts: Vec<String> =
             parts.iter().filter(|part| part.0 > 0).map(|(count, what)| format!("{count} {what}")).collect();
-        let text = match self.attempts.len() {
+        let text = match last.len() {
             0 => "the rule has no upstreams".into(),
             asked => format!("of {asked} upstreams {}", parts.join(", ")),
         };

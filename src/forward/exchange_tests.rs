@@ -280,6 +280,31 @@ fn letters_that_come_back_changed_are_checked_by_stream_and_then_left_alone() {
     assert_eq!(next.reply(0, lowered), ["NOERROR"]);
 }
 
+/// Such a server is found in many a home router.
+#[test]
+fn a_server_that_keeps_no_letters_and_has_no_stream_is_asked_once_more_without() {
+    let group = group(TWO);
+    let lowered = |query: &[u8]| Reply::answering(query).question(|question| question.make_ascii_lowercase());
+    let mut bench = Bench::new(&group);
+    bench.actions();
+    assert_eq!(bench.reply(0, lowered), ["close 0", "stream 0"]);
+    assert_eq!(bench.fail(0), ["udp 1"], "the others first");
+    assert_eq!(bench.fail(1), ["close 1", "udp 2"]);
+    assert_ne!(bench.exchange.id(2), bench.exchange.id(0), "a forger has to guess again");
+    assert_eq!(bench.reply(2, lowered), ["NOERROR"]);
+    assert!(group.upstreams()[0].habits(bench.now).mixed_letters, "that he has forged nothing is not proven");
+    // The same letters in vain: that is the end, and each upstream is counted once.
+    let mut bench = Bench::new(&group);
+    bench.actions();
+    bench.reply(0, lowered);
+    bench.fail(0);
+    bench.fail(1);
+    let raised = |query: &[u8]| Reply::answering(query).question(|question| question[1..4].make_ascii_uppercase());
+    assert_eq!(bench.reply(2, raised), ["close 2", "stream 2"]);
+    assert_eq!(bench.fail(2), ["SERVFAIL"]);
+    assert_eq!(extended_errors(&bench.failure())[0].1, "of 2 upstreams 2 unreachable");
+}
+
 #[test]
 fn forged_letters_do_not_talk_us_out_of_mixing_them() {
     let group = group(ONE);
