@@ -421,7 +421,7 @@ impl Exchange {
             let cookie = attempt.cookie.completed_by(&received.cookie);
             // That a server has no cookie any more is believed only where nobody can have cut it out.
             if attempt.doubt == Some(Doubt::Cookie) || cookie.is_complete() && cookie != attempt.cookie {
-                upstream.learn_cookie(cookie);
+                upstream.learn_cookie(cookie, now);
             }
         }
     }

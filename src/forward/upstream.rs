@@ -52,6 +52,7 @@ struct State {
     without_edns_until: Moment,
     without_letters_until: Moment,
     cookie: Cookie,
+    cookie_until: Moment,
 }
 
 /// Smoothed time and its variation (RFC 6298 §2), in milliseconds.
@@ -100,6 +101,7 @@ impl Upstream {
                 without_edns_until: Moment::default(),
                 without_letters_until: Moment::default(),
                 cookie: Cookie::new(rand::rng().random()),
+                cookie_until: Moment::default(),
             }),
         }
     }
@@ -152,7 +154,7 @@ impl Upstream {
         Habits {
             edns: now >= state.without_edns_until,
             mixed_letters: now >= state.without_letters_until,
-            cookie: state.cookie,
+            cookie: if now < state.cookie_until { state.cookie } else { state.cookie.completed_by(&[]) },
             timeout: state.round_trip.map_or(INITIAL_TIMEOUT, RoundTrip::timeout),
         }
     }
@@ -209,9 +211,11 @@ impl Upstream {
         self.state.lock().without_letters_until = now + LEARNED_FOR;
     }
 
-    /// It has sent its part of the cookie, or by a safe way shown that it has none (any more).
-    pub(super) fn learn_cookie(&self, cookie: Cookie) {
-        self.state.lock().cookie = cookie;
+    /// It has sent its part of the cookie, or by a safe way shown that it has none (any more). That it has to send one
+    /// holds for an hour and is then learned anew: a server whose streams are closed could not show that it has none.
+    pub(super) fn learn_cookie(&self, cookie: Cookie, now: Moment) {
+        let mut state = self.state.lock();
+        (state.cookie, state.cookie_until) = (cookie, now + LEARNED_FOR);
     }
 
     fn count_failure(&self, state: &mut State, now: Moment) {
@@ -365,10 +369,15 @@ mod tests {
         let upstream = upstream();
         upstream.learn_without_edns(at(0));
         upstream.learn_without_letters(at(0));
+        let ours = upstream.habits(at(0)).cookie;
+        let learned = ours.completed_by(&[ours.octets(), &[9; 8]].concat());
+        upstream.learn_cookie(learned, at(0));
         let habits = upstream.habits(at(3_599_000));
         assert!(!habits.edns && !habits.mixed_letters);
+        assert_eq!(habits.cookie, learned);
         let habits = upstream.habits(at(3_600_000));
         assert!(habits.edns && habits.mixed_letters);
+        assert_eq!(habits.cookie.octets(), ours.octets());
     }
 
     #[test]
