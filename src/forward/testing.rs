@@ -127,6 +127,8 @@ pub(super) fn group(rule: &str) -> Arc<Group> {
 
 /// A record whose owner is the qname: 192.0.2.1.
 pub(super) const A: &[u8] = b"\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x04\xc0\x00\x02\x01";
+/// The same of `x`.
+pub(super) const OTHER_A: &[u8] = b"\x01x\x00\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x04\xc0\x00\x02\x01";
 /// An NS record of the root.
 pub(super) const NS: &[u8] = b"\x00\x00\x02\x00\x01\x00\x00\x00\x3c\x00\x04\x02ns\x00";
 /// An SOA record of the root.

@@ -5,7 +5,7 @@
 //! that this server is known to send, may be genuine: the same server is asked over TCP, which cannot be forged so.
 
 use super::upstream::Cookie;
-use crate::wire::{Class, Match, Name, Rcode, Received, Response, Rtype, Section, flag, read_u16};
+use crate::wire::{Class, Match, Name, Rcode, Received, RecordView, Response, Rtype, Section, flag, read_u16};
 
 /// What of a query its reply is held against.
 #[derive(Debug)]
@@ -98,7 +98,8 @@ pub(super) fn judge(asked: &Asked<'_>, wire: &[u8]) -> Verdict {
         _ if is_complaint(rcode) && asked.edns => Verdict::WithoutEdns(received),
         _ if !settles(rcode) => Verdict::Failing(received),
         _ if by_datagram && received.response.has_flag(flag::TC) => Verdict::Truncated(rcode),
-        _ if is_lame(&received.response) => Verdict::Failing(received),
+        _ if is_lame(&received.response) || is_void(&received.response) => Verdict::Failing(received),
+        _ if is_beside_the_point(&received.response, asked.qname) => Verdict::Broken,
         _ => Verdict::Good(received),
     }
 }
@@ -124,13 +125,34 @@ fn is_lame(response: &Response) -> bool {
         && !has(Rtype::SOA)
 }
 
+/// Whether all of it was cut off, even on a stream. What is left of a longer one is better than nothing: Consul cuts what
+/// is above 64 KiB.
+fn is_void(response: &Response) -> bool {
+    response.has_flag(flag::TC) && response.counts()[0] == 0
+}
+
+/// Whether there are records in the answer section and none of them says anything of the name.
+///
+/// SOA, NS and DNAME records may be those of a name above: Consul answers so, and a DNAME speaks for the names below it.
+fn is_beside_the_point(response: &Response, qname: &Name) -> bool {
+    let says_something = |record: RecordView| {
+        response.is_owned_by_qname(&record)
+            || response.owner(&record).is_ok_and(|owner| match record.rtype {
+                Rtype::SOA | Rtype::NS | Rtype::DNAME => qname.is_at_or_below(&owner),
+                _ => *qname == owner,
+            })
+    };
+    let mut answers = response.records().take_while(|record| record.section == Section::Answer).peekable();
+    answers.peek().is_some() && !answers.any(says_something)
+}
+
 /// The opcode of QUERY is zero.
 const OPCODE_BITS: u16 = 0x7800;
 
 #[cfg(test)]
 mod tests {
     use super::{
-        super::testing::{A, NS, Reply, SOA, cookie_in},
+        super::testing::{A, NS, OTHER_A, Reply, SOA, cookie_in},
         *,
     };
     use crate::wire::{UpstreamEdns, UpstreamQuery};
@@ -163,8 +185,12 @@ mod tests {
             ("BADCOOKIE", |r| r.rcode(Rcode::BADCOOKIE), "BadCookie", "BadCookie"),
             ("REFUSED without question", |r| r.rcode(Rcode::REFUSED).without_question(), "Failing", "Failing"),
             ("NOERROR without question", Reply::without_question, "Broken", "Broken"),
-            ("truncated", |r| r.flag(flag::TC), "Truncated", "Good"),
+            ("truncated", |r| r.record(0, A).flag(flag::TC), "Truncated", "Good"),
             ("truncated and failing", |r| r.flag(flag::TC).rcode(Rcode::SERVFAIL), "Failing", "Failing"),
+            ("truncated to nothing", |r| r.flag(flag::TC), "Truncated", "Failing"),
+            ("an answer about another name", |r| r.record(0, OTHER_A), "Broken", "Broken"),
+            ("another name before ours", |r| r.record(0, OTHER_A).record(0, A), "Good", "Good"),
+            ("the SOA record of a name above", |r| r.record(0, SOA), "Good", "Good"), // Consul's
             ("a query", |r| r.without_flag(flag::QR), "Broken", "Broken"),
             ("another opcode", |r| r.flag(0x2000), "Broken", "Broken"),
             ("cut in a record", |r| r.record(0, &A[..5]).without_edns(), "Broken", "Broken"),

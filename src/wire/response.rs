@@ -291,6 +291,12 @@ impl Response {
         Name::read(&self.message, record.owner_at).map(|(name, _)| name)
     }
 
+    /// Whether the owner is written as a pointer to the question's name, as it almost always is; if not, it may be that
+    /// name all the same.
+    pub fn is_owned_by_qname(&self, record: &RecordView) -> bool {
+        points_to_qname(&self.message, record.owner_at)
+    }
+
     /// The name that starts at `at`: a target in RDATA, for instance.
     pub fn name_at(&self, at: usize) -> Result<Name, NameError> {
         Name::read(&self.message, at).map(|(name, _)| name)
@@ -464,10 +470,14 @@ fn skip_name(wire: &[u8], at: usize) -> Option<usize> {
 /// Makes sure that the owner can be read. RDATA is not looked into: it passes through whatever it holds.
 fn check_owner(message: &[u8], record: &RecordView) -> Option<()> {
     // A pointer to the question's name is by far the most frequent owner, and is known to be good.
-    if message.get(record.owner_at..record.owner_at + 2) != Some(&[0xc0, HEADER_BYTES as u8]) {
+    if !points_to_qname(message, record.owner_at) {
         Name::read(message, record.owner_at).ok()?;
     }
     Some(())
+}
+
+fn points_to_qname(message: &[u8], at: usize) -> bool {
+    message.get(at..at + 2) == Some(&[0xc0, HEADER_BYTES as u8])
 }
 
 /// Where the count of each section stands.

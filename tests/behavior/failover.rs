@@ -262,7 +262,7 @@ fn letters_are_mixed_until_an_upstream_fails_to_keep_them() {
     assert!(qnames.iter().any(|qname| *qname != qname.to_lowercase()), "{qnames:?}");
 
     let lowering = Upstream::new(|asked| {
-        let mut response = asked.message.respond().answer("www.example. 60 A 192.0.2.1");
+        let mut response = asked.message.respond().answer(&format!("{} 60 A 192.0.2.1", asked.message.qname()));
         response.question = query(&asked.message.asked()).question;
         vec![Act::Reply(response)]
     });

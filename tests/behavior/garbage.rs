@@ -186,7 +186,8 @@ fn random_octets_from_an_upstream_are_a_failure_and_no_more() {
     let seeds = std::sync::atomic::AtomicU64::new(1);
     let upstream = Upstream::new(move |asked| {
         let mut random = Random(seeds.fetch_add(7919, std::sync::atomic::Ordering::Relaxed));
-        let mut wire = asked.message.respond().answer("www.example. 60 MX 10 mail.example.").to_wire();
+        let mut wire =
+            asked.message.respond().answer(&format!("{} 60 MX 10 mail.example.", asked.message.qname())).to_wire();
         let from = asked.message.question.len() + 12;
         for _ in 0..1 + random.below(4) {
             let at = if random.below(4) == 0 { 4 + random.below(8) } else { from + random.below(wire.len() - from) };
