@@ -134,11 +134,13 @@ impl Walk {
     /// `None` if another name is to be asked now.
     pub fn take_in(&mut self, said: Said, stays: impl Fn(&Name) -> bool) -> Result<Option<Arrival>, Broken> {
         let left = match &said {
+            // A zone says what it has, a circle included.
             Said::Local(answer) | Said::Catalog(answer, _) => leaving(&self.asked, &answer.answer, |target| {
                 // A zone follows its own names; where it stopped with nothing said about the target, others go on.
                 !answer.authority.is_empty() || answer.answer.iter().any(|record| record.owner == *target)
-            }),
-            Said::Forwarded(response, _) => leaving(&self.asked, &aliases(response)?, stays),
+            })
+            .unwrap_or(None),
+            Said::Forwarded(response, _) => leaving(&self.asked, &aliases(response)?, stays)?,
         };
         match left {
             Some(left) => self.follow(left, said).map(|()| None),
@@ -271,28 +273,29 @@ fn aliases(response: &Response) -> Result<Vec<Record>, NameError> {
 
 /// Follows the chain in an answer section up to the first target for which `stays` is false.
 ///
-/// `None` if the chain ends before that, or runs in a circle: then the answer is to be relayed as it is.
-fn leaving(asked: &Question, answer: &[Record], stays: impl Fn(&Name) -> bool) -> Option<Leaving> {
+/// `None` if the chain ends before that: then the answer is to be relayed as it is.
+fn leaving(asked: &Question, answer: &[Record], stays: impl Fn(&Name) -> bool) -> Result<Option<Leaving>, Broken> {
     if matches!(asked.qtype, Rtype::CNAME | Rtype::ANY | Rtype::RRSIG) {
-        return None;
+        return Ok(None);
     }
     let mut current = asked.qname.clone();
     let mut records = Vec::new();
     for _ in 0..=answer.len() {
-        let cname = answer.iter().find(|record| record.rtype == Rtype::CNAME && record.owner == current)?;
+        let cname = answer.iter().find(|record| record.rtype == Rtype::CNAME && record.owner == current);
+        let Some(target) = cname.and_then(Record::target) else { return Ok(None) };
         let leads = |record: &&Record| match if record.rtype == Rtype::RRSIG { covered(record) } else { record.rtype } {
             Rtype::CNAME => record.owner == current,
             Rtype::DNAME => current != record.owner && current.is_at_or_below(&record.owner),
             _ => false,
         };
         records.extend(answer.iter().filter(leads).cloned());
-        let target = cname.target()?.to_lower();
+        let target = target.to_lower();
         if !stays(&target) {
-            return Some(Leaving { records, target });
+            return Ok(Some(Leaving { records, target }));
         }
         current = target;
     }
-    None
+    Err(Broken::Loop)
 }
 
 /// The type that an RRSIG record signs (RFC 4034 §3.1.1).
@@ -379,10 +382,25 @@ mod tests {
     }
 
     #[test]
-    fn a_circle_inside_one_answer_ends() {
-        let asked = question("a.example", Rtype::A);
-        let circle = [cname("a.example", "b.example"), cname("b.example", "a.example")];
-        assert!(Walk::new(asked.clone()).take_in(forwarded(&asked, &circle), |_| true).unwrap().is_some());
+    fn a_circle_inside_one_answer_is_a_failure_unless_it_leads_to_another_rule() {
+        for (first, circle) in [
+            ("a.example", &[cname("a.example", "a.example")][..]),
+            ("a.example", &[cname("a.example", "b.example"), cname("b.example", "a.example")]),
+            (
+                "c.example",
+                &[cname("c.example", "a.example"), cname("a.example", "b.example"), cname("b.example", "a.example")],
+            ),
+        ] {
+            let asked = question(first, Rtype::A);
+            let found = Walk::new(asked.clone()).take_in(forwarded(&asked, circle), |_| true);
+            assert_eq!(found.unwrap_err(), Broken::Loop, "{circle:?}");
+            let other = |target: &Name| *target != name("b.example");
+            let found = Walk::new(asked.clone()).take_in(forwarded(&asked, circle), other);
+            assert_eq!(found.is_ok_and(|end| end.is_none()), circle.len() > 1, "{circle:?}");
+            // Local data is relayed as it stands.
+            let local = Said::Local(answer(circle));
+            assert!(Walk::new(asked).take_in(local, |_| true).unwrap().is_some());
+        }
     }
 
     #[test]
@@ -392,7 +410,7 @@ mod tests {
         signature.rdata = [0u8, 39].into();
         let dname = Record::new(name("d.example"), Rtype::DNAME, 60, name("corp.test").wire());
         let chain = [dname, signature, cname("x.d.example", "x.corp.test")];
-        let left = leaving(&question("x.d.example", Rtype::A), &chain, |_| false).unwrap();
+        let left = leaving(&question("x.d.example", Rtype::A), &chain, |_| false).unwrap().unwrap();
         assert_eq!(left.records, chain);
     }
 

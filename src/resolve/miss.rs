@@ -8,6 +8,7 @@ use tokio::{sync::oneshot, time::timeout};
 use super::{
     Client, Resolver,
     chase::{Arrival, Said, Walk},
+    confine::confine,
     hit::{Asking, Denial, FromCache, STALE_ANSWER},
     inflight::{Join, Landing, Party, Verdict as Lands, Waiter, Waiters},
     tables::{Catalog, Chance, Decision, Route, Sharing, Tables, catalog_rule, is_catalog_rule},
@@ -267,9 +268,17 @@ impl Resolver {
             Err(failure) => return Next::Settled(self.fail(&job, failure.response, now)),
         };
         let Some(route) = job.route.take() else { return Next::Settled(self.abandon(&job)) };
-        clamp(&mut response, &route.lifetimes);
         let tables = self.tables();
         let asked = job.walk.asked().clone();
+        confine(&mut response, &asked, |owner| {
+            let rule = |qname: &Name, qtype| {
+                tables.rule_of(&Question { qname: qname.clone(), qtype, ..asked }, job.client, now)
+            };
+            let rule_of_owner = rule(owner, Rtype::A);
+            // A catalog whose source is lost has the name, and another rule asked for it.
+            rule_of_owner == Some(route.id) || rule_of_owner == rule(&asked.qname, asked.qtype)
+        });
+        clamp(&mut response, &route.lifetimes);
         let stays = |target: &Name| {
             let target = Question { qname: target.clone(), ..asked.clone() };
             tables.rule_of(&target, job.client, now) == Some(route.id)

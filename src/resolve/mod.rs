@@ -6,6 +6,7 @@
 //! [`Resolver::finish`], which says whom to reply what, or what to ask next.
 
 mod chase;
+mod confine;
 mod hit;
 mod inflight;
 mod miss;

@@ -133,7 +133,7 @@ fn question(qname: &str, qtype: Rtype) -> Question {
 
 /// A response of an upstream; without records it is NODATA.
 fn says(qname: &str, qtype: Rtype, records: &[Record]) -> Response {
-    let authority = if records.is_empty() { vec![soa("example")] } else { Vec::new() };
+    let authority = if records.is_empty() { vec![soa(".")] } else { Vec::new() };
     let answer = Answer { answer: records.to_vec(), authority, authoritative: false, ..Answer::default() };
     answer.encode(&question(qname, qtype))
 }

@@ -164,20 +164,23 @@ impl Response {
                 put_u16(&mut response.message, 10, arcount);
             } else {
                 // Names behind the OPT record may point to places behind it: those have to be written anew.
-                response.rewrite_without(&opt)?;
+                *response = response.retain(|record| record.owner_at != opt.start)?;
             }
         }
         Some(received)
     }
 
-    /// Writes the message anew without the record at `left_out`.
-    fn rewrite_without(&mut self, left_out: &Range<usize>) -> Option<()> {
+    /// The response with those records alone that are to `stay`; `None` if all of them are, or a name cannot be read.
+    pub fn retain(&self, stay: impl Fn(&RecordView) -> bool) -> Option<Self> {
+        if self.records().all(|record| stay(&record)) {
+            return None;
+        }
         let mut sections = [Vec::new(), Vec::new(), Vec::new()];
-        for record in self.records().filter(|record| record.owner_at != left_out.start) {
+        for record in self.records().filter(stay) {
             sections[record.section as usize].push(self.record(&record).ok()?);
         }
-        self.message = answer::write_message(&self.message[..self.records_at], &sections);
-        Some(())
+        let message = answer::write_message(&self.message[..self.records_at], &sections);
+        Some(Self { message, extended_errors: self.extended_errors.clone(), plan: Vec::new(), ..*self })
     }
 
     /// A response with a header and the question, and no records: for errors.
