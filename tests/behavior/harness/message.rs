@@ -481,6 +481,7 @@ const RCODES: &[(u16, &str)] = &[
     (5, "REFUSED"),
     (9, "NOTAUTH"),
     (16, "BADVERS"),
+    (23, "BADCOOKIE"),
 ];
 
 const TYPES: &[(u16, &str)] = &[

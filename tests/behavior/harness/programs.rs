@@ -62,6 +62,7 @@ impl Drop for Process {
 
 /// A server that holds zones.
 pub struct Program {
+    name: String,
     address: SocketAddr,
     process: Process,
 }
@@ -139,15 +140,82 @@ impl Program {
         Some(Self::start(command, address, folder, zones[0].0))
     }
 
-    fn start(mut command: Command, address: SocketAddr, folder: TempDir, apex: &str) -> Self {
-        let mut program = Self { address, process: Process::start(&mut command, folder) };
-        let probe = query(&format!("{apex} SOA"));
+    /// BIND 9 as a forwarder: the names below each suffix go to these servers and to no others.
+    pub fn bind_forwarding(rules: &[(String, Vec<SocketAddr>)]) -> Option<Self> {
+        let named = require::program("named")?;
+        let address = free_port();
+        let folder = folder_with(&[]);
+        let mut config = format!(
+            "options {{ directory \"{}\"; listen-on port {} {{ {}; }}; listen-on-v6 {{ none; }};\n\
+             pid-file none; session-keyfile none; recursion yes; allow-query {{ any; }}; dnssec-validation no;\n\
+             qname-minimization off; resolver-query-timeout 4000; stale-answer-enable yes; stale-cache-enable yes;\n\
+             stale-answer-client-timeout off; }};\ncontrols {{ }};\n",
+            folder.path().display(),
+            address.port(),
+            address.ip(),
+        );
+        for (suffix, servers) in rules {
+            let servers: String =
+                servers.iter().map(|server| format!("{} port {}; ", server.ip(), server.port())).collect();
+            config.push_str(&format!(
+                "zone \"{suffix}\" {{ type forward; forward only; forwarders {{ {servers}}}; }};\n"
+            ));
+        }
+        fs::write(folder.path().join("named.conf"), config).unwrap();
+        let mut command = Command::new(named);
+        command.args(["-g", "-n", "1", "-c"]).arg(folder.path().join("named.conf"));
+        Some(Self::start_forwarding(command, address, folder))
+    }
+
+    /// Unbound as a forwarder, likewise. It mixes letters and serves what is stale if the upstreams fail.
+    pub fn unbound_forwarding(rules: &[(String, Vec<SocketAddr>)]) -> Option<Self> {
+        let unbound = require::program("unbound")?;
+        let address = free_address();
+        let folder = folder_with(&[]);
+        let mut config = format!(
+            "server:\n  interface: {}@{}\n  directory: \"{}\"\n  chroot: \"\"\n  username: \"\"\n  pidfile: \"\"\n\
+             \x20 use-syslog: no\n  num-threads: 1\n  do-ip6: no\n  module-config: iterator\n\
+             \x20 do-not-query-localhost: no\n  use-caps-for-id: yes\n  qname-minimisation: no\n\
+             \x20 serve-expired: yes\n  serve-expired-client-timeout: 1800\nremote-control:\n  control-enable: no\n",
+            address.ip(),
+            address.port(),
+            folder.path().display(),
+        );
+        for (suffix, servers) in rules {
+            let servers: String =
+                (servers.iter()).map(|server| format!("  forward-addr: {}@{}\n", server.ip(), server.port())).collect();
+            config.push_str(&format!("forward-zone:\n  name: \"{suffix}\"\n{servers}"));
+        }
+        fs::write(folder.path().join("unbound.conf"), config).unwrap();
+        let mut command = Command::new(unbound);
+        command.args(["-d", "-c"]).arg(folder.path().join("unbound.conf"));
+        Some(Self::start_forwarding(command, address, folder))
+    }
+
+    fn start(command: Command, address: SocketAddr, folder: TempDir, apex: &str) -> Self {
+        Self::start_until(command, address, folder, &format!("{apex} SOA"), "NOERROR")
+    }
+
+    /// Both deny names of private addresses by themselves.
+    fn start_forwarding(command: Command, address: SocketAddr, folder: TempDir) -> Self {
+        Self::start_until(command, address, folder, "1.0.0.10.in-addr.arpa PTR", "NXDOMAIN")
+    }
+
+    fn start_until(mut command: Command, address: SocketAddr, folder: TempDir, question: &str, expected: &str) -> Self {
+        let name = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut program = Self { name, address, process: Process::start(&mut command, folder) };
+        let probe = query(question);
         wait_until("a server that answers", START_LIMIT, || {
             program.process.demand_running();
             let reply = exchange_udp(address, &probe.to_wire(), Duration::from_millis(200))?;
-            (Message::from_wire(&reply).ok()?.rcode == 0).then_some(())
+            (Message::from_wire(&reply).ok()?.rcode_name() == expected).then_some(())
         });
         program
+    }
+
+    /// What the program is called.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     pub fn address(&self) -> SocketAddr {

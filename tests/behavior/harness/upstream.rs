@@ -36,12 +36,18 @@ pub enum Act {
     Reply(Message),
     /// Sends these bytes.
     Bytes(Vec<u8>),
-    /// Sends this from a socket that was not asked; over UDP only.
+    /// Sends this from a port that was not asked; over UDP only.
     ReplyFromElsewhere(Message),
+    /// Sends this from an address that was not asked; over UDP only.
+    ReplyFromStranger(Message),
+    /// Writes these octets without a length before them; over TCP only.
+    Raw(Vec<u8>),
     /// Waits before the next act.
     Wait(Duration),
     /// Closes the TCP connection.
     Close,
+    /// Resets the TCP connection.
+    Reset,
 }
 
 /// An upstream on a loopback address, over UDP and TCP; it ends when this is dropped.
@@ -200,12 +206,17 @@ impl Shared {
                             let elsewhere = UdpSocket::bind((socket.local_addr().unwrap().ip(), 0)).unwrap();
                             elsewhere.send_to(&message.to_wire(), from)
                         }
+                        Act::ReplyFromStranger(message) => {
+                            let stranger = UdpSocket::bind(free_address()).unwrap();
+                            stranger.send_to(&message.to_wire(), from)
+                        }
                         Act::Wait(span) => {
                             drop(socket);
                             thread::sleep(span);
                             Ok(0)
                         }
-                        Act::Close => return,
+                        Act::Raw(_) => Ok(0),
+                        Act::Close | Act::Reset => return,
                     };
                 }
             });
@@ -233,12 +244,16 @@ impl Shared {
                     let _ = match act {
                         Act::Reply(message) => stream.write_all(&framed(&message.to_wire())),
                         Act::Bytes(bytes) => stream.write_all(&framed(&bytes)),
-                        Act::ReplyFromElsewhere(_) => Ok(()),
+                        Act::Raw(octets) => stream.write_all(&octets),
+                        Act::ReplyFromElsewhere(_) | Act::ReplyFromStranger(_) => Ok(()),
                         Act::Wait(span) => {
                             thread::sleep(span);
                             Ok(())
                         }
                         Act::Close => stream.shutdown(std::net::Shutdown::Both),
+                        // Without time to linger, the last to let go of a connection resets it; it ends the reader, too.
+                        Act::Reset => (socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)))
+                            .and_then(|()| stream.shutdown(std::net::Shutdown::Read)),
                     };
                 }
             });

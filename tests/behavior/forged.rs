@@ -1,0 +1,158 @@
+//! What a forger would have to guess, and that he loses even if he may guess as often as there are ids.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
+
+use crate::harness::{daemon::forward, netns::Netns, upstream::saying, *};
+
+/// A daemon in a namespace, asked from outside, in front of an upstream outside: all of it over a link, none on loopback.
+fn behind_a_link(
+    netns: &Netns,
+    rule: &str,
+    script: impl Fn(&Asked) -> Vec<Act> + Send + Sync + 'static,
+) -> (Upstream, Daemon) {
+    let upstream = Upstream::at(SocketAddr::new(netns.host(), 5301), script);
+    let guest = netns.guest();
+    let config = format!(
+        "{}{rule}[server]\nlisten = [\"{guest}:0\"]\nallow = [\"any\"]\nworkers = 2\n[control]\nlisten = \"{guest}:0\"\n",
+        forward(".", &[upstream.address()])
+    );
+    let daemon = Setup::new(&config).within(netns).start();
+    (upstream, daemon)
+}
+
+/// How far counts are from being equal: for `counts.len() - 1` degrees of freedom, about that much is to be expected.
+fn chi_squared(counts: &[usize]) -> f64 {
+    let expected = counts.iter().sum::<usize>() as f64 / counts.len() as f64;
+    counts.iter().map(|&count| (count as f64 - expected).powi(2) / expected).sum()
+}
+
+/// How many values fall into each of 16 equal parts of a range.
+fn spread(values: impl Iterator<Item = u32>, range: std::ops::Range<u32>) -> Vec<usize> {
+    let mut counts = vec![0; 16];
+    values.for_each(|value| counts[((value - range.start) * 16 / range.len() as u32) as usize] += 1);
+    counts
+}
+
+/// RFC 5452 §9.2. The bounds are such that chance passes them once in ten million runs.
+#[test]
+fn ports_ids_and_letters_of_a_thousand_queries_are_without_order() {
+    let Some(netns) = Netns::new("") else { return };
+    let (upstream, daemon) = behind_a_link(&netns, "", saying("192.0.2.1"));
+    const QUERIES: usize = 1000;
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                while let number @ ..QUERIES = next.fetch_add(1, Ordering::Relaxed) {
+                    assert_eq!(daemon.ask(&format!("name{number}.with.many.letters.example A")).one(), "192.0.2.1");
+                }
+            });
+        }
+    });
+    // Those sent again are the same to the letter, and say nothing new.
+    let mut known = BTreeSet::new();
+    let mut queries = upstream.queries();
+    queries.retain(|asked| known.insert((asked.message.question.clone(), asked.message.id, asked.from)));
+    assert!(queries.len() >= QUERIES);
+
+    let mut by_port: BTreeMap<u16, usize> = BTreeMap::new();
+    queries.iter().for_each(|asked| *by_port.entry(asked.from.port()).or_default() += 1);
+    // Thrown into the 256 boxes of one worker, which are replaced when they have eight, a thousand balls touch all.
+    assert!(by_port.len() > 200, "{} ports", by_port.len());
+    // A port may come back by chance, but hardly twice.
+    let most = by_port.values().max().unwrap();
+    assert!(*most <= 16, "{most} queries from one port");
+    let more_than_eight = by_port.values().filter(|&&count| count > 8).count();
+    assert!(more_than_eight < 10, "{more_than_eight} ports of more than eight queries");
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    let range: Vec<u32> = range.split_whitespace().map(|end| end.parse().unwrap()).collect();
+    let ports = spread(by_port.keys().map(|&port| port.into()), range[0]..range[1] + 1);
+    assert!(chi_squared(&ports) < UNLIKELY, "ports: {ports:?}");
+
+    let ids: BTreeSet<u16> = queries.iter().map(|asked| asked.message.id).collect();
+    // Some eight of a thousand meet another.
+    assert!(queries.len() - ids.len() < 40, "{} ids of {} queries", ids.len(), queries.len());
+    for shift in [0, 4, 8, 12] {
+        let part = spread(queries.iter().map(|asked| u32::from(asked.message.id >> shift & 15)), 0..16);
+        assert!(chi_squared(&part) < UNLIKELY, "bits of ids from {shift} on: {part:?}");
+    }
+    // How one id follows from the other: by any step equally often.
+    let steps = queries.windows(2).map(|pair| u32::from(pair[1].message.id.wrapping_sub(pair[0].message.id)));
+    let steps = spread(steps, 0..65_536);
+    assert!(chi_squared(&steps) < UNLIKELY, "steps: {steps:?}");
+
+    let letters: Vec<u8> =
+        (queries.iter().flat_map(|asked| asked.message.qname().into_bytes())).filter(u8::is_ascii_alphabetic).collect();
+    let upper = letters.iter().filter(|letter| letter.is_ascii_uppercase()).count() as f64 / letters.len() as f64;
+    assert!((0.47..0.53).contains(&upper), "{upper} of {} letters are upper case", letters.len());
+    // No datagram of a size that is cut into fragments on the way, where the second needs no guess at all.
+    assert!(queries.iter().all(|asked| asked.message.edns.as_ref().is_some_and(|edns| edns.udp_size == 1232)));
+}
+
+/// The chi-squared distribution with 15 degrees of freedom is below this but for one time in ten million.
+const UNLIKELY: f64 = 61.0;
+
+#[test]
+fn a_forger_who_tries_every_id_loses_and_stops_nobody_else() {
+    let Some(netns) = Netns::new("") else { return };
+    for rule in ["", "mixed_case = false\n"] {
+        let (upstream, daemon) = behind_a_link(&netns, rule, |asked| {
+            let truth = saying("192.0.2.1")(asked);
+            if asked.over_tcp || !asked.message.asked().starts_with("victim") {
+                return truth;
+            }
+            if asked.earlier > 0 {
+                return vec![];
+            }
+            // He knows port and name, not the letters; and the right id comes last to him, or it would be his luck.
+            let lie = Message { question: query(&asked.message.asked()).question, ..asked.message.respond() };
+            let record = format!("{} 300 A 203.0.113.66", lie.qname());
+            let mut lie = lie.answer(&record).to_wire();
+            let forged = (1..=65_536u32).map(|step| {
+                lie[..2].copy_from_slice(&asked.message.id.wrapping_add(step as u16).to_be_bytes());
+                Act::Bytes(lie.clone())
+            });
+            forged.chain(truth).collect()
+        });
+        thread::scope(|scope| {
+            let forged = (0..3).map(|number| {
+                let daemon = &daemon;
+                scope.spawn(move || {
+                    let question = format!("victim{number}.with.many.letters.example A");
+                    assert_eq!(daemon.ask(&question).data(), ["192.0.2.1"], "{rule}");
+                    assert_eq!(daemon.ask(&question).data(), ["192.0.2.1"], "{rule}, kept");
+                })
+            });
+            let forged: Vec<_> = forged.collect();
+            // Meanwhile others are served.
+            let mut number = 0;
+            while number < 100 || forged.iter().any(|victim| !victim.is_finished()) {
+                assert_eq!(daemon.ask(&format!("other{number}.example A")).data(), ["192.0.2.1"], "{rule}");
+                number += 1;
+            }
+        });
+        let queries = upstream.queries();
+        let victims = || queries.iter().filter(|asked| asked.message.asked().starts_with("victim"));
+        assert!(victims().any(|asked| asked.over_tcp), "{rule}: he was not noticed");
+        let mismatches = daemon.metric("watershed_forward_failures_total", &[("reason", "mismatch")]);
+        assert!(mismatches >= 3.0, "{rule}: {mismatches}");
+        // The sockets whose ports he knew are closed, so the rest of his lies costs the kernel and not us.
+        let ports: BTreeSet<u16> = victims().filter(|asked| !asked.over_tcp).map(|asked| asked.from.port()).collect();
+        wait_until("the end of those sockets", PATIENCE, || {
+            let open = fs::read_to_string(format!("/proc/{}/net/udp", daemon.pid())).unwrap();
+            let open: BTreeSet<u16> = (open.lines().skip(1))
+                .map(|line| {
+                    u16::from_str_radix(line.split([':', ' ']).filter(|field| !field.is_empty()).nth(2).unwrap(), 16)
+                        .unwrap()
+                })
+                .collect();
+            open.is_disjoint(&ports).then_some(())
+        });
+    }
+}
