@@ -8,4 +8,4 @@ mod socket;
 pub use batch::{Datagram, Inbox, Local};
 pub use outbox::{Outbox, Sent};
 pub use poll::{Poller, Waker};
-pub use socket::{adopt_udp, bind_tcp, bind_udp, connect_udp, is_exhaustion, raise_open_files_limit};
+pub use socket::{adopt_udp, bind_tcp, bind_udp, connect_udp, is_exhaustion, kernel_drops, raise_open_files_limit};

@@ -75,6 +75,24 @@ fn enable(socket: &UdpSocket, level: i32, option: i32) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// How many datagrams the kernel has dropped at a socket because its buffer was full (or they were damaged), since it was
+/// opened and modulo 2^32.
+pub fn kernel_drops(socket: &UdpSocket) -> io::Result<u32> {
+    let mut counts = [0u32; MEMINFO_COUNTS];
+    let mut length = size_of_val(&counts) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` octets to where `counts` lies, and says how many in `length`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            counts.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(counts[MEMINFO_DROPS]) }
+}
+
 /// Raises the limit on open files to the most that is allowed, and returns it.
 pub fn raise_open_files_limit() -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
@@ -97,6 +115,9 @@ pub fn is_exhaustion(error: &io::Error) -> bool {
 
 /// Connections that wait to be accepted.
 const TCP_BACKLOG: i32 = 1024;
+/// What SO_MEMINFO tells of, and where in that the drops stand (SK_MEMINFO_VARS, SK_MEMINFO_DROPS of linux/sock_diag.h).
+const MEMINFO_COUNTS: usize = 9;
+const MEMINFO_DROPS: usize = 8;
 /// Room for some thousand queries while a worker is busy; the kernel grants what `net.core.rmem_max` allows.
 const UDP_BUFFER_BYTES: usize = 4 << 20;
 
@@ -122,6 +143,20 @@ mod tests {
             ports.windows(2).map(|pair| i32::from(pair[1]) - i32::from(pair[0])).collect();
         assert!(steps.len() > 10, "{ports:?}");
         assert_eq!(sockets[0].recv(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn what_finds_no_room_is_counted() {
+        let server = bind_udp("127.0.0.1:0".parse().unwrap()).unwrap();
+        SockRef::from(&server).set_recv_buffer_size(4096).unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert_eq!(kernel_drops(&server).unwrap(), 0);
+        for _ in 0..100 {
+            client.send_to(&[0; 512], server.local_addr().unwrap()).unwrap();
+        }
+        let received = std::iter::repeat_with(|| server.recv(&mut [0; 512])).take_while(Result::is_ok).count();
+        assert!(received < 100);
+        assert_eq!(kernel_drops(&server).unwrap() as usize, 100 - received);
     }
 
     #[test]
