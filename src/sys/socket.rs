@@ -15,8 +15,9 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 pub fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = open(address, Type::STREAM, Protocol::TCP)?;
     socket.set_reuse_address(true)?;
-    // What is accepted inherits it.
+    // What is accepted inherits both. By itself the kernel would keep 4 MiB for each client that does not read.
     socket.set_tcp_nodelay(true)?;
+    socket.set_send_buffer_size(TCP_SEND_BUFFER_BYTES)?;
     socket.bind(&address.into())?;
     socket.listen(TCP_BACKLOG)?;
     Ok(socket.into())
@@ -113,6 +114,8 @@ pub fn is_exhaustion(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
 
+/// Room for some of the largest replies; a client that reads has it empty soon.
+const TCP_SEND_BUFFER_BYTES: usize = 256 << 10;
 /// Connections that wait to be accepted.
 const TCP_BACKLOG: i32 = 1024;
 /// What SO_MEMINFO tells of, and where in that the drops stand (SK_MEMINFO_VARS, SK_MEMINFO_DROPS of linux/sock_diag.h).
@@ -132,6 +135,17 @@ mod tests {
         assert_eq!(bind_tcp(address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         let _first = bind_udp(address).unwrap();
         let _second = bind_udp(address).unwrap();
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_is_kept_little_for() {
+        let listener = bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        // The kernel doubles what is asked for, for its own needs.
+        let bytes = SockRef::from(&stream).send_buffer_size().unwrap();
+        assert!(bytes <= 2 * TCP_SEND_BUFFER_BYTES, "{bytes}");
     }
 
     #[test]
