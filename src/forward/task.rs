@@ -120,17 +120,29 @@ async fn receive(
     attempt: usize,
     reports: mpsc::Sender<(usize, Result<Vec<u8>, super::Error>)>,
 ) {
-    let mut buffer = vec![0; MAX_MESSAGE_BYTES];
     loop {
-        let report = match socket.recv(&mut buffer).await {
-            Ok(length) => Ok(buffer[..length].to_vec()),
-            Err(error) => Err(error.into()),
+        let received = match socket.readable().await {
+            Ok(()) => receive_now(&socket),
+            Err(error) => Err(error),
+        };
+        let report = match received {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            received => received.map_err(Into::into),
         };
         let is_over = report.is_err();
         if reports.send((attempt, report)).await.is_err() || is_over {
             return;
         }
     }
+}
+
+/// The room for whatever may come is taken when something has: thousands may wait for upstreams that never answer.
+fn receive_now(socket: &UdpSocket) -> io::Result<Vec<u8>> {
+    let mut buffer = vec![0; MAX_MESSAGE_BYTES];
+    let length = socket.try_recv(&mut buffer)?;
+    buffer.truncate(length);
+    buffer.shrink_to_fit();
+    Ok(buffer)
 }
 
 /// A probe that takes longer is none.
