@@ -24,7 +24,7 @@ use slab::Slab;
 use super::Registry;
 use crate::{
     clock::Moment,
-    sys::{Inbox, Outbox, connect_udp},
+    sys::{Inbox, Outbox, connect_udp, is_exhaustion},
 };
 
 /// All sockets of a worker; the key of a socket is its number.
@@ -118,22 +118,30 @@ impl Sockets {
             let slot = with_room.unwrap_or_else(|| rng.random_range(0..slots.len()));
             let key = match slots[slot] {
                 Some(key) if !self.open[key].is_worn(now) => key,
-                // No room for a new one: one that is worn will do.
-                worn if self.open.len() >= self.most => match worn.or_else(|| slots.iter().flatten().next().copied()) {
-                    Some(key) => key,
-                    None => return Err(io::Error::other("too many sockets are open")),
-                },
                 worn => {
-                    let socket = Socket::connect(peer, is_loopback, now)?;
-                    let entry = self.open.vacant_entry();
-                    registry.add(&socket.socket, self.first_token + entry.key() as u64)?;
-                    let key = entry.key();
-                    slots[slot] = Some(key);
-                    entry.insert(socket);
-                    if let Some(worn) = worn {
-                        self.retire(worn);
+                    let is_full = self.open.len() >= self.most;
+                    let opened = match is_full {
+                        true => Err(io::Error::other("too many sockets are open")),
+                        false => Socket::connect(peer, is_loopback, now),
+                    };
+                    match opened {
+                        // No room for a new one: one that is worn will do.
+                        Err(error) if is_full || is_exhaustion(&error) => {
+                            worn.or_else(|| slots.iter().flatten().next().copied()).ok_or(error)?
+                        }
+                        Err(error) => return Err(error),
+                        Ok(socket) => {
+                            let entry = self.open.vacant_entry();
+                            registry.add(&socket.socket, self.first_token + entry.key() as u64)?;
+                            let key = entry.key();
+                            slots[slot] = Some(key);
+                            entry.insert(socket);
+                            if let Some(worn) = worn {
+                                self.retire(worn);
+                            }
+                            key
+                        }
                     }
-                    key
                 }
             };
             let socket = &mut self.open[key];
