@@ -33,10 +33,14 @@ impl Metrics {
     pub fn new() -> Self {
         let declare = Declare;
         Self::with_table(vec![
+            declare.counters("server_received_total", "Messages received from clients, whatever they are.", &["transport"], |b, put| b.row(|c| &c.received, &Transport::LABELS, put)),
             declare.counters("server_queries_total", "Queries received.", &["transport", "qtype"], |b, put| b.grid(|c| &c.queries, (&Transport::LABELS, &QTYPES), put)),
-            declare.counters("server_replies_total", "Replies sent to clients.", &["transport", "rcode"], |b, put| b.grid(|c| &c.replies, (&Transport::LABELS, &RCODES), put)),
-            declare.counters("server_rejected_total", "Queries not resolved: no DNS query, malformed, unsupported, refused by the ACL, too many.", &["reason"], |b, put| b.row(|c| &c.rejections, &Rejection::LABELS, put)),
+            declare.counters("server_replies_total", "Replies to clients.", &["transport", "rcode"], |b, put| b.grid(|c| &c.replies, (&Transport::LABELS, &RCODES), put)),
+            declare.counters("server_rejected_total", "Messages replied to without being resolved: malformed, unsupported, refused by the ACL, too many in all or of one client.", &["reason"], |b, put| b.row(|c| &c.rejections, &Rejection::LABELS, put)),
+            declare.counters("server_dropped_total", "Messages without a reply: no DNS query, from a port that must not be replied to, dropped by an overlay, or their connection was closed first.", &["reason"], |b, put| b.row(|c| &c.drops, &Dropped::LABELS, put)),
+            declare.counters("server_kernel_drops_total", "Datagrams that the kernel dropped before we saw them: the buffers of the listener were full.", &["listener"], |b, put| b.each_listener(put)),
             declare.counters("server_unsent_total", "UDP replies that the system refused to send: no way to the client, or no room.", &[], |b, put| put(&[], b.sum(|c| &c.unsent))),
+            declare.counters("server_tcp_refused_total", "TCP connections closed on our side before their end: refused by the ACL, more than one client may have, idle when another needed the place, too slow to send or to take.", &["reason"], |b, put| b.row(|c| &c.refusals, &Refusal::LABELS, put)),
             declare.gauges("server_tcp_connections", "Open TCP connections of clients.", &[], |b, put| put(&[], b.levels.tcp_connections.read())),
 
             declare.counters("cache_hits_total", "Queries answered from the cache by what had not expired.", &[], |b, put| put(&[], b.sum(|c| &c.hits))),
@@ -105,6 +109,18 @@ impl Metrics {
         cells
     }
 
+    /// The cells of a listener. They stay when it is closed, for a counter never falls, and are the same for whoever asks
+    /// for this address again.
+    pub fn listener(&self, address: &str) -> Arc<ListenerCells> {
+        let mut listeners = lock(&self.board.listeners);
+        if let Some(known) = listeners.iter().find(|cells| *cells.listener == *address) {
+            return known.clone();
+        }
+        let cells = Arc::new(ListenerCells { listener: address.into(), kernel_drops: AtomicU64::new(0) });
+        listeners.push(cells.clone());
+        cells
+    }
+
     /// The numbers that have a present value.
     pub fn levels(&self) -> &Levels {
         &self.board.levels
@@ -141,6 +157,7 @@ impl Metrics {
         let board = Arc::new(Board {
             cells: Mutex::default(),
             upstreams: Mutex::default(),
+            listeners: Mutex::default(),
             hooks: Mutex::default(),
             levels: Levels::default(),
             started: unix_seconds(),
@@ -204,10 +221,8 @@ labels! {
 }
 
 labels! {
-    /// Why a query is not resolved.
+    /// Why a message is replied to, but not resolved.
     Rejection:
-        /// No DNS query at all: too short for a header, or a response. Dropped.
-        NotAQuery "not_a_query",
         /// Replied to with FORMERR.
         Malformed "malformed",
         /// An opcode, class, EDNS version or qtype that is not served.
@@ -216,6 +231,32 @@ labels! {
         Acl "acl",
         /// A queue or a limit is full.
         Overload "overload",
+}
+
+labels! {
+    /// Why a message gets no reply.
+    Dropped:
+        /// No DNS query at all: too short for a header, or a response.
+        NotAQuery "not_a_query",
+        /// It came from a port that nobody waits at, or where whatever comes is answered.
+        Port "port",
+        /// An overlay says so.
+        Overlay "overlay",
+        /// The connection or the listener that the reply had to leave by was closed.
+        Gone "gone",
+}
+
+labels! {
+    /// Why we close a TCP connection before its end.
+    Refusal:
+        /// The client's address is not allowed.
+        Acl "acl",
+        /// The client has as many as it may.
+        PerClient "per_client",
+        /// It was idle longest when another needed the place.
+        Displaced "displaced",
+        /// The client took too long to send what it had begun, or to take a reply.
+        Slow "slow",
 }
 
 labels! {
@@ -232,9 +273,12 @@ labels! {
 #[repr(align(128))] // two lines: the prefetcher fetches them in pairs
 pub struct Cells {
     writers: Writers,
+    received: [AtomicU64; Transport::LABELS.len()],
     queries: [[AtomicU64; QTYPES.len()]; Transport::LABELS.len()],
     replies: [[AtomicU64; RCODES.len()]; Transport::LABELS.len()],
     rejections: [AtomicU64; Rejection::LABELS.len()],
+    drops: [AtomicU64; Dropped::LABELS.len()],
+    refusals: [AtomicU64; Refusal::LABELS.len()],
     unsent: AtomicU64,
     hits: AtomicU64,
     misses: AtomicU64,
@@ -250,19 +294,34 @@ enum Writers {
 }
 
 impl Cells {
+    /// So many messages came in.
+    pub fn received(&self, transport: Transport, messages: usize) {
+        self.count_many(&self.received[transport as usize], messages as u64);
+    }
+
     /// A query came in; `qtype` is the registered number.
     pub fn query(&self, transport: Transport, qtype: u16) {
         self.count(&self.queries[transport as usize][qtype_index(qtype)]);
     }
 
-    /// A reply was sent; `rcode` is the registered number, the extended bits included.
+    /// A message is replied to; `rcode` is the registered number, the extended bits included.
     pub fn reply(&self, transport: Transport, rcode: u16) {
         self.count(&self.replies[transport as usize][rcode_index(rcode)]);
     }
 
-    /// A query was not resolved.
+    /// A message is not resolved, but replied to.
     pub fn reject(&self, reason: Rejection) {
         self.count(&self.rejections[reason as usize]);
+    }
+
+    /// A message gets no reply.
+    pub fn dropped(&self, reason: Dropped) {
+        self.count(&self.drops[reason as usize]);
+    }
+
+    /// A TCP connection is closed before its end.
+    pub fn refuse(&self, reason: Refusal) {
+        self.count(&self.refusals[reason as usize]);
     }
 
     /// The system refused to send a reply.
@@ -297,10 +356,28 @@ impl Cells {
 
     /// With one writer, a load and a store do, and spare the price of a locked addition.
     fn count(&self, cell: &AtomicU64) {
+        self.count_many(cell, 1);
+    }
+
+    fn count_many(&self, cell: &AtomicU64, by: u64) {
         match self.writers {
-            Writers::One => cell.store(load(cell).wrapping_add(1), Relaxed),
-            Writers::Many => add(cell, 1),
+            Writers::One => cell.store(load(cell).wrapping_add(by), Relaxed),
+            Writers::Many => add(cell, by),
         }
+    }
+}
+
+/// What is counted for one listener.
+#[derive(Debug)]
+pub struct ListenerCells {
+    listener: Box<str>,
+    kernel_drops: AtomicU64,
+}
+
+impl ListenerCells {
+    /// So many datagrams were dropped by the kernel.
+    pub fn kernel_dropped(&self, datagrams: u64) {
+        add(&self.kernel_drops, datagrams);
     }
 }
 
@@ -510,6 +587,7 @@ impl<const N: usize> Split<N> {
 struct Board {
     cells: Mutex<Vec<Arc<Cells>>>,
     upstreams: Mutex<Vec<Weak<UpstreamCells>>>,
+    listeners: Mutex<Vec<Arc<ListenerCells>>>,
     hooks: Mutex<Vec<Hook>>,
     levels: Levels,
     started: u64,
@@ -524,9 +602,12 @@ impl Board {
     fn add_cells(&self, writers: Writers) -> Arc<Cells> {
         let cells = Arc::new(Cells {
             writers,
+            received: Default::default(),
             queries: Default::default(),
             replies: Default::default(),
             rejections: Default::default(),
+            drops: Default::default(),
+            refusals: Default::default(),
             unsent: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -558,6 +639,12 @@ impl Board {
             for (inner, inner_label) in labels.1.iter().enumerate() {
                 put(&[outer_label, inner_label], self.sum(|cells| &grid(cells)[outer][inner]));
             }
+        }
+    }
+
+    fn each_listener(&self, put: &mut Put<'_>) {
+        for cells in lock(&self.listeners).iter() {
+            put(&[&cells.listener], load(&cells.kernel_drops));
         }
     }
 
@@ -762,6 +849,7 @@ mod tests {
     fn names_begin_with_the_program_and_end_in_their_unit() {
         let metrics = Metrics::new();
         let _upstream = metrics.upstream("192.0.2.53:53");
+        metrics.listener("127.0.0.1:53");
         assert_eq!(lines(&metrics, "watershed_catalog_source"), Vec::<String>::new(), "there is none");
         metrics.levels().catalog_source_configured.set(1);
         let text = metrics.render();
@@ -829,6 +917,15 @@ mod tests {
         }
         drop(again);
         assert_eq!(lines(&metrics, "watershed_forward"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_a_listener_has_lost_stays_when_it_is_closed_and_opened_again() {
+        let metrics = Metrics::new();
+        metrics.listener("127.0.0.1:53").kernel_dropped(7);
+        metrics.listener("127.0.0.1:53").kernel_dropped(1);
+        let line = r#"watershed_server_kernel_drops_total{listener="127.0.0.1:53"} 8"#;
+        assert_eq!(lines(&metrics, "watershed_server_kernel_drops_total"), [line]);
     }
 
     #[test]

@@ -43,7 +43,7 @@ use crate::{
     control, forward,
     metrics::{Metrics, Reload},
     resolve::{Resolver, Route, Rules, Tables},
-    server::{self, Connections, Face, Identity, Service},
+    server::{self, Connections, Face, Identity, KernelDrops, Service},
     sys, zone,
 };
 use http::Http;
@@ -93,6 +93,7 @@ struct Daemon {
     listeners: HashMap<u32, Open>,
     next_listener: u32,
     connections: Arc<Connections>,
+    kernel_drops: Arc<KernelDrops>,
     identity: Arc<Identity>,
     http: Http,
     /// What the API serves.
@@ -175,6 +176,7 @@ impl Daemon {
             listeners: HashMap::new(),
             next_listener: 0,
             connections: Arc::default(),
+            kernel_drops: Arc::default(),
             identity: Arc::default(),
             http: Http::default(),
             feed: tokio::sync::watch::Sender::new(None),
@@ -395,6 +397,9 @@ impl Daemon {
             let (face, connections) = (self.face.clone(), self.connections.clone());
             self.tasks.spawn(server::serve_tcp(tcp, spoken, face, connections, closing.clone()));
         }
+        if !udp.is_empty() {
+            self.kernel_drops.watch(&udp, &self.metrics.listener(&address.to_string()));
+        }
         self.face.set_socket(number, udp.first().cloned());
         for ((worker, _), socket) in self.workers.iter().zip(udp) {
             worker.add(number, socket);
@@ -460,7 +465,9 @@ impl Daemon {
     /// Lets a scrape see what is known only by looking.
     fn observe(&self) {
         let (face, connections) = (self.face.clone(), self.connections.clone());
+        let kernel_drops = self.kernel_drops.clone();
         self.metrics.on_scrape(move |levels| {
+            kernel_drops.count();
             let usage = face.resolver().cache().usage();
             levels.cache_entries.set(usage.entries as u64);
             levels.cache_bytes.set(usage.bytes as u64);

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     clock::{Moment, unix_seconds},
     forward::{self, Exchange},
-    metrics::{Cells, Metrics, Rejection, Transport},
+    metrics::{Cells, Dropped, Metrics, Rejection, Transport},
     resolve::{AtOnce, Begun, Client, From, Job, Next, Pending, Reason, Resolver, Settled, Waiter, Way},
     sys::Outbox,
     wire::{self, Asker, ClientOptions, Query, Rcode, Reject, ReplyOptions, ReplySize, Ttls, View},
@@ -221,7 +221,7 @@ impl Face {
         let query = match Query::parse(wire) {
             Ok(query) => query,
             Err(Reject::Drop) => {
-                desk.cells.reject(Rejection::NotAQuery);
+                desk.cells.dropped(Dropped::NotAQuery);
                 return Taken::NoQuery;
             }
             Err(Reject::Reply(rcode)) => {
@@ -262,7 +262,10 @@ impl Face {
                 }
                 reply(rcode, None)
             }
-            Begun::Drop => Taken::Dropped,
+            Begun::Drop => {
+                desk.cells.dropped(Dropped::Overlay);
+                Taken::Dropped
+            }
             Begun::Joined => {
                 desk.cells.joined();
                 Taken::Joined
@@ -303,6 +306,7 @@ impl Face {
             let way = Way::Stream(incoming.transport, replies.clone());
             Waiter { asker, question: question.into(), way }
         };
+        self.cells.received(incoming.transport, 1);
         let mut desk = Desk { now: Moment::now(), rng: &mut rand::rng(), cells: &self.cells };
         match self.take(incoming, waiter, &mut desk, out) {
             Taken::Reply(refresh) => {
@@ -328,16 +332,19 @@ impl Face {
     /// Somebody who is not served is told so, with the question, lest libc take it for the reply to another, and no more,
     /// which is no use to whoever forges addresses.
     fn turn_away<R: Rng>(&self, wire: &[u8], transport: Transport, desk: &mut Desk<'_, R>, out: &mut Vec<u8>) -> Taken {
-        desk.cells.reject(Rejection::Acl);
         match Query::parse(wire) {
             Ok(query) => {
                 let size = ReplySize::Datagram { ceiling_bytes: 512 };
                 let view = View::bare(Rcode::REFUSED, &[]);
                 wire::write_reply(view, &query.asker(size), query.question_bytes(), Ttls::Aged(0), desk.rng, out);
             }
-            Err(Reject::Drop) => return Taken::NoQuery,
+            Err(Reject::Drop) => {
+                desk.cells.dropped(Dropped::NotAQuery);
+                return Taken::NoQuery;
+            }
             Err(Reject::Reply(_)) => wire::write_error(wire, Rcode::REFUSED, out),
         }
+        desk.cells.reject(Rejection::Acl);
         desk.cells.reply(transport, Rcode::REFUSED.0);
         Taken::Reply(None)
     }
@@ -395,23 +402,30 @@ impl Face {
         for Settled { response, ttls, waiters } in settled {
             for Waiter { asker, question, way } in waiters {
                 let transport = way.transport();
-                self.cells.reply(transport, response.rcode().0);
-                match way {
+                let is_gone = match way {
                     Way::Stream(_, replies) => {
                         let mut reply = Vec::new();
                         wire::write_reply(response.view(), &asker, &question, ttls, &mut rand::rng(), &mut reply);
                         // A connection that is gone misses nothing.
-                        let _ = replies.try_send(reply);
+                        replies.try_send(reply).is_err()
                     }
-                    Way::Datagram { listener, peer, local } => {
-                        let Some(socket) = self.sockets.read().get(&listener).cloned() else { continue };
-                        let mut outbox = Outbox::new(1, asker.limit_bytes.min(1232));
-                        wire::write_reply(response.view(), &asker, &question, ttls, &mut rand::rng(), outbox.buffer());
-                        outbox.queue(peer, local);
-                        if outbox.send(socket.as_fd()).dropped > 0 {
-                            self.cells.unsent();
+                    Way::Datagram { listener, peer, local } => match self.sockets.read().get(&listener).cloned() {
+                        None => true,
+                        Some(socket) => {
+                            let mut outbox = Outbox::new(1, asker.limit_bytes.min(1232));
+                            let out = outbox.buffer();
+                            wire::write_reply(response.view(), &asker, &question, ttls, &mut rand::rng(), out);
+                            outbox.queue(peer, local);
+                            if outbox.send(socket.as_fd()).dropped > 0 {
+                                self.cells.unsent();
+                            }
+                            false
                         }
-                    }
+                    },
+                };
+                match is_gone {
+                    true => self.cells.dropped(Dropped::Gone),
+                    false => self.cells.reply(transport, response.rcode().0),
                 }
             }
         }

@@ -30,7 +30,7 @@ use super::{
     tcp::{MOST_WAIT, Place},
 };
 use crate::{
-    metrics::{Rejection, Transport},
+    metrics::{Dropped, Transport},
     wire::{self, MAX_MESSAGE_BYTES, Section},
 };
 
@@ -107,10 +107,15 @@ enum Phase {
 async fn respond_to(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, peer: IpAddr, face: Arc<Face>) {
     let patience = face.config().tcp_message_timeout;
     let is_get = request.method() == Method::GET;
+    let no_query = |status| {
+        face.cells().received(Transport::Https, 1);
+        face.cells().dropped(Dropped::NotAQuery);
+        Err(status)
+    };
     let outcome = match timeout(patience, query_of(request)).await {
         Ok(Ok(query)) => reply_to(&query, peer, &face).await,
-        Ok(Err(status)) => Err(status),
-        Err(_) => Err(StatusCode::REQUEST_TIMEOUT),
+        Ok(Err(status)) => no_query(status),
+        Err(_) => no_query(StatusCode::REQUEST_TIMEOUT),
     };
     let mut head = Response::new(());
     let mut reply = match outcome {
@@ -127,7 +132,6 @@ async fn respond_to(request: Request<RecvStream>, mut respond: SendResponse<Byte
         // An overlay will have nothing said to it.
         Ok(None) => return respond.send_reset(Reason::CANCEL),
         Err(status) => {
-            face.cells().reject(Rejection::NotAQuery);
             *head.status_mut() = status;
             if status == StatusCode::METHOD_NOT_ALLOWED {
                 head.headers_mut().insert(ALLOW, http::HeaderValue::from_static("GET, POST"));

@@ -6,6 +6,7 @@ mod cookie;
 mod encrypted;
 mod face;
 mod https;
+mod kernel;
 mod tcp;
 mod udp;
 
@@ -14,5 +15,6 @@ pub use config::{Config, ListenAddress, Problem, Service};
 pub use cookie::Secret;
 pub use encrypted::{CertificateError, Identity, load_certificate, spoken};
 pub use face::{Desk, Face, Incoming, Taken};
+pub use kernel::KernelDrops;
 pub use tcp::{Connections, serve as serve_tcp};
 pub use udp::{Handle, spawn as spawn_worker};

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Face, Incoming, face::Fate, https};
 use crate::{
     clock::Moment,
-    metrics::{Rejection, Transport},
+    metrics::{Refusal, Transport},
     sys,
 };
 
@@ -63,11 +63,17 @@ pub async fn serve(
                 let config = face.config();
                 // Who is not served by UDP is told so; here it would cost a handshake, or take the place of somebody who is.
                 if face.stream_client(peer.ip(), &config).is_none() {
-                    face.cells().reject(Rejection::Acl);
+                    face.cells().refuse(Refusal::Acl);
                     continue;
                 }
                 let limits = (config.tcp_connections, config.tcp_connections_per_client);
-                let Some(place) = connections.enter(peer.ip(), limits) else { continue };
+                let Some((place, displaced)) = connections.enter(peer.ip(), limits) else {
+                    face.cells().refuse(Refusal::PerClient);
+                    continue;
+                };
+                if displaced {
+                    face.cells().refuse(Refusal::Displaced);
+                }
                 let (spoken, face, shutdown) = (spoken.clone(), face.clone(), shutdown.clone());
                 face.tasks().clone().spawn(async move {
                     // A connection that fails is over; there is nobody to tell.
@@ -100,7 +106,9 @@ async fn welcome(
     };
     let config = face.config();
     let mut stream = tokio::select! {
-        accepted = timeout(config.tcp_message_timeout, tls.accept(stream)) => accepted??,
+        accepted = timeout(config.tcp_message_timeout, tls.accept(stream)) => {
+            accepted.inspect_err(|_| face.cells().refuse(Refusal::Slow))??
+        }
         () = place.told_to_close(shutdown) => return Ok(()),
     };
     match spoken {
@@ -155,7 +163,12 @@ async fn converse(
                     active = Instant::now();
                 }
             }
-            () = sleep_until(active + patience) => return Ok(()),
+            () = sleep_until(active + patience) => {
+                if !begins {
+                    face.cells().refuse(Refusal::Slow);
+                }
+                return Ok(());
+            }
             () = place.told_to_close(shutdown), if !is_ending => {}
         }
         let client = face.stream_client(peer, &config);
@@ -190,7 +203,9 @@ async fn converse(
                 // TLS holds back what the socket does not take at once.
                 stream.flush().await
             };
-            timeout(config.tcp_message_timeout, written).await??;
+            timeout(config.tcp_message_timeout, written)
+                .await
+                .inspect_err(|_| face.cells().refuse(Refusal::Slow))??;
             outgoing.clear();
             outgoing.shrink_to(MOST_OUTGOING_BYTES);
             active = Instant::now();
@@ -237,13 +252,14 @@ impl Connections {
     }
 
     /// Takes a place; `None` if this client has as many as it may. If all are taken, the one that was idle longest has
-    /// to close.
-    fn enter(self: &Arc<Self>, peer: IpAddr, (most, most_per_client): (usize, usize)) -> Option<Place> {
+    /// to close, which is told.
+    fn enter(self: &Arc<Self>, peer: IpAddr, (most, most_per_client): (usize, usize)) -> Option<(Place, bool)> {
         let mut open = self.open.lock();
         if open.values().filter(|seat| seat.peer == peer).count() >= most_per_client {
             return None;
         }
-        if open.len() >= most {
+        let is_full = open.len() >= most;
+        if is_full {
             let idlest = open.iter().min_by_key(|(_, seat)| seat.touched.load(Relaxed)).map(|(&number, _)| number)?;
             open.remove(&idlest)?.closing.cancel();
         }
@@ -252,7 +268,7 @@ impl Connections {
         let seat = Arc::new(Seat { peer, touched, closing: CancellationToken::new() });
         open.insert(number, seat.clone());
         drop(open);
-        Some(Place { seat, number, all: self.clone() })
+        Some((Place { seat, number, all: self.clone() }, is_full))
     }
 
     fn close_idlest(&self) {

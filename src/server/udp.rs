@@ -21,7 +21,7 @@ use super::{Desk, Face, Incoming, Taken};
 use crate::{
     clock::Moment,
     forward::{Limits, News, UdpDriver},
-    metrics::{Cells, Transport},
+    metrics::{Cells, Dropped, Transport},
     resolve::{Job, Next, Settled, Waiter, Waiters, Way},
     sys::{Inbox, Outbox, Poller, Waker},
     wire,
@@ -164,8 +164,13 @@ impl Worker {
         let config = self.face.config();
         for _ in 0..BATCHES_PER_TURN {
             let received = self.inbox.receive(socket.as_fd())?;
+            self.cells.received(Transport::Udp, received);
             for slot in 0..received {
-                let Some(datagram) = self.inbox.get(slot) else { continue };
+                let datagram = self.inbox.get(slot).filter(|datagram| is_answerable(datagram.peer.port()));
+                let Some(datagram) = datagram else {
+                    self.cells.dropped(Dropped::Port);
+                    continue;
+                };
                 let (peer, local) = (datagram.peer, datagram.local);
                 let way = Way::Datagram { listener: number, peer, local };
                 let waiter = |asker, question: &[u8]| Waiter { asker, question: question.into(), way };
@@ -261,6 +266,12 @@ impl Worker {
             send(&mut self.outbox, &listener.socket, &self.cells);
         }
     }
+}
+
+/// Whether what comes from this port may be replied to. Nobody waits at port 0, to which the kernel sends nothing; and
+/// echo, daytime, qotd, chargen and time answer whatever they are sent, so that a forged query would begin a loop.
+fn is_answerable(port: u16) -> bool {
+    !matches!(port, 0 | 7 | 13 | 17 | 19 | 37)
 }
 
 fn send(outbox: &mut Outbox, socket: &UdpSocket, cells: &Cells) {
