@@ -231,6 +231,8 @@ labels! {
         Acl "acl",
         /// A queue or a limit is full.
         Overload "overload",
+        /// As many queries of this client wait as may.
+        ClientOverload "client_overload",
 }
 
 labels! {

@@ -162,6 +162,7 @@ impl Daemon {
         let tables = Tables::new(rules(&loaded, &outcome.files, &groups, catalog.as_ref()), epoch);
         let cache = Cache::new(config.cache.size.as_u64() as usize);
         let resolver = Arc::new(Resolver::new(cache, tables, config.server.max_in_flight));
+        resolver.set_most_waiting(config.server.max_in_flight, config.server.max_in_flight_per_client);
         let face = Arc::new(Face::new(resolver, config.server.clone(), &metrics, runtime));
         let (change, changed) = mpsc::channel(1);
         let mut daemon = Self {
@@ -304,7 +305,7 @@ impl Daemon {
         self.adopt_catalog(plan);
         let config = &self.loaded.config;
         self.face.resolver().cache().resize(config.cache.size.as_u64() as usize);
-        self.face.resolver().set_most_waiting(config.server.max_in_flight);
+        self.face.resolver().set_most_waiting(config.server.max_in_flight, config.server.max_in_flight_per_client);
         self.face.set_config(config.server.clone());
         let retired = self.swap_tables();
         for (listener, configured) in opened {

@@ -4,14 +4,17 @@
 //! first drives the exchange; the others leave a plain value that says how to reach them. Whoever completes the
 //! exchange takes all of them and sends.
 //!
+//! Each waits for seconds at the most, but who asks for names that nobody answers could have all the room there is. So the
+//! clients of one address have a bound of their own.
+//!
 //! glibc asks A and AAAA together, and takes an empty answer beside a failure for "no such host" at once. So NODATA for
 //! one of the two is held back while the other, asked at about the same time, is still open, and shares its failure.
 
 use std::{
     collections::HashMap,
     hash::BuildHasher,
-    net::SocketAddr,
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -34,6 +37,8 @@ pub struct InFlight<H> {
     hasher: RandomState,
     waiting: AtomicUsize,
     most_waiting: AtomicUsize,
+    shares: Shares,
+    most_per_client: AtomicUsize,
 }
 
 type Shard<H> = HashMap<Party, Flight<H>, RandomState>;
@@ -79,8 +84,15 @@ pub enum Way {
         /// The address it asked, on wildcard listeners.
         local: Option<Local>,
     },
-    /// To the task that writes its connection. It takes in fewer queries at a time than the queue has room for.
-    Stream(Transport, mpsc::Sender<Vec<u8>>),
+    /// To the task that writes its connection.
+    Stream {
+        /// How the query came.
+        transport: Transport,
+        /// The client.
+        peer: IpAddr,
+        /// Its task, which takes in fewer queries at a time than the queue has room for.
+        replies: mpsc::Sender<Vec<u8>>,
+    },
 }
 
 impl Way {
@@ -88,7 +100,14 @@ impl Way {
     pub fn transport(&self) -> Transport {
         match self {
             Self::Datagram { .. } => Transport::Udp,
-            Self::Stream(transport, _) => *transport,
+            Self::Stream { transport, .. } => *transport,
+        }
+    }
+
+    fn client(&self) -> IpAddr {
+        match self {
+            Self::Datagram { peer, .. } => peer.ip(),
+            Self::Stream { peer, .. } => *peer,
         }
     }
 }
@@ -114,7 +133,39 @@ pub enum Join<T> {
     /// It was answered in the meantime.
     Answered(T),
     /// Too many wait already; the waiter was not taken in.
-    Full,
+    Full(Whose),
+}
+
+/// Who has too many that wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// All clients together.
+    All,
+    /// This client alone.
+    Client,
+}
+
+/// How many wait of each client: by a hash of its address, so that the table has one size. Two clients that share a place
+/// share their bound, which few do and nobody can choose.
+#[derive(Debug)]
+struct Shares {
+    places: Box<[AtomicU32]>,
+    hasher: RandomState,
+}
+
+impl Shares {
+    fn new() -> Self {
+        Self { places: (0..SHARES).map(|_| AtomicU32::new(0)).collect(), hasher: RandomState::default() }
+    }
+
+    /// A host has a whole /64 of IPv6 addresses to ask from.
+    fn of(&self, client: IpAddr) -> &AtomicU32 {
+        let client = match client.to_canonical() {
+            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64)),
+            v4 => v4,
+        };
+        &self.places[self.hasher.hash_one(client) as usize % SHARES]
+    }
 }
 
 /// How a question was settled, as far as its sister minds.
@@ -142,8 +193,14 @@ pub struct Landing<H> {
 impl<H> InFlight<H> {
     /// An empty table in which at most `most_waiting` clients wait.
     pub fn new(most_waiting: usize) -> Self {
-        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self { shards, hasher: RandomState::default(), waiting: AtomicUsize::new(0), most_waiting: most_waiting.into() }
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::default(),
+            waiting: AtomicUsize::new(0),
+            most_waiting: most_waiting.into(),
+            shares: Shares::new(),
+            most_per_client: most_waiting.into(),
+        }
     }
 
     /// Waits with those who asked the same, or becomes the first.
@@ -157,14 +214,15 @@ impl<H> InFlight<H> {
         waiter: Option<impl FnOnce() -> Waiter>,
         look_again: impl FnOnce(&dyn Fn() -> bool) -> Option<T>,
     ) -> Join<T> {
-        if waiter.is_some() && self.waiting.load(Relaxed) >= self.most_waiting.load(Relaxed) {
-            return Join::Full;
+        let waiter = waiter.map(|waiter| waiter());
+        if let Some(full) = waiter.as_ref().and_then(|waiter| self.full_for(waiter)) {
+            return Join::Full(full);
         }
         let mut shard = self.shard(party).lock();
         let waiter = || {
-            waiter.map(|waiter| {
+            waiter.inspect(|waiter| {
                 self.waiting.fetch_add(1, Relaxed);
-                waiter()
+                self.shares.of(waiter.way.client()).fetch_add(1, Relaxed);
             })
         };
         if let Some(flight) = shard.get_mut(party) {
@@ -179,6 +237,15 @@ impl<H> InFlight<H> {
             Flight { started: now, waiters: waiter().into_iter().collect(), held: None, sister_failed: false },
         );
         Join::First
+    }
+
+    /// Whose bound it is that leaves no room for this one. Of those who come at the same moment, one or the other may be too many.
+    fn full_for(&self, waiter: &Waiter) -> Option<Whose> {
+        if self.waiting.load(Relaxed) >= self.most_waiting.load(Relaxed) {
+            return Some(Whose::All);
+        }
+        let share = self.shares.of(waiter.way.client()).load(Relaxed);
+        (share as usize >= self.most_per_client.load(Relaxed)).then_some(Whose::Client)
     }
 
     /// Whether somebody waits for the other address type of the same name.
@@ -235,9 +302,10 @@ impl<H> InFlight<H> {
         self.counted_out(Landing { waiters: Some(waiters), sister_failed, sister })
     }
 
-    /// Lets so many clients wait from now on.
-    pub fn set_most_waiting(&self, most_waiting: usize) {
+    /// Lets so many wait from now on, and so many of one client.
+    pub fn set_most_waiting(&self, most_waiting: usize, most_per_client: usize) {
         self.most_waiting.store(most_waiting, Relaxed);
+        self.most_per_client.store(most_per_client, Relaxed);
     }
 
     /// How many clients wait.
@@ -258,9 +326,13 @@ impl<H> InFlight<H> {
     }
 
     fn counted_out(&self, landing: Landing<H>) -> Landing<H> {
-        let own = landing.waiters.as_ref().map_or(0, SmallVec::len);
-        let sisters = landing.sister.as_ref().map_or(0, |(_, waiters)| waiters.len());
-        self.waiting.fetch_sub(own + sisters, Relaxed);
+        let own = landing.waiters.iter().flatten();
+        let mut gone = 0;
+        for waiter in own.chain(landing.sister.iter().flat_map(|(_, waiters)| waiters)) {
+            self.shares.of(waiter.way.client()).fetch_sub(1, Relaxed);
+            gone += 1;
+        }
+        self.waiting.fetch_sub(gone, Relaxed);
         landing
     }
 
@@ -269,6 +341,8 @@ impl<H> InFlight<H> {
     }
 }
 
+/// Enough that clients seldom meet, in 32 KiB.
+const SHARES: usize = 8192;
 /// Enough that workers seldom meet.
 const SHARDS: usize = 64;
 /// How much later than its sister a question may have been asked to count as asked together. It bounds how much longer
@@ -291,6 +365,11 @@ mod tests {
     }
 
     fn waiter(id: u16) -> Option<impl FnOnce() -> Waiter> {
+        waiter_at("127.0.0.1:1", id)
+    }
+
+    fn waiter_at(peer: &str, id: u16) -> Option<impl FnOnce() -> Waiter + use<>> {
+        let peer = peer.parse().unwrap();
         Some(move || Waiter {
             asker: Asker {
                 id,
@@ -302,7 +381,7 @@ mod tests {
                 limit_bytes: 512,
             },
             question: SmallVec::new(),
-            way: Way::Datagram { listener: 0, peer: "127.0.0.1:1".parse().unwrap(), local: None },
+            way: Way::Datagram { listener: 0, peer, local: None },
         })
     }
 
@@ -339,9 +418,33 @@ mod tests {
         let table = InFlight::new(2);
         join(&table, Rtype::A, 1, NOW);
         join(&table, Rtype::A, 2, NOW);
-        assert!(matches!(join(&table, Rtype::A, 3, NOW), Join::Full));
+        assert!(matches!(join(&table, Rtype::A, 3, NOW), Join::Full(Whose::All)));
         assert_eq!(ids(&table.land(&key(Rtype::A), Verdict::Plain, || {}).waiters.unwrap()), [1, 2]);
         assert!(matches!(join(&table, Rtype::A, 4, NOW), Join::First));
+    }
+
+    #[test]
+    fn one_client_does_not_take_the_room_of_all() {
+        let table = InFlight::<()>::new(100);
+        table.set_most_waiting(100, 2);
+        let join = |peer: &str, id| table.join(&key(Rtype::A), NOW, waiter_at(peer, id), |_| None::<()>);
+        for (peer, is_full) in [
+            ("192.0.2.1:1", false),
+            ("192.0.2.1:2", false),
+            ("192.0.2.1:3", true), // whatever the port
+            ("[::ffff:192.0.2.1]:3", true),
+            ("192.0.2.2:1", false),
+            ("[2001:db8::1]:1", false),
+            ("[2001:db8::2]:1", false),
+            ("[2001:db8:0:0:3::]:1", true), // a host may have all of a /64
+            ("[2001:db8:0:1::1]:1", false),
+        ] {
+            assert_eq!(matches!(join(peer, 1), Join::Full(Whose::Client)), is_full, "{peer}");
+        }
+        assert_eq!(table.waiting(), 6);
+        assert_eq!(table.land(&key(Rtype::A), Verdict::Plain, || {}).waiters.unwrap().len(), 6);
+        assert!(table.shares.places.iter().all(|place| place.load(Relaxed) == 0));
+        assert!(matches!(join("192.0.2.1:1", 7), Join::First));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::{
     chase::{Arrival, Said, Walk},
     confine::confine,
     hit::{Asking, Denial, FromCache, STALE_ANSWER},
-    inflight::{Join, Landing, Party, Verdict as Lands, Waiter, Waiters},
+    inflight::{Join, Landing, Party, Verdict as Lands, Waiter, Waiters, Whose},
     tables::{Catalog, Chance, Decision, Route, Sharing, Tables, catalog_rule, is_catalog_rule},
 };
 use crate::{
@@ -65,6 +65,8 @@ pub enum Reason {
     Cached,
     /// Too many wait already.
     Overload,
+    /// Too many of this client wait already.
+    ClientOverload,
 }
 
 /// The question that an exchange serves, and what is known so far.
@@ -201,9 +203,13 @@ impl Resolver {
         match self.inflight.join(&party, now, Some(|| waiter(*asker, letters)), look_again) {
             Join::Joined => Begun::Joined,
             Join::Answered(rcode) => Begun::Reply(rcode, Reason::Cached),
-            Join::Full => {
-                wire::write_reply(View::bare(Rcode::SERVFAIL, OVERLOAD), asker, letters, Ttls::Aged(0), rng, out);
-                Begun::Reply(Rcode::SERVFAIL, Reason::Overload)
+            Join::Full(whose) => {
+                let (error, reason) = match whose {
+                    Whose::All => (OVERLOAD, Reason::Overload),
+                    Whose::Client => (CLIENT_OVERLOAD, Reason::ClientOverload),
+                };
+                wire::write_reply(View::bare(Rcode::SERVFAIL, error), asker, letters, Ttls::Aged(0), rng, out);
+                Begun::Reply(Rcode::SERVFAIL, reason)
             }
             Join::First => {
                 let mut job = Job::new(party, *client, *stale, walk, now);
@@ -621,6 +627,8 @@ fn minimal_any(asked: &Question) -> Answer {
 /// Extended error 0 for those who find no room to wait (RFC 8914 §4.1), encoded.
 const OVERLOAD: &[u8] = b"\x00\x0f\x00\x17\x00\x00too many queries wait";
 const _: () = assert!(OVERLOAD.len() == 4 + 0x17);
+const CLIENT_OVERLOAD: &[u8] = b"\x00\x0f\x00\x26\x00\x00too many queries of this client wait";
+const _: () = assert!(CLIENT_OVERLOAD.len() == 4 + 0x26);
 /// Who answers when nobody does.
 const NO_RULE: RuleId = RuleId(0);
 /// How long a query may take, chasing and all attempts included: libc gives up after 5 s.

@@ -64,9 +64,9 @@ impl Resolver {
         self.cache.retire(tables.epoch(), |key, origin| tables.uphold(&key.question(), origin, now))
     }
 
-    /// Lets at most so many clients wait for upstreams from now on.
-    pub fn set_most_waiting(&self, most_waiting: usize) {
-        self.inflight.set_most_waiting(most_waiting);
+    /// Lets at most so many queries wait for upstreams from now on, and so many of the clients at one address.
+    pub fn set_most_waiting(&self, most_waiting: usize, most_per_client: usize) {
+        self.inflight.set_most_waiting(most_waiting, most_per_client);
     }
 
     /// The response cache.

@@ -67,12 +67,15 @@ pub struct Config {
     /// Default "3s". Applies at reload.
     #[serde(with = "humantime_serde")]
     pub tcp_message_timeout: Duration,
-    /// Clients that may wait for a response at once, from 16 to 1048576; one more is answered SERVFAIL.
+    /// Queries that may wait for a response at once, from 16 to 1048576; one more is answered SERVFAIL.
     /// Default 16384. Applies at reload.
     pub max_in_flight: usize,
+    /// The same for the clients at one address, IPv6 addresses by their first 64 bits, from 16 to 1048576.
+    /// Default 4096. Applies at reload.
+    pub max_in_flight_per_client: usize,
     /// Questions that tasks may forward at once, for they need a stream or came by one, from 16 to 1048576; one more is
     /// answered SERVFAIL.
-    /// Default 4096. Applies at reload.
+    /// Default 16384. Applies at reload.
     pub max_queue: usize,
     /// The secrets of cookies (RFC 7873), 32 hexadecimal digits each, for several servers behind one address. They are made
     /// with the first, and known by any. Default: none, which takes a random one at each start. Applies at reload.
@@ -185,6 +188,7 @@ impl Config {
             ("tcp_connections", self.tcp_connections, 1..=65_536),
             ("tcp_connections_per_client", self.tcp_connections_per_client, 1..=65_536),
             ("max_in_flight", self.max_in_flight, 16..=1_048_576),
+            ("max_in_flight_per_client", self.max_in_flight_per_client, 16..=1_048_576),
             ("max_queue", self.max_queue, 16..=1_048_576),
         ] {
             problems.extend(out_of_range(key, &value, &range, usize::to_string));
@@ -228,7 +232,8 @@ impl Default for Config {
             tcp_idle_timeout: Duration::from_secs(30),
             tcp_message_timeout: Duration::from_secs(3),
             max_in_flight: 16_384,
-            max_queue: 4096,
+            max_in_flight_per_client: 4096,
+            max_queue: 16_384,
             cookie_secrets: Vec::new(),
             state_directory: None,
         }

@@ -257,8 +257,10 @@ impl Face {
         desk.cells.miss();
         match self.resolver.begin(&miss, waiter, desk.now, desk.rng, out) {
             Begun::Reply(rcode, reason) => {
-                if reason == Reason::Overload {
-                    desk.cells.reject(Rejection::Overload);
+                match reason {
+                    Reason::Overload => desk.cells.reject(Rejection::Overload),
+                    Reason::ClientOverload => desk.cells.reject(Rejection::ClientOverload),
+                    Reason::Local | Reason::Cached => {}
                 }
                 reply(rcode, None)
             }
@@ -303,7 +305,7 @@ impl Face {
         out: &mut Vec<u8>,
     ) -> Fate {
         let waiter = |asker, question: &[u8]| {
-            let way = Way::Stream(incoming.transport, replies.clone());
+            let way = Way::Stream { transport: incoming.transport, peer: incoming.peer, replies: replies.clone() };
             Waiter { asker, question: question.into(), way }
         };
         self.cells.received(incoming.transport, 1);
@@ -403,7 +405,7 @@ impl Face {
             for Waiter { asker, question, way } in waiters {
                 let transport = way.transport();
                 let is_gone = match way {
-                    Way::Stream(_, replies) => {
+                    Way::Stream { replies, .. } => {
                         let mut reply = Vec::new();
                         wire::write_reply(response.view(), &asker, &question, ttls, &mut rand::rng(), &mut reply);
                         // A connection that is gone misses nothing.
