@@ -36,8 +36,8 @@ impl Metrics {
             declare.counters("server_received_total", "Messages received from clients, whatever they are.", &["transport"], |b, put| b.row(|c| &c.received, &Transport::LABELS, put)),
             declare.counters("server_queries_total", "Queries received.", &["transport", "qtype"], |b, put| b.grid(|c| &c.queries, (&Transport::LABELS, &QTYPES), put)),
             declare.counters("server_replies_total", "Replies to clients.", &["transport", "rcode"], |b, put| b.grid(|c| &c.replies, (&Transport::LABELS, &RCODES), put)),
-            declare.counters("server_rejected_total", "Messages replied to without being resolved: malformed, unsupported, refused by the ACL, too many in all or of one client.", &["reason"], |b, put| b.row(|c| &c.rejections, &Rejection::LABELS, put)),
-            declare.counters("server_dropped_total", "Messages without a reply: no DNS query, from a port that must not be replied to, dropped by an overlay, or their connection was closed first.", &["reason"], |b, put| b.row(|c| &c.drops, &Dropped::LABELS, put)),
+            declare.counters("server_rejected_total", "Messages replied to without being resolved: malformed, unsupported, refused by the ACL, too many in all or of one client, truncated by the rate limit.", &["reason"], |b, put| b.row(|c| &c.rejections, &Rejection::LABELS, put)),
+            declare.counters("server_dropped_total", "Messages without a reply: no DNS query, from a port that must not be replied to, dropped by an overlay or the rate limit, or their connection was closed first.", &["reason"], |b, put| b.row(|c| &c.drops, &Dropped::LABELS, put)),
             declare.counters("server_kernel_drops_total", "Datagrams that the kernel dropped before we saw them: the buffers of the listener were full.", &["listener"], |b, put| b.each_listener(put)),
             declare.counters("server_unsent_total", "UDP replies that the system refused to send: no way to the client, or no room.", &[], |b, put| put(&[], b.sum(|c| &c.unsent))),
             declare.counters("server_tcp_refused_total", "TCP connections closed on our side before their end: refused by the ACL, more than one client may have, idle when another needed the place, too slow to send or to take.", &["reason"], |b, put| b.row(|c| &c.refusals, &Refusal::LABELS, put)),
@@ -233,6 +233,8 @@ labels! {
         Overload "overload",
         /// As many queries of this client wait as may.
         ClientOverload "client_overload",
+        /// Its network gets no more replies now; this one is truncated.
+        RateLimit "rate_limit",
 }
 
 labels! {
@@ -244,6 +246,8 @@ labels! {
         Port "port",
         /// An overlay says so.
         Overlay "overlay",
+        /// Its network gets no more replies now.
+        RateLimit "rate_limit",
         /// The connection or the listener that the reply had to leave by was closed.
         Gone "gone",
 }

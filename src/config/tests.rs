@@ -63,6 +63,7 @@ fn reference_is_the_default_and_mentions_every_key() {
     }
     for (section, keys) in [
         ("server", keys::<server::Config>()),
+        ("server.rate_limit", keys::<server::RateLimitConfig>()),
         ("forward", keys::<forward::Config>()),
         ("refuse", keys::<Refuse>()),
         ("zones", keys::<zone::Config>()),

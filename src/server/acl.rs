@@ -16,6 +16,11 @@ pub struct Acl {
 }
 
 impl Acl {
+    /// Clients on this host.
+    pub fn loopback() -> Self {
+        Self { rules: vec![Rule::Loopback] }
+    }
+
     /// Whether a client with this address is served. An IPv4 address seen through an IPv6 socket
     /// (`::ffff:192.0.2.1`) counts as the IPv4 address that it is.
     pub fn allows(&self, client: IpAddr) -> bool {

@@ -13,7 +13,7 @@ use std::{
 use humantime_serde::re::humantime::format_duration;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use super::{Acl, Secret};
+use super::{Acl, RateLimitConfig, Secret};
 
 /// What faces clients, section `[server]`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -84,6 +84,8 @@ pub struct Config {
     /// Default: none, which takes systemd's `STATE_DIRECTORY`, if it is set. Applies at reload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_directory: Option<PathBuf>,
+    /// How many replies a network is sent by UDP. Default: as many as it asks for. Applies at reload.
+    pub rate_limit: RateLimitConfig,
 }
 
 /// What is wrong with the section `[server]`.
@@ -121,7 +123,9 @@ impl Problem {
     /// The key that is to blame.
     pub fn key(&self) -> &'static str {
         match self {
-            Self::OutOfRange { key, .. } | Self::ListenTwice { key, .. } | Self::NoCertificate(key) => key,
+            // The section within the section, where there is one.
+            Self::OutOfRange { key, .. } => key.split('.').next().unwrap_or(key),
+            Self::ListenTwice { key, .. } | Self::NoCertificate(key) => key,
             Self::NoListen => "listen",
         }
     }
@@ -193,6 +197,15 @@ impl Config {
         ] {
             problems.extend(out_of_range(key, &value, &range, usize::to_string));
         }
+        let RateLimitConfig { responses_per_second, slip, ipv4_prefix, ipv6_prefix, .. } = self.rate_limit;
+        for (key, value, range) in [
+            ("rate_limit.responses_per_second", responses_per_second, 0..=1_000_000),
+            ("rate_limit.slip", slip.into(), 0..=10),
+            ("rate_limit.ipv4_prefix", ipv4_prefix.into(), 8..=32),
+            ("rate_limit.ipv6_prefix", ipv6_prefix.into(), 16..=128),
+        ] {
+            problems.extend(out_of_range(key, &value, &range, u32::to_string));
+        }
         let millis = Duration::from_millis;
         for (key, value, range) in [
             ("tcp_idle_timeout", self.tcp_idle_timeout, millis(1000)..=millis(600_000)),
@@ -236,6 +249,7 @@ impl Default for Config {
             max_queue: 16_384,
             cookie_secrets: Vec::new(),
             state_directory: None,
+            rate_limit: RateLimitConfig::default(),
         }
     }
 }

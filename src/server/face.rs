@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, UdpSocket},
     os::fd::AsFd,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use super::{
     Config,
     cookie::{self, Secret},
+    limit::{Allowance, Limiter},
 };
 use crate::{
     clock::{Moment, unix_seconds},
@@ -26,7 +27,7 @@ use crate::{
     metrics::{Cells, Dropped, Metrics, Rejection, Transport},
     resolve::{AtOnce, Begun, Client, From, Job, Next, Pending, Reason, Resolver, Settled, Waiter, Way},
     sys::Outbox,
-    wire::{self, Asker, ClientOptions, Query, Rcode, Reject, ReplyOptions, ReplySize, Ttls, View},
+    wire::{self, Asker, ClientOptions, Query, Rcode, Reject, ReplyOptions, ReplySize, Ttls, View, flag},
 };
 
 /// What listeners share: the heart, the settings, and the tasks for what takes time.
@@ -35,6 +36,8 @@ pub struct Face {
     config: ArcSwap<Config>,
     /// Makes cookies, unless the settings have another.
     secret: Secret,
+    /// Made when a limit is first set.
+    limiter: OnceLock<Limiter>,
     /// A UDP socket of each listener, for replies from tasks.
     sockets: RwLock<HashMap<u32, Arc<UdpSocket>>>,
     tasks: TaskTracker,
@@ -106,6 +109,16 @@ impl Drop for Driven {
     }
 }
 
+/// What of a message is held back by the rate limit.
+pub(super) enum HeldBack {
+    /// It is to be [taken](Face::take) in.
+    Nothing,
+    /// Its reply; the one that is written says to come by TCP.
+    Reply,
+    /// Every reply.
+    All,
+}
+
 /// What a message means for the stream that it came by.
 pub(super) enum Fate {
     /// It is replied to.
@@ -125,6 +138,7 @@ impl Face {
             resolver,
             config: ArcSwap::from_pointee(config),
             secret: Secret::random(&mut rand::rng()),
+            limiter: OnceLock::new(),
             sockets: RwLock::default(),
             tasks: TaskTracker::new(),
             runtime,
@@ -186,6 +200,38 @@ impl Face {
         let is_loopback = ip.to_canonical().is_loopback();
         let ceiling_bytes = if is_loopback { config.udp_size_loopback } else { config.udp_size };
         config.allow.allows(ip).then_some(Client { is_loopback, size: ReplySize::Datagram { ceiling_bytes } })
+    }
+
+    /// Whether the reply to a client at this address is held back, for its network has had enough of them by UDP.
+    pub(super) fn hold_back<R: Rng>(
+        &self,
+        incoming: Incoming<'_>,
+        config: &Config,
+        desk: &mut Desk<'_, R>,
+        out: &mut Vec<u8>,
+    ) -> HeldBack {
+        let Incoming { wire, client, peer, transport } = incoming;
+        let allowance = self.limiter.get_or_init(Limiter::new).take(peer, &config.rate_limit, desk.now);
+        if allowance == Allowance::Reply {
+            return HeldBack::Nothing;
+        }
+        let query = Query::parse(wire).ok();
+        // Who shows a cookie of ours has been told it at this address (RFC 7873 §5.2.4).
+        let cookie = query.as_ref().and_then(|query| self.reply_options(query.options(), peer, transport).cookie);
+        if cookie.is_some_and(|cookie| cookie.is_proof) {
+            return HeldBack::Nothing;
+        }
+        // Who is not served would find no service by TCP either.
+        let query = query.filter(|_| allowance == Allowance::Truncated);
+        let Some((query, client)) = query.zip(client) else {
+            desk.cells.dropped(Dropped::RateLimit);
+            return HeldBack::All;
+        };
+        let view = View { flags: flag::TC, ..View::bare(Rcode::NOERROR, &[]) };
+        wire::write_reply(view, &query.asker(client.size), query.question_bytes(), Ttls::Aged(0), desk.rng, out);
+        desk.cells.reject(Rejection::RateLimit);
+        desk.cells.reply(transport, Rcode::NOERROR.0);
+        HeldBack::Reply
     }
 
     /// A client that asks by a connection; `None` if it is not served.

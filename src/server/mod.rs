@@ -7,6 +7,7 @@ mod encrypted;
 mod face;
 mod https;
 mod kernel;
+mod limit;
 mod tcp;
 mod udp;
 
@@ -16,5 +17,6 @@ pub use cookie::Secret;
 pub use encrypted::{CertificateError, Identity, load_certificate, spoken};
 pub use face::{Desk, Face, Incoming, Taken};
 pub use kernel::KernelDrops;
+pub use limit::Config as RateLimitConfig;
 pub use tcp::{Connections, serve as serve_tcp};
 pub use udp::{Handle, spawn as spawn_worker};

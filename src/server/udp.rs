@@ -17,7 +17,7 @@ use std::{
 use rand::{SeedableRng, rngs::StdRng};
 use tokio_util::sync::CancellationToken;
 
-use super::{Desk, Face, Incoming, Taken};
+use super::{Desk, Face, Incoming, Taken, face::HeldBack};
 use crate::{
     clock::Moment,
     forward::{Limits, News, UdpDriver},
@@ -162,6 +162,7 @@ impl Worker {
     fn serve(&mut self, at: usize) -> io::Result<()> {
         let Listener { number, socket } = self.listeners[at].clone();
         let config = self.face.config();
+        let is_limited = config.rate_limit.is_on();
         for _ in 0..BATCHES_PER_TURN {
             let received = self.inbox.receive(socket.as_fd())?;
             self.cells.received(Transport::Udp, received);
@@ -177,6 +178,17 @@ impl Worker {
                 let client = self.face.datagram_client(peer.ip(), &config);
                 let incoming = Incoming { wire: datagram.payload, client, peer: peer.ip(), transport: Transport::Udp };
                 let mut desk = Desk { now: self.now, rng: &mut self.rng, cells: &self.cells };
+                if is_limited {
+                    let out = self.outbox.buffer();
+                    match self.face.hold_back(incoming, &config, &mut desk, out) {
+                        HeldBack::Nothing => {}
+                        HeldBack::Reply => {
+                            self.outbox.queue(peer, local);
+                            continue;
+                        }
+                        HeldBack::All => continue,
+                    }
+                }
                 let exchange = match self.face.take(incoming, waiter, &mut desk, self.outbox.buffer()) {
                     Taken::Reply(refresh) => {
                         self.outbox.queue(peer, local);
