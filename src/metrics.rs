@@ -56,6 +56,7 @@ impl Metrics {
             declare.gauges("resolve_waiting", "Clients that wait for a response.", &[], |b, put| put(&[], b.levels.waiting.read())),
             declare.gauges("resolve_in_flight", "Questions that wait for a response.", &[], |b, put| put(&[], b.levels.in_flight.read())),
             declare.gauges("resolve_queue_depth", "Questions that a task and not a worker forwards: they need a stream, or came by one.", &[], |b, put| put(&[], b.levels.queue_depth.read())),
+            declare.counters("resolve_withheld_total", "Answers from which addresses within a site were left out (rebinding_guard).", &[], |b, put| put(&[], b.levels.withheld.read())),
 
             declare.counters("forward_sends_total", "Queries sent to the upstream, those sent again included.", &UPSTREAM, |b, put| b.each_upstream(&[""], |u, _| load(&u.sends), put)),
             declare.counters("forward_resends_total", "Queries sent to the upstream again.", &UPSTREAM, |b, put| b.each_upstream(&[""], |u, _| load(&u.resends), put)),
@@ -489,6 +490,8 @@ pub struct Levels {
     pub waiting: Level,
     /// Questions that wait for a response.
     pub in_flight: Level,
+    /// Answers from which addresses were left out since the start.
+    pub withheld: Level,
     /// Questions that a task and not a worker forwards.
     pub queue_depth: Level,
     /// Open TCP connections of clients.

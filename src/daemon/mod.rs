@@ -476,6 +476,7 @@ impl Daemon {
             let (waiting, flights) = face.resolver().in_flight();
             levels.waiting.set(waiting as u64);
             levels.in_flight.set(flights as u64);
+            levels.withheld.set(face.resolver().withheld());
             levels.queue_depth.set(face.exchanges() as u64);
             levels.tcp_connections.set(connections.count() as u64);
             let tables = face.resolver().tables();

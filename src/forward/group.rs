@@ -94,6 +94,7 @@ impl Group {
             trust_ad: None,
             block_special: None,
             mixed_case: false,
+            guarded_but: None,
         };
         Self::new(&rule, vec![upstream])
     }

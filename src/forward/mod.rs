@@ -82,6 +82,13 @@ pub struct Config {
     /// Whether the letters of names are sent in mixed case, which a forger would have to guess. A server that does not
     /// repeat them is found out and spared by itself. Default true. Applies at reload.
     pub mixed_case: bool,
+    /// Whether addresses within a site (private, loopback, link-local, and those that wrap them) are left out of answers, so
+    /// that no page of a stranger reads what hosts of ours show (DNS rebinding). A name that a CNAME of this rule leads to
+    /// is guarded too, whoever answers it. Default false. Applies at reload.
+    pub rebinding_guard: bool,
+    /// The names, and all below them, that may lead there all the same.
+    /// Default: none. Applies at reload.
+    pub rebinding_exempt: Vec<Spanned<String>>,
 }
 
 /// Which upstream is asked first; one that is down comes last whatever the policy.
@@ -114,6 +121,8 @@ pub struct Rule {
     pub block_special: Option<bool>,
     /// [`Config::mixed_case`].
     pub mixed_case: bool,
+    /// [`Config::rebinding_exempt`], if there is a guard.
+    pub guarded_but: Option<Vec<Name>>,
 }
 
 /// A fault of a rule and where in the file it is.
@@ -139,6 +148,14 @@ pub enum Problem {
     Suffix {
         /// As written.
         suffix: String,
+        /// Why not.
+        error: NameError,
+    },
+    /// An exempt name that is none.
+    #[error("rebinding_exempt {name:?} is not a name: {error}")]
+    Exempt {
+        /// As written.
+        name: String,
         /// Why not.
         error: NameError,
     },
@@ -180,6 +197,8 @@ impl Default for Config {
             trust_ad: None,
             block_special: None,
             mixed_case: true,
+            rebinding_guard: false,
+            rebinding_exempt: Vec::new(),
         }
     }
 }
@@ -208,6 +227,13 @@ impl Config {
                 Err(error) => fault(Some(text.span()), Problem::Upstream { upstream: text.get_ref().clone(), error }),
             }
         }
+        let mut exempt = Vec::new();
+        for text in &self.rebinding_exempt {
+            match text.get_ref().parse::<Name>() {
+                Ok(name) => exempt.push(name),
+                Err(error) => fault(Some(text.span()), Problem::Exempt { name: text.get_ref().clone(), error }),
+            }
+        }
         if self.suffixes.is_empty() {
             fault(beginning.clone(), Problem::NoSuffixes);
         }
@@ -229,7 +255,8 @@ impl Config {
         }
         let Self { policy, trust_ad, block_special, mixed_case, .. } = *self;
         let ca_file = self.ca_file.clone();
-        Ok(Rule { suffixes, upstreams, ca_file, policy, trust_ad, block_special, mixed_case })
+        let guarded_but = self.rebinding_guard.then_some(exempt);
+        Ok(Rule { suffixes, upstreams, ca_file, policy, trust_ad, block_special, mixed_case, guarded_but })
     }
 }
 
@@ -261,7 +288,7 @@ mod tests {
     #[test]
     fn every_fault_is_reported_at_its_place() {
         let text = "suffixes = ['a..b', 'x.example', 'X.example.']\nupstreams = ['dns.example', '192.0.2.1', '192.0.2.1:53']\n\
-                    serve_stale = '8d'";
+                    serve_stale = '8d'\nrebinding_exempt = ['lan', 'b..c']";
         let faults = read(text).rule().unwrap_err();
         let printed: Vec<(Option<&str>, String)> =
             faults.iter().map(|fault| (fault.span.clone().map(|s| &text[s]), fault.problem.to_string())).collect();
@@ -277,6 +304,7 @@ mod tests {
                         .into()
                 ),
                 (Some("'192.0.2.1:53'"), "upstream 192.0.2.1:53 stands here twice; remove one".into()),
+                (Some("'b..c'"), "rebinding_exempt \"b..c\" is not a name: a label is empty".into()),
                 (Some("'a..b'"), "serve_stale is at most 7d; write a smaller value".into()),
             ]
         );

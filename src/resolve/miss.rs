@@ -1,6 +1,9 @@
 //! The order of authority, for what is not cached: overlay, then the longest suffix; then fill the cache.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use rand::{Rng, RngExt};
 use tokio::{sync::oneshot, time::timeout};
@@ -11,6 +14,7 @@ use super::{
     confine::confine,
     hit::{Asking, Denial, FromCache, STALE_ANSWER},
     inflight::{Join, Landing, Party, Verdict as Lands, Waiter, Waiters, Whose},
+    rebinding::withhold,
     tables::{Catalog, Chance, Decision, Route, Sharing, Tables, catalog_rule, is_catalog_rule},
 };
 use crate::{
@@ -84,6 +88,8 @@ pub struct Job {
     rule: RuleId,
     /// How often a source of the catalog was waited for.
     waits: u8,
+    /// A name on the way may not lead to addresses within a site.
+    is_guarded: bool,
 }
 
 /// A source of the catalog that has been asked for what the catalog does not hold.
@@ -285,6 +291,7 @@ impl Resolver {
             rule_of_owner == Some(route.id) || rule_of_owner == rule(&asked.qname, asked.qtype)
         });
         clamp(&mut response, &route.lifetimes);
+        job.is_guarded |= route.guards(&asked.qname);
         let stays = |target: &Name| {
             let target = Question { qname: target.clone(), ..asked.clone() };
             tables.rule_of(&target, job.client, now) == Some(route.id)
@@ -313,7 +320,20 @@ impl Resolver {
             Look::End(arrival, _) if !is_settled(arrival.response.rcode()) => {
                 Next::Settled(self.fail(&job, arrival.response, now))
             }
-            Look::End(arrival, rule) => {
+            Look::End(mut arrival, rule) => {
+                if job.is_guarded {
+                    match withhold(&mut arrival.response) {
+                        Ok(false) => {}
+                        Ok(true) => {
+                            self.withheld.fetch_add(1, Relaxed);
+                            tracing::debug!(qname = %job.party.key.question().qname, "addresses within a site left out");
+                        }
+                        Err(error) => {
+                            let end = job.walk.error(Rcode::SERVFAIL, 0, &error.to_string());
+                            return Next::Settled(self.fail(&job, end.response, now));
+                        }
+                    }
+                }
                 // Of a chain that began with an upstream, it is the upstream's rule.
                 let rule = if job.rule == NO_RULE { rule } else { job.rule };
                 Next::Settled(self.keep(&job, arrival, rule, now))
@@ -548,7 +568,17 @@ impl Resolver {
 
 impl Job {
     fn new(party: Party, client: Client, stale: bool, walk: Walk, now: Moment) -> Self {
-        Self { party, client, stale, ends: now + DEADLINE, walk, route: None, rule: NO_RULE, waits: 0 }
+        Self {
+            party,
+            client,
+            stale,
+            ends: now + DEADLINE,
+            walk,
+            route: None,
+            rule: NO_RULE,
+            waits: 0,
+            is_guarded: false,
+        }
     }
 
     /// The next exchange: with the upstreams of this route.

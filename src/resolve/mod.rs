@@ -10,9 +10,13 @@ mod confine;
 mod hit;
 mod inflight;
 mod miss;
+mod rebinding;
 mod tables;
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use arc_swap::ArcSwap;
 
@@ -29,6 +33,8 @@ pub struct Resolver {
     cache: Cache,
     inflight: InFlight<miss::Held>,
     tables: ArcSwap<Tables>,
+    /// Answers from which addresses were left out.
+    withheld: AtomicU64,
 }
 
 /// Who asks, as far as answers depend on it.
@@ -43,7 +49,12 @@ pub struct Client {
 impl Resolver {
     /// A resolver with these tables, in which at most `most_waiting` clients wait for upstreams at a time.
     pub fn new(cache: Cache, tables: Tables, most_waiting: usize) -> Self {
-        Self { cache, inflight: InFlight::new(most_waiting), tables: ArcSwap::from_pointee(tables) }
+        Self {
+            cache,
+            inflight: InFlight::new(most_waiting),
+            tables: ArcSwap::from_pointee(tables),
+            withheld: AtomicU64::new(0),
+        }
     }
 
     /// The tables in use.
@@ -72,6 +83,11 @@ impl Resolver {
     /// The response cache.
     pub fn cache(&self) -> &Cache {
         &self.cache
+    }
+
+    /// From how many answers addresses within a site were left out.
+    pub fn withheld(&self) -> u64 {
+        self.withheld.load(Relaxed)
     }
 
     /// How many clients wait for upstreams, and how many questions for.

@@ -56,6 +56,8 @@ pub struct Route {
     pub lifetimes: Policy,
     /// Whether ANY is asked of the upstreams; other rules answer it as RFC 8482 says.
     pub relays_any: bool,
+    /// Whether names that this rule speaks for may not lead to addresses within a site: all but those at or below these.
+    guarded_but: Option<Vec<Name>>,
 }
 
 /// Who speaks for a suffix.
@@ -253,9 +255,17 @@ impl Route {
             upstream.to_string().hash(&mut identity);
         }
         (rule.trust_ad, lifetimes).hash(&mut identity);
+        if let Some(exempt) = &rule.guarded_but {
+            exempt.hash(&mut identity);
+        }
         let id = RuleId(identity.finish() | ROUTE_RULE);
         let relays_any = rule.upstreams.iter().all(|upstream| upstream.is_loopback());
-        Self { id, group, lifetimes, relays_any }
+        Self { id, group, lifetimes, relays_any, guarded_but: rule.guarded_but.clone() }
+    }
+
+    /// Whether this name may not lead to addresses within a site.
+    pub(super) fn guards(&self, qname: &Name) -> bool {
+        self.guarded_but.as_ref().is_some_and(|exempt| !exempt.iter().any(|suffix| qname.is_at_or_below(suffix)))
     }
 }
 

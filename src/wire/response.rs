@@ -183,6 +183,18 @@ impl Response {
         Some(Self { message, extended_errors: self.extended_errors.clone(), plan: Vec::new(), ..*self })
     }
 
+    /// The response without some of its records; the others keep their places. Nobody has validated that: AD is clear.
+    pub fn without(&self, is_left_out: impl Fn(&RecordView) -> bool) -> Result<Self, NameError> {
+        let mut sections = [Vec::new(), Vec::new(), Vec::new()];
+        for record in self.records().filter(|record| !is_left_out(record)) {
+            sections[record.section as usize].push(self.record(&record)?);
+        }
+        let message = answer::write_message(&self.message[..self.records_at], &sections);
+        let mut rest = Self { message, plan: Vec::new(), extended_errors: self.extended_errors.clone(), ..*self };
+        rest.set_flag(super::flag::AD, false);
+        Ok(rest)
+    }
+
     /// A response with a header and the question, and no records: for errors.
     pub fn error(question: &Question, rcode: Rcode, errors: &[ExtendedError]) -> Self {
         let mut response =

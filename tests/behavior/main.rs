@@ -25,6 +25,7 @@ mod messages;
 mod negative_answers;
 mod overrides;
 mod real_upstreams;
+mod rebinding;
 mod reload;
 mod shuffling;
 mod single_writer;

@@ -1,0 +1,196 @@
+//! Names of strangers do not lead to hosts of ours (DNS rebinding).
+//!
+//! A page is bound to its name. If the name's owner makes it point to an address of this site, the page reads what is there
+//! as if it were its own. So a rule may keep what its upstreams say from naming such addresses: the records are left out, and
+//! the rest is given; with nothing left that is NODATA, with the extended error that it was blocked (RFC 8914 §4.16). A
+//! chain counts as a whole: where it began with a stranger's name, it does not end here, whoever says so.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::wire::{Class, ExtendedError, Name, NameError, RecordView, Response, Rtype, read_u16};
+
+/// Leaves out the records that name an address of a site, and says so; whether there were any.
+pub(super) fn withhold(response: &mut Response) -> Result<bool, NameError> {
+    let mut found: Vec<(Name, Rtype)> = Vec::new();
+    for record in response.records() {
+        if is_private_record(response, &record) {
+            found.push((response.owner(&record)?, record.rtype));
+        }
+    }
+    if found.is_empty() {
+        return Ok(false);
+    }
+    // A signature of the whole proves nothing of a part.
+    let is_signature_of_found = |record: &RecordView| {
+        let covered = read_u16(response.message(), record.rdata.start).map(Rtype);
+        record.rtype == Rtype::RRSIG
+            && response.owner(record).is_ok_and(|owner| found.iter().any(|f| f.0 == owner && Some(f.1) == covered))
+    };
+    let rest = response.without(|record| is_private_record(response, record) || is_signature_of_found(record))?;
+    *response = rest;
+    response.add_error(&ExtendedError { code: EDE_BLOCKED, text: "addresses within a site were left out".into() });
+    Ok(true)
+}
+
+fn is_private_record(response: &Response, record: &RecordView) -> bool {
+    let Some(rdata) = response.message().get(record.rdata.clone()).filter(|_| record.class == Class::IN) else {
+        return false;
+    };
+    match record.rtype {
+        Rtype::A | Rtype::AAAA => address(rdata).is_some_and(is_private),
+        Rtype::SVCB | Rtype::HTTPS => hints(rdata).unwrap_or_default().into_iter().any(is_private),
+        _ => false,
+    }
+}
+
+fn address(octets: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(octets).ok().map(IpAddr::from);
+    v4.or_else(|| <[u8; 16]>::try_from(octets).ok().map(IpAddr::from))
+}
+
+/// The addresses that a service binding suggests (RFC 9460 §7.3); `None` for RDATA that is cut.
+fn hints(rdata: &[u8]) -> Option<Vec<IpAddr>> {
+    let mut at = 2; // behind the priority
+    loop {
+        let label_bytes = usize::from(*rdata.get(at)?);
+        at += 1 + label_bytes;
+        if label_bytes == 0 {
+            break;
+        }
+    }
+    let mut hints = Vec::new();
+    while at < rdata.len() {
+        let (key, length) = (read_u16(rdata, at)?, usize::from(read_u16(rdata, at + 2)?));
+        let value = rdata.get(at + 4..at + 4 + length)?;
+        match key {
+            KEY_IPV4_HINT => hints.extend(value.chunks(4).filter_map(address)),
+            KEY_IPV6_HINT => hints.extend(value.chunks(16).filter_map(address)),
+            _ => {}
+        }
+        at += 4 + length;
+    }
+    Some(hints)
+}
+
+/// Whether an address means a host within a site, or this one: loopback, private (RFC 1918, 4193), shared (RFC 6598),
+/// link-local, unspecified (which reaches loopback) and broadcast, also where IPv6 wraps it: mapped and compatible (RFC 4291
+/// §2.5.5), translated (RFC 6052), 6to4 (RFC 3056).
+fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => is_private_v4(v4),
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, e, f, g, h] = v6.segments();
+            let v4_at = |high: u16, low: u16| Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
+            let wrapped = match (a, b, c, d, e, f) {
+                (0, 0, 0, 0, 0, 0 | 0xffff) | (0x64, 0xff9b, 0, 0, 0, 0) => Some(v4_at(g, h)),
+                (0x2002, ..) => Some(v4_at(b, c)),
+                _ => None,
+            };
+            v6 == Ipv6Addr::LOCALHOST
+                || v6.is_unique_local()
+                || v6.is_unicast_link_local()
+                || wrapped.is_some_and(is_private_v4)
+        }
+    }
+}
+
+fn is_private_v4(v4: Ipv4Addr) -> bool {
+    let [a, b, ..] = v4.octets();
+    let is_shared = a == 100 && b & 0xc0 == 64;
+    a == 0 || v4.is_private() || v4.is_loopback() || v4.is_link_local() || v4.is_broadcast() || is_shared
+}
+
+/// Extended error 15, Blocked (RFC 8914 §4.16).
+const EDE_BLOCKED: u16 = 15;
+/// SvcParamKeys (RFC 9460 §14.3.2).
+const KEY_IPV4_HINT: u16 = 4;
+const KEY_IPV6_HINT: u16 = 6;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Answer, Question, Record, flag};
+
+    #[test]
+    fn addresses_within_a_site_are_known_in_every_guise() {
+        for (address, expected) in [
+            ("10.0.0.1", true),
+            ("172.31.255.255", true),
+            ("172.32.0.0", false),
+            ("192.168.0.1", true),
+            ("127.0.0.1", true),
+            ("127.255.0.1", true),
+            ("169.254.169.254", true),
+            ("100.64.0.1", true),
+            ("100.128.0.1", false),
+            ("0.0.0.0", true),
+            ("0.1.2.3", true),
+            ("255.255.255.255", true),
+            ("192.0.2.1", false),
+            ("8.8.8.8", false),
+            ("::1", true),
+            ("::", true),
+            ("fd00::1", true),
+            ("fe80::1", true),
+            ("2001:db8::1", false),
+            ("::ffff:10.0.0.1", true),
+            ("::ffff:192.0.2.1", false),
+            ("::10.0.0.1", true),
+            ("64:ff9b::10.0.0.1", true),
+            ("64:ff9b::192.0.2.1", false),
+            ("2002:a00:1::1", true), // 10.0.0.1
+            ("2002:c000:201::1", false),
+        ] {
+            assert_eq!(is_private(address.parse().unwrap()), expected, "{address}");
+        }
+    }
+
+    fn record(owner: &str, rtype: Rtype, rdata: &[u8]) -> Record {
+        Record::new(owner.parse().unwrap(), rtype, 60, rdata.to_vec())
+    }
+
+    /// What is left of these records, in the answer and in the additional section alike.
+    fn left(records: &[Record]) -> Option<Vec<Record>> {
+        let question = Question { qname: "www.example".parse().unwrap(), qtype: Rtype::A, qclass: Class::IN };
+        let answer = Answer { answer: records.to_vec(), additional: records.to_vec(), ..Answer::default() };
+        let mut response = answer.encode(&question);
+        response.set_flag(flag::AD, true);
+        let is_found = withhold(&mut response).unwrap();
+        let left = response.to_answer().unwrap();
+        assert_eq!(left.answer, left.additional);
+        assert_eq!(response.question_bytes(), b"\x03www\x07example\0\0\x01\0\x01");
+        assert_eq!((response.extended_errors().len() > 4, response.has_flag(flag::AD)), (is_found, !is_found));
+        is_found.then_some(left.answer)
+    }
+
+    #[test]
+    fn what_names_such_an_address_is_left_out_with_its_signature() {
+        let (www, other) = ("www.example", "other.example");
+        let public = record(www, Rtype::A, &[192, 0, 2, 1]);
+        let private = record(www, Rtype::A, &[10, 0, 0, 1]);
+        let private_v6 = record(www, Rtype::AAAA, &"fd00::1".parse::<Ipv6Addr>().unwrap().octets());
+        // Of type A; then times and a tag, the root as signer, and the signature.
+        let signed = [&[0, 1, 13, 2][..], &[0; 14], &[0], &[7; 64]].concat();
+        let signature = record(www, Rtype::RRSIG, &signed);
+        let other_signature = record(other, Rtype::RRSIG, &signed);
+        let alias = record(www, Rtype::CNAME, b"\x05other\x07example\0");
+        let text = record(www, Rtype::TXT, b"\x0410.0");
+        let odd = record(www, Rtype::A, &[10, 0, 0]);
+        // Priority 1, our own name, ALPN h2, then the hints.
+        let binding = |hint: &[u8]| record(www, Rtype::HTTPS, &[&[0, 1, 0, 0, 1, 0, 3, 2, b'h', b'2'], hint].concat());
+        let public_hint = binding(&[0, 4, 0, 4, 192, 0, 2, 1]);
+        let private_hint = binding(&[0, 4, 0, 8, 192, 0, 2, 1, 10, 0, 0, 1]);
+        let cut_hint = binding(&[0, 4, 0, 8, 10]);
+        for (records, expected) in [
+            (vec![public.clone(), signature.clone()], None),
+            (vec![public.clone(), private.clone(), signature.clone()], Some(vec![public.clone()])),
+            (vec![private.clone()], Some(vec![])),
+            (vec![alias.clone(), private_v6, other_signature.clone()], Some(vec![alias, other_signature])),
+            (vec![text, odd], None), // no addresses
+            (vec![public_hint.clone(), private_hint], Some(vec![public_hint])),
+            (vec![cut_hint], None),
+        ] {
+            assert_eq!(left(&records), expected, "{records:?}");
+        }
+    }
+}
