@@ -1,6 +1,6 @@
 //! What operators and their monitoring read over HTTP: health and metrics.
 
-use std::net::SocketAddr;
+use std::{fs, net::SocketAddr, path::Path};
 
 use crate::harness::{daemon::forward, message::TC, netns::Netns, *};
 
@@ -114,6 +114,101 @@ fn the_exposition_is_what_prometheus_reads() {
         families.iter().all(|family| family.starts_with("watershed_") || family == "process_start_time_seconds"),
         "{families:?}"
     );
+}
+
+/// A route, and whether it changes anything: all that there are, as the source lists them, each with a name where one goes.
+fn routes() -> Vec<(String, bool)> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/control");
+    let mut routes = Vec::new();
+    for file in ["mod.rs", "consul/mod.rs"] {
+        let text = fs::read_to_string(source.join(file)).unwrap();
+        let own = text.split("#[cfg(test)]").next().unwrap();
+        for line in own.lines().map(str::trim) {
+            let (rest, name) = match (line.strip_prefix(".route(\""), line.strip_prefix(".merge(named(\"")) {
+                (Some(rest), _) => (rest, ""),
+                (None, Some(rest)) => (rest, "anything"),
+                (None, None) => continue,
+            };
+            let (path, handler) = rest.split_once("\", ").expect("a path and its handler");
+            assert!(handler.starts_with("get(") || handler.starts_with("put("), "another method: {line}");
+            routes.push((format!("{path}{name}"), handler.starts_with("put(")));
+        }
+    }
+    assert!(routes.iter().filter(|route| route.1).count() >= 10 && routes.len() >= 25, "{routes:?}");
+    routes
+}
+
+/// A catalog to which services may be registered.
+fn registering() -> Setup {
+    Setup::new(
+        "[catalog]\nnode_name = \"monitor1\"\naddress = \"192.0.2.1\"\n[catalog.api]\nenable_registration = true\n",
+    )
+}
+
+const SERVICE: &str = "{\"Name\": \"web\", \"Port\": 80}";
+
+#[test]
+fn no_page_of_another_site_reaches_any_route() {
+    let daemon = registering().start();
+    let control = daemon.control.unwrap();
+    let (own, origin) = (control.to_string(), format!("http://{control}"));
+    type Fields<'a> = &'a [(&'a str, &'a str)];
+    for (path, changes) in routes() {
+        let method = if changes { "PUT" } else { "GET" };
+        let status = |method: &str, fields: Fields| {
+            http::send(control, &format!("{method} {path}"), fields, SERVICE, PATIENCE).unwrap().status
+        };
+        // Under a name that somebody else may have led here.
+        for host in ["attacker.example", "localhost.attacker.example", "127.0.0.1.attacker.example"] {
+            assert_eq!(status(method, &[("Host", host)]), 421, "{path} as {host}");
+        }
+        for (fields, is_foreign) in [
+            (&[("Origin", "https://attacker.example")][..], true),
+            (&[("Origin", "null")], true),
+            (&[("Sec-Fetch-Site", "cross-site")], true),
+            (&[("Sec-Fetch-Site", "same-site")], true),
+            (&[("Origin", &*origin), ("Host", &*own)], false),
+            (&[], false),
+        ] {
+            // What only shows can be read by a browser, whose own rules keep it from pages of other sites.
+            assert_eq!(status(method, fields) == 403, is_foreign && changes, "{path} {fields:?}");
+        }
+        if changes {
+            // By no other method, which a page could use without asking.
+            for other in ["GET", "POST", "HEAD", "DELETE", "OPTIONS"] {
+                assert_eq!(status(other, &[]), 405, "{other} {path}");
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_is_changed_from_another_host_without_the_token() {
+    let Some(netns) = Netns::new("") else { return };
+    for (token, right, expected) in
+        [("", "none", "403"), ("token = \"secret\"\n", "wrong", "403"), ("token = \"secret\"\n", "secret", "")]
+    {
+        let config = format!(
+            "[control]\nlisten = \"0.0.0.0:0\"\n[catalog]\nnode_name = \"monitor1\"\naddress = \"192.0.2.1\"\n\
+                              [catalog.api]\nenable_registration = true\n{token}"
+        );
+        let daemon = Setup::new(&config).start();
+        let port = daemon.control.unwrap().port();
+        let changing: Vec<String> = routes().into_iter().filter(|route| route.1).map(|route| route.0).collect();
+        let urls = changing.iter().map(|path| format!("http://{}:{port}{path}", netns.host()));
+        let header = format!("X-Consul-Token: {right}");
+        let mut curl = netns.command("curl");
+        curl.args(["-s", "-X", "PUT", "-H", &header, "-d", SERVICE, "-w", "\n=%{http_code}\n"]).args(urls);
+        let text = run(&mut curl);
+        let statuses: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix('=')).collect();
+        assert_eq!(statuses.len(), changing.len(), "{text}");
+        let registered = daemon.get("/v1/catalog/services").1.contains("web");
+        if expected.is_empty() {
+            assert!(registered && statuses.iter().all(|status| *status != "403"), "{text}");
+        } else {
+            assert!(!registered && statuses.iter().all(|status| *status == expected), "{right}: {text}");
+        }
+    }
 }
 
 /// Nothing on the control port changes state without loopback; and a network that is not loopback sees no port at all

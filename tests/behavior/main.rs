@@ -2,6 +2,7 @@
 
 mod harness;
 
+mod access;
 mod address_pairs;
 mod cache;
 mod cache_rules;
@@ -23,6 +24,7 @@ mod header;
 mod listening;
 mod messages;
 mod negative_answers;
+mod overload;
 mod overrides;
 mod real_upstreams;
 mod rebinding;

@@ -6,6 +6,7 @@ pub mod agent;
 pub mod catalog;
 pub mod client;
 pub mod daemon;
+pub mod flood;
 pub mod http;
 pub mod message;
 pub mod netns;
