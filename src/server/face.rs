@@ -215,20 +215,19 @@ impl Face {
         if allowance == Allowance::Reply {
             return HeldBack::Nothing;
         }
-        let query = Query::parse(wire).ok();
-        // Who shows a cookie of ours has been told it at this address (RFC 7873 §5.2.4).
-        let cookie = query.as_ref().and_then(|query| self.reply_options(query.options(), peer, transport).cookie);
-        if cookie.is_some_and(|cookie| cookie.is_proof) {
-            return HeldBack::Nothing;
-        }
         // Who is not served would find no service by TCP either.
-        let query = query.filter(|_| allowance == Allowance::Truncated);
-        let Some((query, client)) = query.zip(client) else {
-            desk.cells.dropped(Dropped::RateLimit);
-            return HeldBack::All;
+        let asking = Query::parse(wire).ok().zip(client);
+        let asking = asking.map(|(query, client)| (query, self.asker(&query, client, peer, transport)));
+        let (query, asker) = match asking {
+            Some((_, asker)) if asker.is_proven() => return HeldBack::Nothing,
+            Some(asking) if allowance == Allowance::Truncated => asking,
+            _ => {
+                desk.cells.dropped(Dropped::RateLimit);
+                return HeldBack::All;
+            }
         };
         let view = View { flags: flag::TC, ..View::bare(Rcode::NOERROR, &[]) };
-        wire::write_reply(view, &query.asker(client.size), query.question_bytes(), Ttls::Aged(0), desk.rng, out);
+        wire::write_reply(view, &asker, query.question_bytes(), Ttls::Aged(0), desk.rng, out);
         desk.cells.reject(Rejection::RateLimit);
         desk.cells.reply(transport, Rcode::NOERROR.0);
         HeldBack::Reply
@@ -275,10 +274,7 @@ impl Face {
                 return refusal(rcode);
             }
         };
-        let mut asker = query.asker(client.size);
-        if query.options() != ClientOptions::default() {
-            asker.options = self.reply_options(query.options(), peer, transport);
-        }
+        let asker = self.asker(&query, client, peer, transport);
         let miss = match self.resolver.at_once(query, asker, client, desk.now, desk.rng, out) {
             AtOnce::Refusal(rcode) => return refusal(rcode),
             AtOnce::Reply(rcode, qtype, from) => {
@@ -321,6 +317,15 @@ impl Face {
             Begun::Exchange(exchange, job) => Taken::Exchange(exchange, job),
             Begun::Wait(pending, job) => Taken::Wait(pending, job),
         }
+    }
+
+    /// What the reply to a query depends on.
+    fn asker(&self, query: &Query<'_>, client: Client, peer: IpAddr, transport: Transport) -> Asker {
+        let mut asker = query.asker(client.size);
+        if query.options() != ClientOptions::default() {
+            asker.options = self.reply_options(query.options(), peer, transport);
+        }
+        asker
     }
 
     /// What is said to the options of a query.

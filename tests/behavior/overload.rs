@@ -25,6 +25,9 @@ fn config(upstream: SocketAddr, silent: SocketAddr, server: &str) -> String {
     format!("{rules}\n[server]\nlisten = [\"127.0.0.1:0\"]\nworkers = 2\n{server}")
 }
 
+/// The option's code (RFC 7873 §4).
+const COOKIE: u16 = 10;
+
 fn dead(client: &str, count: usize) -> impl Iterator<Item = String> + use<> {
     let client = client.to_owned();
     (0..count).map(move |number| format!("name{number}.{client}.dead.example A"))
@@ -229,6 +232,15 @@ fn a_network_gets_no_more_replies_than_its_limit_and_true_clients_come_by_tcp() 
         let replies = drain(&client, Duration::from_millis(300));
         assert_eq!(replies.iter().filter(|reply| !reply.has(TC)).count(), queries, "{ip:?}");
     }
+    // Nor does it hold for who shows a cookie of ours: nobody forges that address.
+    let with_cookie = |cookie: &[u8]| query("www.example A").edns(1232).option(COOKIE, cookie).to_wire();
+    connection.write_all(&framed(&with_cookie(&[7; 8]))).unwrap();
+    let reply = Message::from_wire(&client::read_framed(&mut connection).expect("a reply")).unwrap();
+    let (_, cookie) = reply.edns.unwrap().options.into_iter().find(|(code, _)| *code == COOKIE).expect("a cookie");
+    let proven = client_at([127, 5, 0, 1], daemon.address());
+    send_again(&proven, &with_cookie(&cookie), 300);
+    let replies = drain(&proven, Duration::from_millis(300));
+    assert_eq!(replies.iter().filter(|reply| !reply.has(TC)).count(), 300);
     // A reload turns it off.
     daemon.edit_config(|config| config.replace("responses_per_second = 40", "responses_per_second = 0"));
     daemon.reload();
