@@ -10,19 +10,12 @@ mod guard;
 mod http;
 mod listen;
 mod registrations;
+mod saved;
+mod serving;
+mod status;
 mod watch;
 
-use std::{
-    collections::HashMap,
-    env, fs,
-    io::{self, Write},
-    net::SocketAddr,
-    os::unix::fs::OpenOptionsExt,
-    path::PathBuf,
-    sync::Arc,
-    thread::{self, available_parallelism},
-    time::Duration,
-};
+use std::{env, io, path::PathBuf, sync::Arc, thread::available_parallelism, time::Duration};
 
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
@@ -37,17 +30,19 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::catalog::Catalog;
 use crate::{
     cache::{Cache, Epoch},
-    catalog::{Live, Standing, source::file::Scope},
-    clock::{Moment, unix_seconds},
+    catalog::source::file::Scope,
+    clock::Moment,
     config::{Loaded, Refused, Upstreams},
     control, forward,
     metrics::{Metrics, Reload},
     resolve::{Resolver, Route, Rules, Tables},
-    server::{self, Connections, Face, Identity, KernelDrops, Service},
+    server::{self, Face, Identity, Service},
     sys, zone,
 };
 use http::Http;
 use listen::Listener;
+use serving::{DRAIN, Serving};
+use status::Status;
 use watch::Watch;
 
 /// Serves until told to stop. Every fault at start is fatal.
@@ -89,40 +84,18 @@ struct Daemon {
     face: Arc<Face>,
     metrics: Arc<Metrics>,
     status: Arc<Mutex<Status>>,
-    workers: Vec<(server::Handle, thread::JoinHandle<io::Result<()>>)>,
-    listeners: HashMap<u32, Open>,
-    next_listener: u32,
-    connections: Arc<Connections>,
-    kernel_drops: Arc<KernelDrops>,
+    serving: Serving,
     identity: Arc<Identity>,
     http: Http,
     /// What the API serves.
     feed: tokio::sync::watch::Sender<Option<Arc<control::consul::Served>>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
-    worker_ended: CancellationToken,
     /// The faults of files that were logged last.
     faults: Vec<String>,
     watch: Watch,
     changed: mpsc::Receiver<()>,
     signals: Signals,
-}
-
-/// A listener in service.
-struct Open {
-    /// As configured, where port 0 stands for any; `None` if the service manager opened it.
-    configured: Option<(Service, SocketAddr)>,
-    closing: CancellationToken,
-}
-
-/// What `/ready` speaks of.
-#[derive(Default)]
-struct Status {
-    upstreams_unknown: bool,
-    default_group: Option<Arc<forward::Group>>,
-    catalog: Option<Arc<Live>>,
-    faulty_files: Vec<String>,
-    is_stopping: bool,
 }
 
 struct Signals {
@@ -165,25 +138,21 @@ impl Daemon {
         resolver.set_most_waiting(config.server.max_in_flight, config.server.max_in_flight_per_client);
         let face = Arc::new(Face::new(resolver, config.server.clone(), &metrics, runtime));
         let (change, changed) = mpsc::channel(1);
+        let identity = Arc::<Identity>::default();
         let mut daemon = Self {
             files: outcome.files,
             catalog,
             groups,
             epoch,
+            serving: Serving::new(face.clone(), identity.clone(), tasks.clone(), stopping.clone()),
             face,
             metrics,
             status: Arc::default(),
-            workers: Vec::new(),
-            listeners: HashMap::new(),
-            next_listener: 0,
-            connections: Arc::default(),
-            kernel_drops: Arc::default(),
-            identity: Arc::default(),
+            identity,
             http: Http::default(),
             feed: tokio::sync::watch::Sender::new(None),
             tasks,
             stopping,
-            worker_ended: CancellationToken::new(),
             faults: Vec::new(),
             watch: Watch::new(change).context("cannot watch files")?,
             changed,
@@ -193,13 +162,9 @@ impl Daemon {
         daemon.identity.set(certificate);
         daemon.show_catalog();
         let control = daemon.http.bind(&daemon.loaded.config)?;
-        for number in 0..worker_count {
-            let worker =
-                server::spawn_worker(number, daemon.face.clone(), daemon.metrics.cells(), daemon.worker_ended.clone());
-            daemon.workers.push(worker.context("cannot start a worker; see `ulimit -n` and `ulimit -u`")?);
-        }
-        for (listener, configured) in open {
-            daemon.open(listener, configured)?;
+        daemon.serving.start_workers(worker_count, &daemon.metrics)?;
+        for opened in open {
+            daemon.serving.open(opened, &daemon.metrics)?;
         }
         daemon.observe();
         daemon.serve_control(control)?;
@@ -221,7 +186,9 @@ impl Daemon {
     async fn serve(&mut self) -> Result<()> {
         tracing::info!("ready");
         notify_manager(&[NotifyState::Ready]);
-        self.restore_cache();
+        if let Some(file) = snapshot_file(&self.loaded) {
+            saved::restore_cache(self.face.resolver().clone(), file);
+        }
         let mut watchdog = sd_notify::watchdog_enabled().map(|limit| tokio::time::interval(limit / 2));
         loop {
             tokio::select! {
@@ -229,32 +196,10 @@ impl Daemon {
                 _ = self.signals.interrupt.recv() => return Ok(()),
                 _ = self.signals.hangup.recv() => self.reload().await,
                 Some(()) = self.changed.recv() => self.take_in_files().await,
-                () = self.worker_ended.cancelled() => return Err(self.worker_failure()),
+                () = self.serving.worker_ended() => return Err(self.serving.worker_failure()),
                 Some(_) = async { Some(watchdog.as_mut()?.tick().await) } => notify_manager(&[NotifyState::Watchdog]),
             }
         }
-    }
-
-    /// Why a worker has ended though nobody told it to. Without it some clients get no answers, so the daemon ends too.
-    fn worker_failure(&mut self) -> anyhow::Error {
-        let workers = std::mem::take(&mut self.workers);
-        for (_, thread) in workers {
-            // Its guard is dropped a moment before the thread ends; the others go on, and are not waited for.
-            for _ in 0..100 {
-                if thread.is_finished() {
-                    break;
-                }
-                thread::yield_now();
-            }
-            if thread.is_finished() {
-                return match thread.join() {
-                    Ok(Ok(())) => anyhow::anyhow!("a worker has ended"),
-                    Ok(Err(error)) => anyhow::Error::from(error).context("a worker has failed"),
-                    Err(_) => anyhow::anyhow!("a worker has panicked"),
-                };
-            }
-        }
-        anyhow::anyhow!("a worker has ended")
     }
 
     /// Takes in the configuration and all files anew: everything or, if there is any fault, nothing.
@@ -284,15 +229,7 @@ impl Daemon {
         }
         let plan = plan_catalog(&loaded)?;
         // Everything that can fail comes before anything that is seen.
-        let mut opened = Vec::new();
-        for (service, address) in loaded.config.server.listeners() {
-            let is_open =
-                |open: &Open| open.configured.map_or(service == Service::Plain, |at| at == (service, address));
-            if !self.listeners.values().any(is_open) {
-                let listener = Listener::open(service, address, self.workers.len())?;
-                opened.push((listener, Some((service, address))));
-            }
-        }
+        let opened = self.serving.open_missing(&loaded.config.server)?;
         let groups = forward::Group::build_all(&loaded.rules, &self.groups, &self.metrics).map_err(Refused::new)?;
         let certificate = server::load_certificate(&loaded.config.server).map_err(|error| Refused::new([error]))?;
         let control = self.http.bind(&loaded.config)?;
@@ -308,10 +245,10 @@ impl Daemon {
         self.face.resolver().set_most_waiting(config.server.max_in_flight, config.server.max_in_flight_per_client);
         self.face.set_config(config.server.clone());
         let retired = self.swap_tables();
-        for (listener, configured) in opened {
-            self.open(listener, configured)?;
+        for opened in opened {
+            self.serving.open(opened, &self.metrics)?;
         }
-        self.close_others();
+        self.serving.close_others(&self.loaded.config.server);
         self.serve_control(control)?;
         self.faults.clear();
         self.note_state(0);
@@ -387,52 +324,6 @@ impl Daemon {
         self.face.resolver().retire(Moment::now())
     }
 
-    fn open(&mut self, listener: Listener, configured: Option<(Service, SocketAddr)>) -> Result<()> {
-        let number = self.next_listener;
-        self.next_listener += 1;
-        let closing = self.stopping.child_token();
-        let Listener { service, address, tcp, udp } = listener;
-        if let Some(tcp) = tcp {
-            let tcp = tokio::net::TcpListener::from_std(tcp).context("cannot serve TCP")?;
-            let spoken = server::spoken(service, self.identity.clone()).context("cannot serve TLS")?;
-            let (face, connections) = (self.face.clone(), self.connections.clone());
-            self.tasks.spawn(server::serve_tcp(tcp, spoken, face, connections, closing.clone()));
-        }
-        if !udp.is_empty() {
-            self.kernel_drops.watch(&udp, &self.metrics.listener(&address.to_string()));
-        }
-        self.face.set_socket(number, udp.first().cloned());
-        for ((worker, _), socket) in self.workers.iter().zip(udp) {
-            worker.add(number, socket);
-        }
-        self.listeners.insert(number, Open { configured, closing });
-        tracing::info!(%address, "listening");
-        Ok(())
-    }
-
-    /// Closes the listeners that are no longer configured; those that the service manager opened stay.
-    fn close_others(&mut self) {
-        let config = &self.loaded.config.server;
-        let is_gone = |open: &Open| open.configured.is_some_and(|at| !config.listeners().any(|kept| kept == at));
-        let gone: Vec<u32> =
-            self.listeners.iter().filter(|(_, open)| is_gone(open)).map(|(&number, _)| number).collect();
-        for number in gone {
-            let Some(open) = self.listeners.remove(&number) else { continue };
-            open.closing.cancel();
-            for (worker, _) in &self.workers {
-                worker.remove(number);
-            }
-            // Those who wait are still replied to, from a socket that hears nobody else.
-            let face = self.face.clone();
-            face.deafen_socket(number);
-            self.tasks.spawn(async move {
-                tokio::time::sleep(DRAIN).await;
-                face.set_socket(number, None);
-            });
-            tracing::info!(address = open.configured.map(|at| tracing::field::display(at.1)), "no longer listening");
-        }
-    }
-
     /// Serves operators and their tools where it is configured, on what was bound for it.
     fn serve_control(&mut self, bound: http::Bound) -> Result<()> {
         let status = self.status.clone();
@@ -465,8 +356,8 @@ impl Daemon {
 
     /// Lets a scrape see what is known only by looking.
     fn observe(&self) {
-        let (face, connections) = (self.face.clone(), self.connections.clone());
-        let kernel_drops = self.kernel_drops.clone();
+        let (face, connections) = (self.face.clone(), self.serving.connections().clone());
+        let kernel_drops = self.serving.kernel_drops().clone();
         self.metrics.on_scrape(move |levels| {
             kernel_drops.count();
             let usage = face.resolver().cache().usage();
@@ -512,39 +403,6 @@ impl Daemon {
         self.watch.follow(read.chain([self.loaded.config.zones.directory()]).chain(folders).chain(configured));
     }
 
-    /// Takes in what the last process has saved, beside serving.
-    fn restore_cache(&self) {
-        let Some(file) = snapshot_file(&self.loaded) else { return };
-        let resolver = self.face.resolver().clone();
-        tokio::task::spawn_blocking(move || {
-            let snapshot = match fs::read(&file) {
-                Ok(snapshot) => snapshot,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return,
-                Err(error) => return tracing::warn!(file = %file.display(), %error, "saved cache not read"),
-            };
-            match resolver.cache().restore(&snapshot, Moment::now(), unix_seconds()) {
-                Ok(entries) => tracing::info!(entries, "saved cache taken in"),
-                Err(error) => tracing::warn!(file = %file.display(), %error, "saved cache ignored"),
-            }
-        });
-    }
-
-    /// Saves what upstreams have answered, for the next process. Names asked for are nobody else's business.
-    fn save_cache(&self) {
-        let Some(file) = snapshot_file(&self.loaded) else { return };
-        let snapshot = self.face.resolver().cache().save(Moment::now(), unix_seconds());
-        let save = || {
-            let part = file.with_extension("part");
-            let mut options = fs::OpenOptions::new();
-            let mut written = options.write(true).create(true).truncate(true).mode(0o600).open(&part)?;
-            written.write_all(&snapshot)?;
-            fs::rename(&part, &file)
-        };
-        if let Err(error) = save() {
-            tracing::warn!(file = %file.display(), %error, "cache not saved");
-        }
-    }
-
     /// Takes in no more, and replies to those who wait.
     async fn stop(mut self) -> Result<()> {
         let ends = tokio::time::Instant::now() + DRAIN;
@@ -552,20 +410,10 @@ impl Daemon {
         tracing::info!("stopping");
         self.status.lock().is_stopping = true;
         self.stopping.cancel();
-        let workers = std::mem::take(&mut self.workers);
-        for (worker, _) in &workers {
-            worker.stop();
+        self.serving.stop_workers().await?;
+        if let Some(file) = snapshot_file(&self.loaded) {
+            saved::save_cache(self.face.resolver(), file);
         }
-        let ended = tokio::task::spawn_blocking(move || {
-            workers.into_iter().map(|(_, thread)| thread.join()).collect::<Vec<_>>()
-        });
-        for outcome in ended.await.context("cannot wait for the workers")? {
-            match outcome {
-                Ok(ended) => ended.context("a worker has failed")?,
-                Err(_) => anyhow::bail!("a worker has panicked"),
-            }
-        }
-        self.save_cache();
         self.face.tasks().close();
         self.tasks.close();
         let tasks = async { tokio::join!(self.face.tasks().wait(), self.tasks.wait()) };
@@ -574,30 +422,6 @@ impl Daemon {
         }
         tracing::info!("stopped");
         Ok(())
-    }
-}
-
-impl Status {
-    fn missing(&self) -> Vec<String> {
-        let mut missing = Vec::new();
-        if self.is_stopping {
-            missing.push("stopping".into());
-        }
-        if self.upstreams_unknown {
-            missing.push("no upstream is known; name some in [[forward]] or with --upstream".into());
-        }
-        if let Some(group) = &self.default_group
-            && group.upstreams().iter().all(|upstream| !upstream.is_up())
-        {
-            let named: Vec<String> = group.upstreams().iter().map(|upstream| upstream.url().to_string()).collect();
-            missing.push(format!("every upstream of \".\" is down: {}", named.join(", ")));
-        }
-        if self.catalog.as_ref().is_some_and(|catalog| catalog.load().standing() == Some(Standing::Lost)) {
-            missing
-                .push("nothing is known of the agent in [catalog.consul], or too old; its names are forwarded".into());
-        }
-        missing.extend(self.faulty_files.iter().cloned());
-        missing
     }
 }
 
@@ -689,5 +513,3 @@ fn notify_manager(state: &[NotifyState<'_>]) {
 const SETTLING: Duration = Duration::from_millis(100);
 /// How often it is looked whether an upstream is due for a probe.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
-/// How long it takes until nobody waits any more: a bit longer than the deadline of any query.
-const DRAIN: Duration = Duration::from_millis(4500);

@@ -1,0 +1,43 @@
+//! What `/ready` speaks of.
+
+use std::sync::Arc;
+
+use crate::{
+    catalog::{Live, Standing},
+    forward,
+};
+
+/// What `/ready` speaks of.
+#[derive(Default)]
+pub(super) struct Status {
+    pub upstreams_unknown: bool,
+    pub default_group: Option<Arc<forward::Group>>,
+    pub catalog: Option<Arc<Live>>,
+    pub faulty_files: Vec<String>,
+    pub is_stopping: bool,
+}
+
+impl Status {
+    /// What is missing, a line each.
+    pub fn missing(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        if self.is_stopping {
+            missing.push("stopping".into());
+        }
+        if self.upstreams_unknown {
+            missing.push("no upstream is known; name some in [[forward]] or with --upstream".into());
+        }
+        if let Some(group) = &self.default_group
+            && group.upstreams().iter().all(|upstream| !upstream.is_up())
+        {
+            let named: Vec<String> = group.upstreams().iter().map(|upstream| upstream.url().to_string()).collect();
+            missing.push(format!("every upstream of \".\" is down: {}", named.join(", ")));
+        }
+        if self.catalog.as_ref().is_some_and(|catalog| catalog.load().standing() == Some(Standing::Lost)) {
+            missing
+                .push("nothing is known of the agent in [catalog.consul], or too old; its names are forwarded".into());
+        }
+        missing.extend(self.faulty_files.iter().cloned());
+        missing
+    }
+}
