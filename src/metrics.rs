@@ -40,6 +40,7 @@ impl Metrics {
             declare.counters("server_dropped_total", "Messages without a reply: no DNS query, from a port that must not be replied to, dropped by an overlay or the rate limit, or their connection was closed first.", &["reason"], |b, put| b.row(|c| &c.drops, &Dropped::LABELS, put)),
             declare.counters("server_kernel_drops_total", "Datagrams that the kernel dropped before we saw them: the buffers of the listener were full.", &["listener"], |b, put| b.each_listener(put)),
             declare.counters("server_unsent_total", "UDP replies that the system refused to send: no way to the client, or no room.", &[], |b, put| put(&[], b.sum(|c| &c.unsent))),
+            declare.counters("server_worker_failures_total", "Times a worker failed or panicked, and began anew with its sockets.", &[], |b, put| put(&[], b.sum(|c| &c.worker_failures))),
             declare.counters("server_tcp_refused_total", "TCP connections closed on our side before their end: refused by the ACL, more than one client may have, idle when another needed the place, too slow to send or to take.", &["reason"], |b, put| b.row(|c| &c.refusals, &Refusal::LABELS, put)),
             declare.gauges("server_tcp_connections", "Open TCP connections of clients.", &[], |b, put| put(&[], b.levels.tcp_connections.read())),
 
@@ -79,6 +80,7 @@ impl Metrics {
             declare.gauges("catalog_source_followed", "Services whose changes are followed at the source.", &["source"], |b, put| b.levels.put_source(b.levels.catalog_source_followed.read(), put)),
             declare.counters("catalog_source_requests_total", "Requests to the source.", &["source", "result"], |b, put| b.levels.catalog_requests.put(["ok", "failed"], &mut |labels, value| if b.levels.has_source() { put(&["consul", labels[0]], value) })),
 
+            declare.counters("daemon_panics_total", "Panics: each is a fault in the program, and cost one query or task.", &["thread"], |b, put| b.levels.panics.put(["worker", "task"], put)),
             declare.counters("daemon_reloads_total", "Reloads since the start.", &["result"], |b, put| b.levels.reloads.put(["ok", "failed"], put)),
             declare.gauges("daemon_last_reload_successful", "1 if the last reload, or the start, took effect.", &[], |b, put| put(&[], b.levels.last_reload_successful.read())),
             declare.gauges("daemon_last_reload_success_timestamp_seconds", "When the running configuration was loaded, since 1970.", &[], |b, put| put(&[], b.levels.last_reload_success.read())),
@@ -144,6 +146,11 @@ impl Metrics {
         if outcome != Reload::Failed {
             levels.last_reload_success.set(unix_seconds());
         }
+    }
+
+    /// Notes a panic, in a worker or elsewhere.
+    pub fn panicked(&self, is_in_worker: bool) {
+        self.board.levels.panics.0[usize::from(!is_in_worker)].add(1);
     }
 
     /// Everything, in Prometheus's text format.
@@ -287,6 +294,7 @@ pub struct Cells {
     drops: [AtomicU64; Dropped::LABELS.len()],
     refusals: [AtomicU64; Refusal::LABELS.len()],
     unsent: AtomicU64,
+    worker_failures: AtomicU64,
     hits: AtomicU64,
     misses: AtomicU64,
     stale: AtomicU64,
@@ -334,6 +342,11 @@ impl Cells {
     /// The system refused to send a reply.
     pub fn unsent(&self) {
         self.count(&self.unsent);
+    }
+
+    /// The worker failed, and begins anew.
+    pub fn worker_failure(&self) {
+        self.count(&self.worker_failures);
     }
 
     /// The cache answered, with what had not expired.
@@ -515,6 +528,7 @@ pub struct Levels {
     catalog_checks: Split<3>,
     zone_files: Split<2>,
     reloads: Split<2>,
+    panics: Split<2>,
     last_reload_successful: Level,
     last_reload_success: Level,
 }
@@ -618,6 +632,7 @@ impl Board {
             drops: Default::default(),
             refusals: Default::default(),
             unsent: AtomicU64::new(0),
+            worker_failures: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             stale: AtomicU64::new(0),

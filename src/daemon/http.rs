@@ -1,10 +1,15 @@
 //! The HTTP listeners: for operators, and for Consul's API alone.
 
-use std::net::{SocketAddr, TcpListener};
+use std::{
+    net::{SocketAddr, TcpListener},
+    os::fd::{AsFd, BorrowedFd},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::{inherited::Inherited, store};
 use crate::{
     config::Config,
     control::{self, Shown},
@@ -15,6 +20,7 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Http {
     open: Vec<Open>,
+    tasks: TaskTracker,
 }
 
 /// A listener in service.
@@ -24,6 +30,8 @@ struct Open {
     configured: SocketAddr,
     /// What is to be served at the address may change.
     socket: TcpListener,
+    /// Whether the service manager has it too.
+    is_kept: bool,
     closing: CancellationToken,
 }
 
@@ -40,8 +48,8 @@ enum Face {
 }
 
 impl Http {
-    /// Binds the addresses of a configuration that are not served already.
-    pub fn bind(&self, config: &Config) -> Result<Bound> {
+    /// Binds the addresses of a configuration that are not served already, or takes up their sockets.
+    pub fn bind(&self, config: &Config, inherited: &mut Inherited) -> Result<Bound> {
         let mut bound = Vec::new();
         for (face, address) in addresses(config) {
             let is_at = |open: &&Open| open.configured == address;
@@ -51,7 +59,8 @@ impl Http {
             let key = face.key();
             // The other face gives up the address, for both cannot have it. Any port is no port of the other's.
             let taken_over = self.open.iter().filter(|_| address.port() != 0).find(is_at);
-            let listener = taken_over.map_or_else(|| sys::bind_tcp(address), |open| open.socket.try_clone());
+            let bind = || inherited.take_tcp(address).map_or_else(|| sys::bind_tcp(address), Ok);
+            let listener = taken_over.map_or_else(bind, |open| open.socket.try_clone());
             let listener = listener.with_context(|| match face {
                 Face::Control => {
                     format!("cannot serve {key} = \"{address}\"; choose another address, or \"\" for none")
@@ -66,19 +75,13 @@ impl Http {
     }
 
     /// Serves what was bound, and no longer what is not configured.
-    pub fn serve(
-        &mut self,
-        config: &Config,
-        bound: Bound,
-        shown: Shown,
-        tasks: &TaskTracker,
-        stopping: &CancellationToken,
-    ) -> Result<()> {
+    pub fn serve(&mut self, config: &Config, bound: Bound, shown: Shown, stopping: &CancellationToken) -> Result<()> {
         let configured: Vec<_> = addresses(config).collect();
         self.open.retain(|open| {
             let stays = configured.contains(&(open.face, open.configured));
             if !stays {
                 open.closing.cancel();
+                store::forget(open.configured);
             }
             stays
         });
@@ -91,17 +94,50 @@ impl Http {
             let closing = stopping.child_token();
             match face {
                 Face::Control => {
-                    tasks.spawn(control::serve(listener, shown.clone(), closing.clone()));
+                    self.tasks.spawn(control::serve(listener, shown.clone(), closing.clone()));
                     tracing::info!(%address, "control listening");
                 }
                 Face::Consul => {
-                    tasks.spawn(control::serve_consul(listener, shown.catalog.clone(), closing.clone()));
+                    self.tasks.spawn(control::serve_consul(listener, shown.catalog.clone(), closing.clone()));
                     tracing::info!(%address, "serving Consul's API");
                 }
             }
-            self.open.push(Open { face, configured, socket, closing });
+            self.open.push(Open { face, configured, socket, is_kept: false, closing });
         }
         Ok(())
+    }
+
+    /// Has the service manager keep the sockets that it does not have.
+    pub fn keep_sockets(&mut self) {
+        for open in self.open.iter_mut().filter(|open| !open.is_kept) {
+            if let Ok(address) = open.socket.local_addr() {
+                store::keep(address, open.socket.as_fd());
+            }
+            open.is_kept = true;
+        }
+    }
+
+    /// All sockets, with the names by which a successor knows them.
+    pub fn sockets(&self) -> impl Iterator<Item = (String, BorrowedFd<'_>)> {
+        self.open.iter().filter_map(|open| Some((store::name(open.socket.local_addr().ok()?), open.socket.as_fd())))
+    }
+
+    /// Serves nobody any more, and waits a moment for those who are served. What comes in is queued.
+    pub async fn pause(&mut self) {
+        self.open.iter().for_each(|open| open.closing.cancel());
+        self.tasks.close();
+        let _ = tokio::time::timeout(PAUSE_PATIENCE, self.tasks.wait()).await;
+        self.tasks.reopen();
+    }
+
+    /// What has to be [served](Self::serve) again after a pause.
+    pub fn resume(&mut self) -> Bound {
+        Bound(self.open.drain(..).map(|open| (open.face, open.configured, open.socket)).collect())
+    }
+
+    /// The tasks that serve.
+    pub fn tasks(&self) -> &TaskTracker {
+        &self.tasks
     }
 }
 
@@ -118,6 +154,9 @@ fn addresses(config: &Config) -> impl Iterator<Item = (Face, SocketAddr)> {
     let all = [(Face::Control, config.control.listen), (Face::Consul, config.catalog.api.listen)];
     all.into_iter().filter_map(|(face, address)| Some((face, address?)))
 }
+
+/// Requests that have begun get a second.
+const PAUSE_PATIENCE: Duration = Duration::from_millis(1500);
 
 #[cfg(test)]
 mod tests {
@@ -143,15 +182,15 @@ mod tests {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let (_, catalog) = tokio::sync::watch::channel(None);
         let shown = Shown { metrics: Arc::new(Metrics::new()), readiness: Arc::new(Vec::new), catalog };
-        let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
+        let stopping = CancellationToken::new();
         let mut http = Http::default();
         for (control, api, status) in
             [(Some(address), None, "200"), (None, Some(address), "404"), (Some(address), None, "200")]
         {
             let mut config = Config::default();
             (config.control.listen, config.catalog.api.listen) = (control, api);
-            let bound = http.bind(&config).unwrap();
-            http.serve(&config, bound, shown.clone(), &tasks, &stopping).unwrap();
+            let bound = http.bind(&config, &mut Inherited::default()).unwrap();
+            http.serve(&config, bound, shown.clone(), &stopping).unwrap();
             let given = tokio::task::spawn_blocking(move || ask(address, "/live")).await.unwrap();
             assert_eq!(given, status, "{control:?} {api:?}");
         }

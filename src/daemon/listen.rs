@@ -1,14 +1,12 @@
-//! The listening sockets: opened, taken over from the service manager, closed.
+//! The listening sockets: opened, or taken up where they are open already.
 
 use std::{
-    collections::HashMap,
     io,
     net::{SocketAddr, TcpListener, UdpSocket},
     sync::Arc,
 };
 
-use listenfd::ListenFd;
-
+use super::inherited::Inherited;
 use crate::{server::Service, sys};
 
 /// The sockets of one address.
@@ -16,7 +14,7 @@ pub(super) struct Listener {
     pub service: Service,
     pub address: SocketAddr,
     pub tcp: Option<TcpListener>,
-    /// One for each worker; after a hand-over they may be the same socket. None for what is encrypted.
+    /// One for each worker; of sockets that were open already, some may have to share one. None for what is encrypted.
     pub udp: Vec<Arc<UdpSocket>>,
 }
 
@@ -36,17 +34,19 @@ pub(super) enum Error {
     Denied { service: Service, address: SocketAddr },
     #[error("cannot listen on {address}: {error}; mend server.{}", .service.key())]
     Other { service: Service, address: SocketAddr, error: io::Error },
-    #[error(
-        "the service manager handed over no UDP socket for {address}; add ListenDatagram={address} to its socket unit"
-    )]
-    NoUdp { address: SocketAddr },
-    #[error("the service manager's sockets cannot be taken over: {0}; check its socket unit")]
-    HandOver(io::Error),
 }
 
 impl Listener {
-    /// Opens TCP, which is the lock against a second daemon, and then as many UDP sockets as there are workers.
-    pub fn open(service: Service, address: SocketAddr, workers: usize) -> Result<Self, Error> {
+    /// Opens TCP, which is the lock against a second daemon, and then as many UDP sockets as there are workers, unless they
+    /// are open already.
+    ///
+    /// If there were more workers before, their sockets come as further listeners: closing one would lose what is queued.
+    pub fn open(
+        service: Service,
+        address: SocketAddr,
+        workers: usize,
+        inherited: &mut Inherited,
+    ) -> Result<Vec<Self>, Error> {
         let fault = |error: io::Error| match error.kind() {
             io::ErrorKind::AddrInUse => Error::InUse { service, address, port: address.port() },
             io::ErrorKind::PermissionDenied => Error::Denied { service, address },
@@ -55,44 +55,34 @@ impl Listener {
         // Port 0 asks for any: UDP gets the one that TCP was given, unless somebody has it already.
         let tries = if address.port() == 0 { 16 } else { 1 };
         (1..=tries)
-            .find_map(|attempt| match Self::bind(service, address, workers) {
+            .find_map(|attempt| match Self::bind(service, address, workers, inherited) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempt < tries => None,
                 outcome => Some(outcome.map_err(fault)),
             })
             .expect("the last attempt is an outcome")
     }
 
-    fn bind(service: Service, address: SocketAddr, workers: usize) -> io::Result<Self> {
-        let tcp = sys::bind_tcp(address)?;
+    fn bind(service: Service, address: SocketAddr, workers: usize, inherited: &mut Inherited) -> io::Result<Vec<Self>> {
+        let tcp = inherited.take_tcp(address).map_or_else(|| sys::bind_tcp(address), Ok)?;
         let address = tcp.local_addr()?;
-        let udp_sockets = if service == Service::Plain { workers } else { 0 };
-        let udp = (0..udp_sockets).map(|_| sys::bind_udp(address).map(Arc::new)).collect::<io::Result<_>>()?;
-        Ok(Self { service, address, tcp: Some(tcp), udp })
-    }
-
-    /// The sockets that the service manager has opened (`LISTEN_FDS`); empty if it has opened none.
-    pub fn take_over(workers: usize) -> Result<Vec<Self>, Error> {
-        let mut handed = ListenFd::from_env();
-        let mut tcp = HashMap::new();
-        let mut udp: Vec<Self> = Vec::new();
-        for index in 0..handed.len() {
-            if let Ok(Some(listener)) = handed.take_tcp_listener(index) {
-                listener.set_nonblocking(true).map_err(Error::HandOver)?;
-                tcp.insert(listener.local_addr().map_err(Error::HandOver)?, listener);
-            } else if let Some(socket) = handed.take_udp_socket(index).map_err(Error::HandOver)? {
-                sys::adopt_udp(&socket).map_err(Error::HandOver)?;
-                let address = socket.local_addr().map_err(Error::HandOver)?;
-                let socket = Arc::new(socket);
-                udp.push(Self { service: Service::Plain, address, tcp: None, udp: vec![socket; workers] });
+        let mut udp = Vec::new();
+        if service == Service::Plain {
+            udp.extend(inherited.take_udp(address).into_iter().map(Arc::new));
+            let open_already = udp.len();
+            while udp.len() < workers {
+                match sys::bind_udp(address) {
+                    Ok(socket) => udp.push(Arc::new(socket)),
+                    // Another user's process may have opened those, and then we are not let in beside them.
+                    Err(_) if open_already > 0 => udp.push(udp[udp.len() % open_already].clone()),
+                    Err(error) => return Err(error),
+                }
             }
         }
-        for listener in &mut udp {
-            listener.tcp = tcp.remove(&listener.address);
-        }
-        match tcp.into_keys().next() {
-            Some(address) => Err(Error::NoUdp { address }),
-            None => Ok(udp),
-        }
+        let spare = udp.split_off(workers.min(udp.len()));
+        let further = spare.chunks(workers.max(1)).map(|udp| Self { service, address, tcp: None, udp: udp.to_vec() });
+        let mut listeners: Vec<Self> = further.collect();
+        listeners.insert(0, Self { service, address, tcp: Some(tcp), udp });
+        Ok(listeners)
     }
 }
 
@@ -100,4 +90,38 @@ impl Listener {
 fn choice(service: Service) -> String {
     let flag = if service == Service::Plain { " or with --listen" } else { "" };
     format!("server.{}{flag}", service.key())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::store;
+
+    /// As many sockets of a process before as there were workers.
+    fn inherited(address: SocketAddr, workers: usize) -> Inherited {
+        let ours = |socket: std::os::fd::OwnedFd| (store::name(address), socket);
+        let tcp = sys::bind_tcp(address).unwrap();
+        let udp = (0..workers).map(|_| ours(sys::bind_udp(address).unwrap().into()));
+        Inherited::take(udp.chain([ours(tcp.into())]).collect()).unwrap()
+    }
+
+    #[test]
+    fn every_worker_has_a_socket_and_every_socket_a_worker_however_many_there_were() {
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        for (before, now, expected) in [
+            (2, 2, &[2][..]),
+            (2, 3, &[3]),
+            (0, 2, &[2]),
+            (3, 2, &[2, 1]),
+            (5, 2, &[2, 2, 1]), // what no worker is left for is served by those that there are
+        ] {
+            let mut inherited = inherited(address, before);
+            let listeners = Listener::open(Service::Plain, address, now, &mut inherited).unwrap();
+            let shares: Vec<usize> = listeners.iter().map(|listener| listener.udp.len()).collect();
+            assert_eq!(shares, expected, "{before} before, {now} now");
+            let tcp: Vec<bool> = listeners.iter().map(|listener| listener.tcp.is_some()).collect();
+            assert_eq!((tcp[0], tcp.iter().filter(|has| **has).count()), (true, 1));
+            assert!(inherited.take_udp(address).is_empty());
+        }
+    }
 }

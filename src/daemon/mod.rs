@@ -2,17 +2,22 @@
 //!
 //! It introduces the faces to the heart, owns every thread and task, and hears the signals. SIGHUP reloads everything
 //! or nothing; changed files of local data are taken in by themselves, a faulty one's last good version staying in
-//! service. SIGTERM and SIGINT stop: what is asked already is still replied to.
+//! service. SIGTERM and SIGINT stop: what is asked already is still replied to. SIGUSR2 hands over to a new process.
 
 mod agent;
 mod catalog;
 mod guard;
+mod handover;
 mod http;
+mod inherited;
+mod lasting;
 mod listen;
+mod panics;
 mod registrations;
 mod saved;
 mod serving;
 mod status;
+mod store;
 mod watch;
 
 use std::{env, io, path::PathBuf, sync::Arc, thread::available_parallelism, time::Duration};
@@ -24,6 +29,7 @@ use tokio::{
     runtime::Handle as Runtime,
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
+    task::JoinHandle,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -39,8 +45,10 @@ use crate::{
     server::{self, Face, Identity, Service},
     sys, zone,
 };
+use handover::{Predecessor, Successor};
 use http::Http;
-use listen::Listener;
+use inherited::Inherited;
+use lasting::run_lasting;
 use serving::{DRAIN, Serving};
 use status::Status;
 use watch::Watch;
@@ -55,9 +63,14 @@ pub fn run(loaded: Loaded) -> Result<()> {
         .build()
         .context("cannot start the task threads; see `ulimit -u`")?;
     let outcome = runtime.block_on(async {
-        let mut daemon = Daemon::start(loaded, Runtime::current())?;
-        daemon.serve().await?;
-        daemon.stop().await
+        let predecessor = Predecessor::find().context("cannot hear the process that runs")?;
+        let mut daemon = Daemon::start(loaded, predecessor.as_ref(), Runtime::current())?;
+        if let Some(predecessor) = predecessor {
+            // Until it has spoken, the service manager hears only the other.
+            tokio::task::spawn_blocking(|| predecessor.succeed()).await??;
+        }
+        let end = daemon.serve().await;
+        daemon.stop(end).await
     });
     // What is left are tasks whose clients are gone.
     runtime.shutdown_timeout(Duration::from_millis(100));
@@ -98,26 +111,34 @@ struct Daemon {
     signals: Signals,
 }
 
+/// Why it stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It was told to.
+    Told,
+    /// A successor serves.
+    Succeeded,
+}
+
 struct Signals {
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
+    hand_over: Signal,
 }
 
 impl Daemon {
-    fn start(loaded: Loaded, runtime: Runtime) -> Result<Self> {
+    fn start(loaded: Loaded, predecessor: Option<&Predecessor>, runtime: Runtime) -> Result<Self> {
         let config = &loaded.config;
         let worker_count = workers(config.server.workers);
         // The sockets first: their absence is the most frequent fault, and the lock against a second daemon.
-        let handed_over = Listener::take_over(worker_count)?;
-        let mut open: Vec<_> = handed_over.into_iter().map(|listener| (listener, None)).collect();
-        let is_handed_over = !open.is_empty();
-        for (service, address) in config.server.listeners() {
-            if !is_handed_over || service != Service::Plain {
-                let listener = Listener::open(service, address, worker_count)?;
-                open.push((listener, Some((service, address))));
-            }
-        }
+        let handed_over =
+            predecessor.map(Predecessor::sockets).transpose().context("cannot hear the process that runs")?;
+        let mut inherited = Inherited::take(handed_over.unwrap_or_default())?;
+        let units = inherited.take_units(worker_count)?;
+        let is_of_units = |(service, _)| service == Service::Plain && !units.is_empty();
+        let configured = serving::open_all(&config.server, worker_count, is_of_units, &mut inherited)?;
+        let open: Vec<_> = units.into_iter().map(|listener| (listener, None)).chain(configured).collect();
         let outcome = load_zones(&loaded, None);
         if !outcome.faults.is_empty() {
             return Err(Refused::new(outcome.faults).into());
@@ -126,6 +147,7 @@ impl Daemon {
         warn(&outcome.warnings);
 
         let metrics = Arc::new(Metrics::new());
+        panics::report(metrics.clone());
         let epoch = Epoch(1);
         let groups = forward::Group::build_all(&loaded.rules, &[], &metrics).map_err(Refused::new)?;
         let certificate = server::load_certificate(&config.server).map_err(|error| Refused::new([error]))?;
@@ -161,13 +183,14 @@ impl Daemon {
         };
         daemon.identity.set(certificate);
         daemon.show_catalog();
-        let control = daemon.http.bind(&daemon.loaded.config)?;
+        let control = daemon.http.bind(&daemon.loaded.config, &mut inherited)?;
         daemon.serving.start_workers(worker_count, &daemon.metrics)?;
         for opened in open {
             daemon.serving.open(opened, &daemon.metrics)?;
         }
         daemon.observe();
         daemon.serve_control(control)?;
+        inherited.close();
         daemon.probe_upstreams();
         daemon.metrics.reloaded(Reload::Started);
         daemon.note_state(0);
@@ -183,23 +206,70 @@ impl Daemon {
     }
 
     /// Hears signals and changes until it is to stop.
-    async fn serve(&mut self) -> Result<()> {
+    async fn serve(&mut self) -> End {
         tracing::info!("ready");
         notify_manager(&[NotifyState::Ready]);
+        self.keep_sockets();
         if let Some(file) = snapshot_file(&self.loaded) {
             saved::restore_cache(self.face.resolver().clone(), file);
         }
         let mut watchdog = sd_notify::watchdog_enabled().map(|limit| tokio::time::interval(limit / 2));
+        let mut successor: Option<JoinHandle<Result<Successor>>> = None;
         loop {
             tokio::select! {
-                _ = self.signals.terminate.recv() => return Ok(()),
-                _ = self.signals.interrupt.recv() => return Ok(()),
-                _ = self.signals.hangup.recv() => self.reload().await,
+                _ = self.signals.terminate.recv() => return End::Told,
+                _ = self.signals.interrupt.recv() => return End::Told,
+                // Both would come to know different addresses.
+                _ = self.signals.hangup.recv(), if successor.is_none() => self.reload().await,
                 Some(()) = self.changed.recv() => self.take_in_files().await,
-                () = self.serving.worker_ended() => return Err(self.serving.worker_failure()),
+                _ = self.signals.hand_over.recv(), if successor.is_none() => successor = Some(self.start_successor().await),
+                Some(started) = async { Some(successor.as_mut()?.await) } => {
+                    successor = None;
+                    match started.context("cannot wait for the new process").and_then(|started| started) {
+                        Ok(successor) => {
+                            let process = successor.process_id();
+                            notify_manager(&[NotifyState::MainPid(process)]);
+                            successor.release();
+                            tracing::info!(process, "handed over");
+                            return End::Succeeded;
+                        }
+                        Err(error) => self.go_on(&error),
+                    }
+                }
                 Some(_) = async { Some(watchdog.as_mut()?.tick().await) } => notify_manager(&[NotifyState::Watchdog]),
             }
         }
+    }
+
+    /// Begins to hand over to a new process. What is registered and what is cached is on the disk before it starts.
+    async fn start_successor(&mut self) -> JoinHandle<Result<Successor>> {
+        tracing::info!("handing over to a new process");
+        self.http.pause().await;
+        let sockets = self.serving.sockets().chain(self.http.sockets());
+        let sockets: io::Result<Vec<_>> =
+            sockets.map(|(name, socket)| Ok((name, socket.try_clone_to_owned()?))).collect();
+        let cache = snapshot_file(&self.loaded).map(|file| (self.face.resolver().clone(), file));
+        tokio::task::spawn_blocking(move || {
+            if let Some((resolver, file)) = cache {
+                saved::save_cache(&resolver, file);
+            }
+            Successor::start(sockets.context("cannot pass the sockets on; see `ulimit -n`")?)
+        })
+    }
+
+    /// Serves on after a hand-over has failed.
+    fn go_on(&mut self, error: &anyhow::Error) {
+        tracing::error!(error = format!("{error:#}"), "not handed over; this process serves on");
+        let paused = self.http.resume();
+        if let Err(error) = self.serve_control(paused) {
+            tracing::error!(error = format!("{error:#}"), "HTTP is not served any more");
+        }
+    }
+
+    /// Has the service manager keep the sockets that it does not have yet.
+    fn keep_sockets(&mut self) {
+        self.serving.keep_sockets();
+        self.http.keep_sockets();
     }
 
     /// Takes in the configuration and all files anew: everything or, if there is any fault, nothing.
@@ -232,7 +302,7 @@ impl Daemon {
         let opened = self.serving.open_missing(&loaded.config.server)?;
         let groups = forward::Group::build_all(&loaded.rules, &self.groups, &self.metrics).map_err(Refused::new)?;
         let certificate = server::load_certificate(&loaded.config.server).map_err(|error| Refused::new([error]))?;
-        let control = self.http.bind(&loaded.config)?;
+        let control = self.http.bind(&loaded.config, &mut Inherited::default())?;
         warn(&outcome.warnings);
 
         self.loaded = loaded;
@@ -250,6 +320,7 @@ impl Daemon {
         }
         self.serving.close_others(&self.loaded.config.server);
         self.serve_control(control)?;
+        self.keep_sockets();
         self.faults.clear();
         self.note_state(0);
         self.watch_files();
@@ -336,22 +407,27 @@ impl Daemon {
             missing
         });
         let shown = control::Shown { metrics: self.metrics.clone(), readiness, catalog: self.feed.subscribe() };
-        self.http.serve(&self.loaded.config, bound, shown, &self.tasks, &self.stopping)
+        self.http.serve(&self.loaded.config, bound, shown, &self.stopping)
     }
 
-    /// Asks upstreams that are down whether they are back.
+    /// Asks upstreams that are down whether they are back, and sees to queries that nobody sees to any more.
     fn probe_upstreams(&self) {
         let (face, stopping) = (self.face.clone(), self.stopping.clone());
-        let mut ticks = tokio::time::interval(PROBE_INTERVAL);
-        self.tasks.spawn(async move {
-            while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
-                for route in face.resolver().tables().routes() {
-                    for upstream in route.group.probes_due(Moment::now()) {
-                        tokio::spawn(stopping.clone().run_until_cancelled_owned(forward::probe(upstream)));
+        self.tasks.spawn(run_lasting("probes", move || {
+            let (face, stopping) = (face.clone(), stopping.clone());
+            async move {
+                let mut ticks = tokio::time::interval(PROBE_INTERVAL);
+                while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
+                    let now = Moment::now();
+                    for route in face.resolver().tables().routes() {
+                        for upstream in route.group.probes_due(now) {
+                            tokio::spawn(stopping.clone().run_until_cancelled_owned(forward::probe(upstream)));
+                        }
                     }
+                    face.deliver(face.resolver().abandon_lost(now));
                 }
             }
-        });
+        }));
     }
 
     /// Lets a scrape see what is known only by looking.
@@ -404,19 +480,24 @@ impl Daemon {
     }
 
     /// Takes in no more, and replies to those who wait.
-    async fn stop(mut self) -> Result<()> {
+    async fn stop(mut self, end: End) -> Result<()> {
         let ends = tokio::time::Instant::now() + DRAIN;
-        notify_manager(&[NotifyState::Stopping]);
+        if end == End::Told {
+            notify_manager(&[NotifyState::Stopping]);
+        }
         tracing::info!("stopping");
         self.status.lock().is_stopping = true;
         self.stopping.cancel();
         self.serving.stop_workers().await?;
-        if let Some(file) = snapshot_file(&self.loaded) {
+        // A successor has taken in what there was.
+        if let Some(file) = snapshot_file(&self.loaded).filter(|_| end == End::Told) {
             saved::save_cache(self.face.resolver(), file);
         }
-        self.face.tasks().close();
-        self.tasks.close();
-        let tasks = async { tokio::join!(self.face.tasks().wait(), self.tasks.wait()) };
+        let trackers = [self.face.tasks(), &self.tasks, self.http.tasks()];
+        trackers.iter().for_each(|tasks| {
+            tasks.close();
+        });
+        let tasks = async { tokio::join!(trackers[0].wait(), trackers[1].wait(), trackers[2].wait()) };
         if tokio::time::timeout_at(ends, tasks).await.is_err() {
             tracing::warn!("some tasks are cut off");
         }
@@ -431,6 +512,7 @@ impl Signals {
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hand_over: signal(SignalKind::user_defined2())?,
         })
     }
 }

@@ -1,11 +1,18 @@
 //! The workers, and the listeners in service.
 
-use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, thread, time::Duration};
+use std::{
+    collections::HashMap,
+    net::{SocketAddr, TcpListener, UdpSocket},
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::listen::Listener;
+use super::{inherited::Inherited, lasting::run_lasting, listen::Listener, store};
 use crate::{
     metrics::Metrics,
     server::{self, Config, Connections, Face, Identity, KernelDrops, Service},
@@ -14,7 +21,7 @@ use crate::{
 /// What serves clients.
 pub(super) struct Serving {
     face: Arc<Face>,
-    workers: Vec<(server::Handle, thread::JoinHandle<io::Result<()>>)>,
+    workers: Vec<(server::Handle, thread::JoinHandle<()>)>,
     listeners: HashMap<u32, Open>,
     next_listener: u32,
     connections: Arc<Connections>,
@@ -22,13 +29,17 @@ pub(super) struct Serving {
     identity: Arc<Identity>,
     tasks: TaskTracker,
     stopping: CancellationToken,
-    worker_ended: CancellationToken,
 }
 
 /// A listener in service.
 struct Open {
     /// As configured, where port 0 stands for any; `None` if the service manager opened it.
     configured: Option<(Service, SocketAddr)>,
+    address: SocketAddr,
+    tcp: Option<TcpListener>,
+    udp: Vec<Arc<UdpSocket>>,
+    /// Whether the service manager has them too.
+    is_kept: bool,
     closing: CancellationToken,
 }
 
@@ -48,14 +59,13 @@ impl Serving {
             identity,
             tasks,
             stopping,
-            worker_ended: CancellationToken::new(),
         }
     }
 
     /// Starts as many workers.
     pub fn start_workers(&mut self, count: usize, metrics: &Metrics) -> Result<()> {
         for number in 0..count {
-            let worker = server::spawn_worker(number, self.face.clone(), metrics.cells(), self.worker_ended.clone());
+            let worker = server::spawn_worker(number, self.face.clone(), metrics.cells(), |_| {});
             self.workers.push(worker.context("cannot start a worker; see `ulimit -n` and `ulimit -u`")?);
         }
         Ok(())
@@ -71,23 +81,12 @@ impl Serving {
         &self.kernel_drops
     }
 
-    /// Waits until a worker has ended though nobody told it to.
-    pub async fn worker_ended(&self) {
-        self.worker_ended.cancelled().await;
-    }
-
-    /// Opens what is configured and not in service.
+    /// Opens what is configured and not in service. The sockets of a socket unit are served instead of plain listeners.
     pub fn open_missing(&self, config: &Config) -> Result<Vec<Opened>> {
-        let mut opened = Vec::new();
-        for (service, address) in config.listeners() {
-            let is_open =
-                |open: &Open| open.configured.map_or(service == Service::Plain, |at| at == (service, address));
-            if !self.listeners.values().any(is_open) {
-                let listener = Listener::open(service, address, self.workers.len())?;
-                opened.push((listener, Some((service, address))));
-            }
-        }
-        Ok(opened)
+        let is_at =
+            |open: &Open, at: (Service, SocketAddr)| open.configured.map_or(at.0 == Service::Plain, |own| own == at);
+        let is_open = |at| self.listeners.values().any(|open| is_at(open, at));
+        open_all(config, self.workers.len(), is_open, &mut Inherited::default())
     }
 
     /// Puts a listener into service.
@@ -96,22 +95,47 @@ impl Serving {
         self.next_listener += 1;
         let closing = self.stopping.child_token();
         let Listener { service, address, tcp, udp } = listener;
-        if let Some(tcp) = tcp {
-            let tcp = tokio::net::TcpListener::from_std(tcp).context("cannot serve TCP")?;
-            let spoken = server::spoken(service, self.identity.clone()).context("cannot serve TLS")?;
-            let (face, connections) = (self.face.clone(), self.connections.clone());
-            self.tasks.spawn(server::serve_tcp(tcp, spoken, face, connections, closing.clone()));
+        if let Some(tcp) = &tcp {
+            self.serve_stream(service, tcp, &closing)?;
         }
         if !udp.is_empty() {
             self.kernel_drops.watch(&udp, &metrics.listener(&address.to_string()));
         }
         self.face.set_socket(number, udp.first().cloned());
-        for ((worker, _), socket) in self.workers.iter().zip(udp) {
-            worker.add(number, socket);
+        for ((worker, _), socket) in self.workers.iter().zip(&udp) {
+            worker.add(number, socket.clone());
         }
-        self.listeners.insert(number, Open { configured, closing });
+        self.listeners.insert(number, Open { configured, address, tcp, udp, is_kept: false, closing });
         tracing::info!(%address, "listening");
         Ok(())
+    }
+
+    fn serve_stream(&self, service: Service, tcp: &TcpListener, closing: &CancellationToken) -> Result<()> {
+        let spoken = server::spoken(service, self.identity.clone()).context("cannot serve TLS")?;
+        let listener = tokio::net::TcpListener::from_std(tcp.try_clone()?).context("cannot serve TCP")?;
+        let (listener, face, connections) = (Arc::new(listener), self.face.clone(), self.connections.clone());
+        let until = closing.clone();
+        let serve = move || {
+            server::serve_tcp(listener.clone(), spoken.clone(), face.clone(), connections.clone(), until.clone())
+        };
+        self.tasks.spawn(run_lasting("tcp", serve));
+        Ok(())
+    }
+
+    /// Has the service manager keep the sockets that it does not have, so that nothing is lost while no process runs.
+    pub fn keep_sockets(&mut self) {
+        for open in self.listeners.values_mut().filter(|open| open.configured.is_some() && !open.is_kept) {
+            open.descriptors().for_each(|socket| store::keep(open.address, socket));
+            open.is_kept = true;
+        }
+    }
+
+    /// All sockets, with the names by which a successor knows whose they are.
+    pub fn sockets(&self) -> impl Iterator<Item = (String, BorrowedFd<'_>)> {
+        self.listeners.values().flat_map(|open| {
+            let name = open.configured.map(|_| store::name(open.address)).unwrap_or_default();
+            open.descriptors().map(move |socket| (name.clone(), socket))
+        })
     }
 
     /// Closes the listeners that are no longer configured; those that the service manager opened stay.
@@ -122,40 +146,20 @@ impl Serving {
         for number in gone {
             let Some(open) = self.listeners.remove(&number) else { continue };
             open.closing.cancel();
+            store::forget(open.address);
             for (worker, _) in &self.workers {
                 worker.remove(number);
             }
             // Those who wait are still replied to, from a socket that hears nobody else.
             let face = self.face.clone();
             face.deafen_socket(number);
-            self.tasks.spawn(async move {
+            // Not among the tasks that are waited for at the end: whoever waits is waited for there.
+            tokio::spawn(async move {
                 tokio::time::sleep(DRAIN).await;
                 face.set_socket(number, None);
             });
             tracing::info!(address = open.configured.map(|at| tracing::field::display(at.1)), "no longer listening");
         }
-    }
-
-    /// Why a worker has ended though nobody told it to. Without it some clients get no answers, so the daemon ends too.
-    pub fn worker_failure(&mut self) -> anyhow::Error {
-        let workers = std::mem::take(&mut self.workers);
-        for (_, thread) in workers {
-            // Its guard is dropped a moment before the thread ends; the others go on, and are not waited for.
-            for _ in 0..100 {
-                if thread.is_finished() {
-                    break;
-                }
-                thread::yield_now();
-            }
-            if thread.is_finished() {
-                return match thread.join() {
-                    Ok(Ok(())) => anyhow::anyhow!("a worker has ended"),
-                    Ok(Err(error)) => anyhow::Error::from(error).context("a worker has failed"),
-                    Err(_) => anyhow::anyhow!("a worker has panicked"),
-                };
-            }
-        }
-        anyhow::anyhow!("a worker has ended")
     }
 
     /// Has the workers reply to what is queued and to those who wait, and waits for their end.
@@ -164,17 +168,34 @@ impl Serving {
         for (worker, _) in &workers {
             worker.stop();
         }
-        let ended = tokio::task::spawn_blocking(move || {
-            workers.into_iter().map(|(_, thread)| thread.join()).collect::<Vec<_>>()
-        });
-        for outcome in ended.await.context("cannot wait for the workers")? {
-            match outcome {
-                Ok(ended) => ended.context("a worker has failed")?,
-                Err(_) => anyhow::bail!("a worker has panicked"),
-            }
-        }
-        Ok(())
+        let join = move || workers.into_iter().all(|(_, thread)| thread.join().is_ok());
+        let have_ended = tokio::task::spawn_blocking(join).await.context("cannot wait for the workers")?;
+        if have_ended { Ok(()) } else { Err(anyhow::anyhow!("a worker has panicked")) }
     }
+}
+
+impl Open {
+    fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        // Workers may share a socket.
+        let udp =
+            self.udp.iter().enumerate().filter(|(at, socket)| !self.udp[..*at].iter().any(|s| Arc::ptr_eq(s, socket)));
+        self.tcp.iter().map(AsFd::as_fd).chain(udp.map(|(_, socket)| socket.as_fd()))
+    }
+}
+
+/// Opens what is configured and not open, or takes it up.
+pub(super) fn open_all(
+    config: &Config,
+    workers: usize,
+    is_open: impl Fn((Service, SocketAddr)) -> bool,
+    inherited: &mut Inherited,
+) -> Result<Vec<Opened>> {
+    let mut opened = Vec::new();
+    for (service, address) in config.listeners().filter(|&at| !is_open(at)) {
+        let listeners = Listener::open(service, address, workers, inherited)?;
+        opened.extend(listeners.into_iter().map(|listener| (listener, Some((service, address)))));
+    }
+    Ok(opened)
 }
 
 /// How long it takes until nobody waits any more: a bit longer than the deadline of any query.

@@ -177,6 +177,12 @@ impl<T: Clone> UdpDriver<T> {
         self.sockets.sweep(now);
     }
 
+    /// Ends all exchanges, and says whom their outcomes were for. What is in the midst of being told may not be sound.
+    pub fn into_tags(self) -> impl Iterator<Item = T> {
+        let reports = self.reports.into_iter().map(|report| report.tag);
+        reports.chain(self.running.into_iter().map(|(_, running)| running.tag))
+    }
+
     /// Takes the next report.
     pub fn next_report(&mut self) -> Option<Report<T>> {
         self.reports.pop_front()

@@ -302,6 +302,19 @@ impl<H> InFlight<H> {
         self.counted_out(Landing { waiters: Some(waiters), sister_failed, sister })
     }
 
+    /// Takes out of flight the questions that are open for so long that nobody can be seeing to them any more, with those
+    /// who wait for them.
+    pub fn take_lost(&self, now: Moment) -> Vec<(Party, Waiters)> {
+        let mut lost = Vec::new();
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            let overdue = shard.extract_if(|_, flight| flight.started + LOST_AFTER < now);
+            lost.extend(overdue.map(|(party, flight)| (party, flight.waiters)));
+        }
+        self.count_out(lost.iter().flat_map(|(_, waiters)| waiters));
+        lost
+    }
+
     /// Lets so many wait from now on, and so many of one client.
     pub fn set_most_waiting(&self, most_waiting: usize, most_per_client: usize) {
         self.most_waiting.store(most_waiting, Relaxed);
@@ -326,14 +339,18 @@ impl<H> InFlight<H> {
     }
 
     fn counted_out(&self, landing: Landing<H>) -> Landing<H> {
-        let own = landing.waiters.iter().flatten();
+        let sisters = landing.sister.iter().flat_map(|(_, waiters)| waiters);
+        self.count_out(landing.waiters.iter().flatten().chain(sisters));
+        landing
+    }
+
+    fn count_out<'a>(&self, waiters: impl Iterator<Item = &'a Waiter>) {
         let mut gone = 0;
-        for waiter in own.chain(landing.sister.iter().flat_map(|(_, waiters)| waiters)) {
+        for waiter in waiters {
             self.shares.of(waiter.way.client()).fetch_sub(1, Relaxed);
             gone += 1;
         }
         self.waiting.fetch_sub(gone, Relaxed);
-        landing
     }
 
     fn shard(&self, party: &Party) -> &Mutex<Shard<H>> {
@@ -343,6 +360,8 @@ impl<H> InFlight<H> {
 
 /// Enough that clients seldom meet, in 32 KiB.
 const SHARES: usize = 8192;
+/// No question is open for so long, unless whoever saw to it has panicked.
+const LOST_AFTER: Duration = Duration::from_secs(5);
 /// Enough that workers seldom meet.
 const SHARDS: usize = 64;
 /// How much later than its sister a question may have been asked to count as asked together. It bounds how much longer
@@ -445,6 +464,20 @@ mod tests {
         assert_eq!(table.land(&key(Rtype::A), Verdict::Plain, || {}).waiters.unwrap().len(), 6);
         assert!(table.shares.places.iter().all(|place| place.load(Relaxed) == 0));
         assert!(matches!(join("192.0.2.1:1", 7), Join::First));
+    }
+
+    #[test]
+    fn a_question_that_nobody_sees_to_any_more_is_given_up() {
+        let table = InFlight::new(10);
+        join(&table, Rtype::A, 1, NOW);
+        join(&table, Rtype::A, 2, NOW + Duration::from_secs(4));
+        join(&table, Rtype::TXT, 3, NOW + Duration::from_secs(1));
+        assert!(table.take_lost(NOW + LOST_AFTER).is_empty());
+        let lost = table.take_lost(NOW + LOST_AFTER + Duration::from_millis(1));
+        assert_eq!(lost.iter().map(|(_, waiters)| ids(waiters)).collect::<Vec<_>>(), [[1, 2]]);
+        assert_eq!((table.flights(), table.waiting()), (1, 1));
+        // Whoever saw to it after all finds nobody to tell.
+        assert!(table.land(&key(Rtype::A), Verdict::Plain, || {}).waiters.unwrap().is_empty());
     }
 
     #[test]

@@ -564,6 +564,15 @@ impl Resolver {
         let lost = job.walk.error(Rcode::SERVFAIL, 0, "the exchange was lost; the log has more");
         self.land_failed(job, lost.response, || {})
     }
+
+    /// The same for all questions that nobody sees to any more: whoever did has panicked.
+    pub fn abandon_lost(&self, now: Moment) -> Vec<Settled> {
+        let lost = self.inflight.take_lost(now).into_iter().map(|(party, waiters)| {
+            let failure = Walk::new(party.key.question()).error(Rcode::SERVFAIL, 0, "nobody saw to the query any more");
+            Settled { response: failure.response.into(), ttls: Ttls::Aged(0), waiters }
+        });
+        lost.collect()
+    }
 }
 
 impl Job {

@@ -61,7 +61,7 @@ impl House {
         let [(tls_listener, tls), (https_listener, https)] = [listen().await, listen().await];
         for (service, listener) in [(Service::Tls, tls_listener), (Service::Https, https_listener)] {
             let spoken = spoken(service, identity.clone()).unwrap();
-            tokio::spawn(serve_tcp(listener, spoken, face.clone(), Arc::default(), closing.clone()));
+            tokio::spawn(serve_tcp(listener.into(), spoken, face.clone(), Arc::default(), closing.clone()));
         }
         Self { folder, tls, https, metrics, face, closing: closing.drop_guard() }
     }

@@ -19,4 +19,4 @@ pub use face::{Desk, Face, Incoming, Taken};
 pub use kernel::KernelDrops;
 pub use limit::Config as RateLimitConfig;
 pub use tcp::{Connections, serve as serve_tcp};
-pub use udp::{Handle, spawn as spawn_worker};
+pub use udp::{Handle, WORKER, spawn as spawn_worker};

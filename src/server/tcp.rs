@@ -47,12 +47,13 @@ pub enum Spoken {
 
 /// Accepts connections until `shutdown`; those that are open then end when their queries are settled.
 pub async fn serve(
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
     spoken: Spoken,
     face: Arc<Face>,
     connections: Arc<Connections>,
     shutdown: CancellationToken,
 ) {
+    let mut is_exhausted = false;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -60,6 +61,7 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, peer)) => {
+                is_exhausted = false;
                 let config = face.config();
                 // Who is not served by UDP is told so; here it would cost a handshake, or take the place of somebody who is.
                 if face.stream_client(peer.ip(), &config).is_none() {
@@ -82,7 +84,10 @@ pub async fn serve(
             }
             // Out of descriptors or memory: whoever holds them has to let go first, and trying at once would only spin.
             Err(error) if sys::is_exhaustion(&error) => {
-                tracing::warn!(%error, "cannot accept TCP connections");
+                if !is_exhausted {
+                    tracing::warn!(%error, "cannot accept TCP connections; the idlest are closed, see LimitNOFILE=");
+                }
+                is_exhausted = true;
                 connections.close_idlest();
                 tokio::time::sleep(EXHAUSTION_PAUSE).await;
             }
@@ -133,16 +138,23 @@ async fn converse(
     let mut reply = Vec::new();
     let mut open = 0;
     let mut active = Instant::now();
+    // After the shutdown: until when it goes on for a client that is asking.
+    let mut lingers_until = None;
     loop {
         let config = face.config();
         let begins = incoming.is_empty();
         // With queries open it is the client who waits for us.
+        if lingers_until.is_none() && shutdown.is_cancelled() {
+            active = Instant::now();
+            lingers_until = Some(active + MOST_LINGERING);
+        }
         let patience = match (open, begins) {
+            (0, _) if lingers_until.is_some() => LINGERING,
             (0, true) => config.tcp_idle_timeout,
             (0, false) => config.tcp_message_timeout,
             _ => MOST_WAIT,
         };
-        let is_ending = shutdown.is_cancelled() || place.seat.closing.is_cancelled();
+        let is_ending = lingers_until.is_some_and(|until| Instant::now() >= until) || place.seat.closing.is_cancelled();
         if is_ending && open == 0 {
             return Ok(());
         }
@@ -169,7 +181,8 @@ async fn converse(
                 }
                 return Ok(());
             }
-            () = place.told_to_close(shutdown), if !is_ending => {}
+            () = shutdown.cancelled(), if lingers_until.is_none() => {}
+            () = place.seat.closing.cancelled(), if !is_ending => {}
         }
         let client = face.stream_client(peer, &config);
         loop {
@@ -305,6 +318,11 @@ const MOST_OPEN: usize = 256;
 const MOST_OUTGOING_BYTES: usize = 64 << 10;
 /// No query is open for so long.
 pub(super) const MOST_WAIT: Duration = Duration::from_secs(5);
+/// How long a client must have been silent for its connection to be closed at a shutdown: one that has connected is about to
+/// ask, and a query on its way when the connection closes is lost.
+const LINGERING: Duration = Duration::from_millis(200);
+/// How long a client that is never silent for so long may go on; it has to ask again elsewhere (RFC 7766 §6.2.4).
+const MOST_LINGERING: Duration = Duration::from_secs(1);
 /// Room for the queries that come in one segment.
 const READ_BYTES: usize = 4096;
 /// How long nothing is accepted when descriptors have run out.

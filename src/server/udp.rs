@@ -4,18 +4,23 @@
 //! they are read, in the same batch. A miss starts an exchange, whose datagrams leave by the worker's own sockets
 //! and come back to the same wait; its response then goes to all who wait for it, whichever worker received them. Only
 //! what needs a stream is handed to a task.
+//!
+//! A worker does not end before it is told to. After a panic it goes on where it was: the query it had at hand is
+//! answered SERVFAIL, the rest of the batch as ever. If it was driving exchanges, or a system call has failed, what depends
+//! on that is made anew and those who waited for it are told.
 
 use std::{
-    io,
+    io, mem,
     net::UdpSocket,
+    ops::Range,
     os::fd::AsFd,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc},
     thread,
     time::Duration,
 };
 
 use rand::{SeedableRng, rngs::StdRng};
-use tokio_util::sync::CancellationToken;
 
 use super::{Desk, Face, Incoming, Taken, face::HeldBack};
 use crate::{
@@ -24,11 +29,11 @@ use crate::{
     metrics::{Cells, Dropped, Transport},
     resolve::{Job, Next, Settled, Waiter, Waiters, Way},
     sys::{Inbox, Outbox, Poller, Waker},
-    wire,
+    wire::{self, Rcode},
 };
 
 /// One thread that serves UDP.
-struct Worker {
+struct Worker<I> {
     face: Arc<Face>,
     cells: Arc<Cells>,
     commands: mpsc::Receiver<Command>,
@@ -42,6 +47,14 @@ struct Worker {
     now: Moment,
     /// When to end, once told to.
     ends: Option<Moment>,
+    /// Sees each query before anything else does.
+    inspect: I,
+    /// What of the inbox is not served yet.
+    batch: Range<usize>,
+    /// The listener that the batch came by, or that the gathered replies leave by.
+    current: Option<Listener>,
+    /// Whether the driver is at work.
+    driving: bool,
 }
 
 /// How a worker is told things.
@@ -64,24 +77,22 @@ struct Listener {
     socket: Arc<UdpSocket>,
 }
 
-/// Starts a worker. It ends when it is told to, or when its sockets fail beyond repair; then `ended` is cancelled.
+/// Starts a worker, which ends when it is told to. `inspect` sees each query first: for tests, what it does nothing in costs
+/// nothing.
 pub fn spawn(
     number: usize,
     face: Arc<Face>,
     cells: Arc<Cells>,
-    ended: CancellationToken,
-) -> io::Result<(Handle, thread::JoinHandle<io::Result<()>>)> {
+    inspect: impl FnMut(&[u8]) + Send + 'static,
+) -> io::Result<(Handle, thread::JoinHandle<()>)> {
     let (sender, commands) = mpsc::channel();
     let waker = Waker::new()?;
     let poller = Poller::new()?;
     poller.add(waker.as_fd(), WAKER_TOKEN)?;
     let handle = Handle { commands: sender, waker: waker.clone() };
-    let thread = thread::Builder::new().name(format!("udp-{number}")).spawn(move || {
-        let _ended = ended.drop_guard();
-        let limits = Limits { exchanges: MOST_EXCHANGES, sockets: MOST_UPSTREAM_SOCKETS };
+    let thread = thread::Builder::new().name(format!("{WORKER}{number}")).spawn(move || {
         let mut rng = StdRng::from_rng(&mut rand::rng());
-        let driver = UdpDriver::new(FIRST_UPSTREAM_TOKEN, limits, StdRng::from_rng(&mut rng));
-        let worker = Worker {
+        let mut worker = Worker {
             face,
             cells,
             commands,
@@ -90,18 +101,45 @@ pub fn spawn(
             listeners: Vec::new(),
             inbox: Inbox::new(BATCH, QUERY_BYTES),
             outbox: Outbox::new(BATCH, REPLY_BYTES),
-            driver,
+            driver: driver(&mut rng),
             rng,
             now: Moment::now(),
             ends: None,
+            inspect,
+            batch: 0..0,
+            current: None,
+            driving: false,
         };
-        worker.run()
+        // Each attempt to recover tries less than the last, so that one ends well.
+        let mut outcome = caught(|| worker.run());
+        while let Err(error) = outcome {
+            worker.cells.worker_failure();
+            if let Some(error) = &error {
+                tracing::error!(%error, "a worker has failed, and begins anew");
+                thread::sleep(FAILURE_PAUSE);
+            }
+            outcome = caught(|| {
+                worker.recover(error.is_some())?;
+                worker.run()
+            });
+        }
     })?;
     Ok((handle, thread))
 }
 
-impl Worker {
-    fn run(mut self) -> io::Result<()> {
+/// The error of a call, or none for a panic, which is logged where it happens.
+fn caught(call: impl FnOnce() -> io::Result<()>) -> Result<(), Option<io::Error>> {
+    // What a panic may leave unsound is made anew by `recover`.
+    catch_unwind(AssertUnwindSafe(call)).map_err(|_| None)?.map_err(Some)
+}
+
+fn driver(rng: &mut StdRng) -> UdpDriver<Box<Job>> {
+    let limits = Limits { exchanges: MOST_EXCHANGES, sockets: MOST_UPSTREAM_SOCKETS };
+    UdpDriver::new(FIRST_UPSTREAM_TOKEN, limits, StdRng::from_rng(rng))
+}
+
+impl<I: FnMut(&[u8])> Worker<I> {
+    fn run(&mut self) -> io::Result<()> {
         let mut tokens = Vec::new();
         loop {
             let wake_at = [self.driver.wake_at(), self.ends].into_iter().flatten().min();
@@ -110,7 +148,7 @@ impl Worker {
             for &token in &tokens {
                 match token {
                     WAKER_TOKEN => self.obey()?,
-                    FIRST_UPSTREAM_TOKEN.. => self.driver.readable(token, self.now, &self.poller),
+                    FIRST_UPSTREAM_TOKEN.. => self.drive(|driver, now, poller| driver.readable(token, now, poller)),
                     number => {
                         if let Some(at) = self.listeners.iter().position(|l| u64::from(l.number) == number) {
                             self.serve(at)?;
@@ -118,12 +156,52 @@ impl Worker {
                     }
                 }
             }
-            self.driver.expire(self.now, &self.poller);
+            self.drive(UdpDriver::expire);
             self.take_reports();
-            self.driver.flush();
+            self.drive(|driver, _, _| driver.flush());
             if self.ends.is_some_and(|ends| self.driver.in_flight() == 0 || self.now >= ends) {
                 return Ok(());
             }
+        }
+    }
+
+    /// Lets the driver work: it is not sound if it panics.
+    fn drive(&mut self, work: impl FnOnce(&mut UdpDriver<Box<Job>>, Moment, &Poller)) {
+        self.driving = true;
+        work(&mut self.driver, self.now, &self.poller);
+        self.driving = false;
+    }
+
+    /// Makes sound again what a panic or, if it `has_failed`, an error has left.
+    fn recover(&mut self, has_failed: bool) -> io::Result<()> {
+        let at_hand = self.batch.start.checked_sub(1);
+        // Sent only once: this may be what panics.
+        let mut gathered = mem::replace(&mut self.outbox, Outbox::new(BATCH, REPLY_BYTES));
+        if let Some(listener) = self.current.clone() {
+            if let Some(datagram) = at_hand.and_then(|slot| self.inbox.get(slot))
+                && !gathered.is_full()
+            {
+                wire::write_error(datagram.payload, Rcode::SERVFAIL, gathered.buffer());
+                gathered.queue(datagram.peer, datagram.local);
+            }
+            send(&mut gathered, &listener.socket, &self.cells);
+        }
+        if mem::take(&mut self.driving) || has_failed {
+            self.poller = Poller::new()?;
+            self.poller.add(self.waker.as_fd(), WAKER_TOKEN)?;
+            for listener in &self.listeners {
+                self.poller.add(listener.socket.as_fd(), listener.number.into())?;
+            }
+            let unsound = mem::replace(&mut self.driver, driver(&mut self.rng));
+            for job in unsound.into_tags() {
+                self.face.deliver(self.face.resolver().abandon(&job));
+            }
+        }
+        self.now = Moment::now();
+        let left_of = self.current.take().filter(|_| !self.batch.is_empty()).map(|listener| listener.number);
+        match self.listeners.iter().position(|own| Some(own.number) == left_of) {
+            Some(at) => self.serve(at),
+            None => Ok(()),
         }
     }
 
@@ -161,17 +239,24 @@ impl Worker {
     /// Takes in what waits at a listener, a few batches at most, for the others shall have their turn.
     fn serve(&mut self, at: usize) -> io::Result<()> {
         let Listener { number, socket } = self.listeners[at].clone();
+        self.current = Some(self.listeners[at].clone());
         let config = self.face.config();
         let is_limited = config.rate_limit.is_on();
         for _ in 0..BATCHES_PER_TURN {
-            let received = self.inbox.receive(socket.as_fd())?;
-            self.cells.received(Transport::Udp, received);
-            for slot in 0..received {
+            // After a panic there may be a rest, and more in the socket.
+            let mut received = self.inbox.room();
+            if self.batch.is_empty() {
+                received = self.inbox.receive(socket.as_fd())?;
+                self.cells.received(Transport::Udp, received);
+                self.batch = 0..received;
+            }
+            while let Some(slot) = self.batch.next() {
                 let datagram = self.inbox.get(slot).filter(|datagram| is_answerable(datagram.peer.port()));
                 let Some(datagram) = datagram else {
                     self.cells.dropped(Dropped::Port);
                     continue;
                 };
+                (self.inspect)(datagram.payload);
                 let (peer, local) = (datagram.peer, datagram.local);
                 let way = Way::Datagram { listener: number, peer, local };
                 let waiter = |asker, question: &[u8]| Waiter { asker, question: question.into(), way };
@@ -202,9 +287,10 @@ impl Worker {
                     Taken::Joined | Taken::Dropped | Taken::NoQuery => None,
                 };
                 if let Some((exchange, job)) = exchange {
-                    self.driver.start(job, exchange, self.now, &self.poller);
+                    self.drive(|driver, now, poller| driver.start(job, exchange, now, poller));
                 }
             }
+            self.batch = 0..0;
             send(&mut self.outbox, &socket, &self.cells);
             self.take_reports();
             if received < self.inbox.room() {
@@ -216,29 +302,30 @@ impl Worker {
 
     /// Brings what has come of exchanges to where it belongs.
     fn take_reports(&mut self) {
-        // The listener that the gathered replies leave by.
-        let mut current = None;
+        self.current = None;
         while let Some(report) = self.driver.next_report() {
             let job = report.tag;
             match report.news {
                 News::OutOfPatience => {
                     let settled = self.face.resolver().lose_patience(&job, self.now);
-                    self.deliver(settled, &mut current);
+                    self.deliver(settled);
                 }
                 News::NeedsStream(exchange) => self.face.drive(Next::Exchange(*exchange, job)),
                 News::Done(outcome) => match self.face.resolver().finish(job, outcome, self.now, &mut self.rng) {
-                    Next::Settled(settled) => self.deliver(settled, &mut current),
-                    Next::Exchange(exchange, job) => self.driver.start(job, exchange, self.now, &self.poller),
+                    Next::Settled(settled) => self.deliver(settled),
+                    Next::Exchange(exchange, job) => {
+                        self.drive(|driver, now, poller| driver.start(job, exchange, now, poller));
+                    }
                     wait @ Next::Wait(..) => self.face.drive(wait),
                 },
             }
         }
-        self.send_from(current.as_ref());
+        self.send_gathered();
     }
 
     /// Replies to all who wait: those of UDP from the own socket of the listener that they asked. Replies are gathered
-    /// for `current`, and sent when another listener has its turn.
-    fn deliver(&mut self, settled: Vec<Settled>, current: &mut Option<Listener>) {
+    /// for the current one, and sent when another has its turn.
+    fn deliver(&mut self, settled: Vec<Settled>) {
         let mut elsewhere = Vec::new();
         for Settled { response, ttls, waiters } in settled {
             let mut others = Waiters::new();
@@ -247,14 +334,14 @@ impl Worker {
                     others.push(waiter);
                     continue;
                 };
-                let is_other = current.as_ref().is_none_or(|current| current.number != listener);
+                let is_other = self.current.as_ref().is_none_or(|current| current.number != listener);
                 if is_other || self.outbox.is_full() {
-                    self.send_from(current.as_ref());
+                    self.send_gathered();
                 }
                 if is_other {
-                    *current = self.listeners.iter().find(|own| own.number == listener).cloned();
+                    self.current = self.listeners.iter().find(|own| own.number == listener).cloned();
                 }
-                if current.is_none() {
+                if self.current.is_none() {
                     others.push(waiter);
                     continue;
                 }
@@ -272,9 +359,9 @@ impl Worker {
         }
     }
 
-    /// Sends the replies that are gathered for a listener.
-    fn send_from(&mut self, listener: Option<&Listener>) {
-        if let Some(listener) = listener {
+    /// Sends the replies that are gathered for the current listener.
+    fn send_gathered(&mut self) {
+        if let Some(listener) = &self.current {
             send(&mut self.outbox, &listener.socket, &self.cells);
         }
     }
@@ -332,6 +419,14 @@ const MOST_EXCHANGES: usize = 1 << 20;
 const MOST_UPSTREAM_SOCKETS: usize = 4096;
 /// How long a worker that ends goes on for those who wait: a bit longer than the deadline of any query.
 const DRAIN: Duration = Duration::from_millis(4000);
+/// Between a system call that has failed and the next.
+const FAILURE_PAUSE: Duration = Duration::from_millis(100);
+/// What the names of the workers' threads begin with.
+pub const WORKER: &str = "udp-";
 /// Listeners are reported by their numbers, which lie below.
 const WAKER_TOKEN: u64 = 1 << 32;
 const FIRST_UPSTREAM_TOKEN: u64 = WAKER_TOKEN + 1;
+
+#[cfg(test)]
+#[path = "udp_tests.rs"]
+mod tests;

@@ -29,6 +29,7 @@ mod overrides;
 mod real_upstreams;
 mod rebinding;
 mod reload;
+mod restart;
 mod shuffling;
 mod single_writer;
 mod special_names;

@@ -32,6 +32,8 @@ pub struct Daemon {
     pub control: Option<SocketAddr>,
     folder: TempDir,
     child: Child,
+    /// The process that has taken over from the child.
+    successor: Option<u32>,
     log: Arc<Log>,
 }
 
@@ -163,7 +165,8 @@ impl Setup {
             move || log.follow(BufReader::new(stderr))
         });
         // Whatever panics from here on ends the process and shows its log.
-        let mut daemon = Daemon { addresses: Vec::new(), control: None, folder: self.folder, child, log };
+        let mut daemon =
+            Daemon { addresses: Vec::new(), control: None, folder: self.folder, child, successor: None, log };
         daemon.wait_for_log(0, |line| line.contains(" ready"));
         for line in daemon.log.lines() {
             if let Some((before, address)) = line.split_once("listening address=") {
@@ -213,7 +216,34 @@ impl Daemon {
     }
 
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.successor.unwrap_or_else(|| self.child.id())
+    }
+
+    /// Puts another file in the place of the binary that it was started from, which is a copy in its folder.
+    pub fn replace_binary(&self) {
+        let new = self.folder.path().join("new");
+        fs::copy(BINARY, &new).unwrap();
+        fs::rename(&new, self.folder.path().join(COPY)).unwrap();
+    }
+
+    /// Has it hand over to a new process. The old one must end well.
+    #[track_caller]
+    pub fn hand_over(&mut self) {
+        let (from, old) = (self.log_length(), self.pid());
+        signal(old, "USR2");
+        let line = self.wait_for_log(from, |line| line.contains("handed over"));
+        let new = line.split("process=").nth(1).and_then(|rest| rest.split(' ').next()).expect("a process");
+        self.await_end_of(old);
+        self.successor = Some(new.parse().unwrap());
+    }
+
+    fn await_end_of(&mut self, process: u32) -> Option<ExitStatus> {
+        if process == self.child.id() {
+            return Some(wait_until("the end of the daemon", LIMIT, || self.child.try_wait().unwrap()));
+        }
+        // Not our child: whoever adopted it knows how it ended.
+        wait_until("the end of the daemon", LIMIT, || (!is_alive(process)).then_some(()));
+        None
     }
 
     pub fn folder(&self) -> &Path {
@@ -286,7 +316,10 @@ impl Daemon {
     }
 
     pub fn is_running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
+        match self.successor {
+            Some(process) => is_alive(process),
+            None => self.child.try_wait().unwrap().is_none(),
+        }
     }
 
     /// Asks it to end and waits until it has.
@@ -299,8 +332,8 @@ impl Daemon {
     /// Waits until it has ended.
     #[track_caller]
     pub fn wait(&mut self) -> Ended {
-        let status = wait_until("the end of the daemon", LIMIT, || self.child.try_wait().unwrap());
-        Ended { code: ExitStatus::code(&status), text: self.log.lines().join("\n") }
+        let status = self.await_end_of(self.pid());
+        Ended { code: status.and_then(|status| status.code()), text: self.log.lines().join("\n") }
     }
 }
 
@@ -308,6 +341,9 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if let Some(process) = self.successor.filter(|&process| is_alive(process)) {
+            signal(process, "KILL");
+        }
         if thread::panicking() {
             eprintln!("--- log of the daemon\n{}\n---", self.log.lines().join("\n"));
         }
@@ -355,6 +391,11 @@ impl Log {
 pub fn forward(suffix: &str, upstreams: &[SocketAddr]) -> String {
     let upstreams: Vec<String> = upstreams.iter().map(|address| format!("\"{address}\"")).collect();
     format!("\n[[forward]]\nsuffixes = [\"{suffix}\"]\nupstreams = [{}]\n", upstreams.join(", "))
+}
+
+fn is_alive(process: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with(['Z', 'X']))
 }
 
 #[track_caller]

@@ -8,10 +8,12 @@ pub mod client;
 pub mod daemon;
 pub mod flood;
 pub mod http;
+pub mod manager;
 pub mod message;
 pub mod netns;
 pub mod programs;
 pub mod require;
+pub mod stream;
 pub mod upstream;
 
 use std::{
@@ -24,7 +26,9 @@ use std::{
 
 pub use client::{Tcp, exchange_udp, tcp, udp};
 pub use daemon::{Daemon, Setup};
+pub use manager::Manager;
 pub use message::{Message, query};
+pub use stream::Stream;
 pub use upstream::{Act, Asked, Gate, Upstream};
 
 /// How long anything may take on a machine that is busy with other things. Where time is the promise, a test measures it.

@@ -1,0 +1,135 @@
+//! From one process to the next without a gap (SIGUSR2): for a new binary, or what only a restart takes in.
+//!
+//! The running process starts its successor, from the path by which it was started itself, and passes it every socket. It
+//! serves on until the successor does; then it replies to those who wait and ends. A successor that does not come up changes
+//! nothing: so a faulty binary or configuration costs no query. The two talk over the successor's standard input.
+
+use std::{
+    env, io,
+    os::fd::{AsFd, OwnedFd},
+    process::{Child, Command},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::sys;
+
+/// A process that serves on the same sockets.
+pub(super) struct Successor {
+    process: Child,
+    channel: OwnedFd,
+}
+
+/// The process that this one follows.
+pub(super) struct Predecessor {
+    channel: OwnedFd,
+}
+
+impl Successor {
+    /// Starts it, passes it the sockets with their names, and waits until it serves. Blocks.
+    pub fn start(sockets: Vec<(String, OwnedFd)>) -> Result<Self> {
+        let (channel, theirs) = sys::message_pair().context("cannot open a channel to the new process")?;
+        let mut arguments = env::args_os();
+        // Not `/proc/self/exe`: that is the old binary, also when a new one stands in its place.
+        let program = arguments.next().context("the path of the program is not known")?;
+        let mut command = Command::new(&program);
+        command.args(arguments).stdin(theirs).env(VARIABLE, "1");
+        // They speak of this process alone. A watchdog without a process is everybody's.
+        for variable in ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_PID"] {
+            command.env_remove(variable);
+        }
+        let process = command.spawn().with_context(|| format!("cannot run {}", program.display()))?;
+        // Its end of the channel must be its alone, or its death would go unnoticed.
+        drop(command);
+        let mut successor = Self { process, channel };
+        let outcome = successor.introduce(sockets);
+        if outcome.is_err() {
+            let _ = successor.process.kill();
+            let _ = successor.process.wait();
+        }
+        outcome.map(|()| successor)
+    }
+
+    fn introduce(&mut self, sockets: Vec<(String, OwnedFd)>) -> Result<()> {
+        sys::set_message_timeout(&self.channel, START_PATIENCE).context("cannot set up a channel")?;
+        for (name, socket) in &sockets {
+            let sent = sys::send_message(&self.channel, name.as_bytes(), Some(socket));
+            sent.context("the new process does not take the sockets; it has said why")?;
+        }
+        self.say(END)?;
+        match sys::receive_message(&self.channel) {
+            Ok(Some((text, _))) if text == READY => Ok(()),
+            Ok(Some(_)) => bail!("the new process does not speak as we do"),
+            Ok(None) => bail!("the new process has ended; it has said why"),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                bail!("the new process does not serve after {START_PATIENCE:?}")
+            }
+            Err(error) => Err(error).context("cannot hear the new process"),
+        }
+    }
+
+    /// Its number.
+    pub fn process_id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Lets it speak to the service manager: it is the main process now.
+    pub fn release(self) {
+        // If it has ended meanwhile, whoever supervises it sees that.
+        let _ = self.say(RELEASED);
+    }
+
+    fn say(&self, text: &[u8]) -> Result<()> {
+        sys::send_message(&self.channel, text, None::<OwnedFd>).context("the new process does not listen")
+    }
+}
+
+impl Predecessor {
+    /// The process that has started this one to be followed by it, if one has.
+    pub fn find() -> io::Result<Option<Self>> {
+        if env::var_os(VARIABLE).is_none() {
+            return Ok(None);
+        }
+        let channel = io::stdin().as_fd().try_clone_to_owned()?;
+        sys::set_message_timeout(&channel, PATIENCE)?;
+        Ok(Some(Self { channel }))
+    }
+
+    /// Its sockets, with their names.
+    pub fn sockets(&self) -> io::Result<Vec<(String, OwnedFd)>> {
+        let mut sockets = Vec::new();
+        loop {
+            match sys::receive_message(&self.channel)? {
+                Some((name, Some(socket))) => sockets.push((String::from_utf8_lossy(&name).into_owned(), socket)),
+                Some((text, None)) if text == END => return Ok(sockets),
+                _ => return Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        }
+    }
+
+    /// Tells it that this process serves, and waits until it has told the service manager. Blocks.
+    ///
+    /// A predecessor that ends before that was told to stop, and this process is not to serve on alone.
+    pub fn succeed(self) -> Result<()> {
+        sys::send_message(&self.channel, READY, None::<OwnedFd>).context("the process that ran has ended")?;
+        match sys::receive_message(&self.channel) {
+            Ok(Some((text, _))) if text == RELEASED => Ok(()),
+            Err(error) => Err(error).context("the process that runs does not let go"),
+            Ok(_) => bail!("the process that ran has ended before it handed over"),
+        }
+    }
+}
+
+/// Set for a process that is to follow another.
+const VARIABLE: &str = "WATERSHED_HAND_OVER";
+/// There are no more sockets.
+const END: &[u8] = b"end";
+/// The successor serves.
+const READY: &[u8] = b"ready";
+/// The predecessor takes in nothing any more.
+const RELEASED: &[u8] = b"released";
+/// How long a process may take to start: it has zones and definition files to read.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+/// How long the predecessor may take for a message: it may have files to read first.
+const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,0 +1,226 @@
+//! A restart loses nothing: what comes in while no process runs waits in its socket, and the cache is there again.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+    os::unix::fs::MetadataExt,
+    thread,
+};
+
+use tempfile::TempDir;
+
+use crate::harness::{client::socket_for, daemon::forward, *};
+
+/// A daemon that can be started again and again: on fixed addresses, with a folder for its state.
+struct House {
+    folder: TempDir,
+    upstream: Upstream,
+    address: SocketAddr,
+    control: SocketAddr,
+    manager: Manager,
+}
+
+impl House {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (address, control) = (free_address(), free_address());
+        let manager = Manager::new(folder.path());
+        Self { upstream: Upstream::saying("192.0.2.1"), address, control, manager, folder }
+    }
+
+    fn setup(&self, workers: usize) -> Setup {
+        let (address, control, state) = (self.address, self.control, self.folder.path().display());
+        Setup::new(&format!(
+            "{}[server]\nlisten = [\"{address}\"]\nworkers = {workers}\nstate_directory = \"{state}\"\n\
+             [control]\nlisten = \"{control}\"\n",
+            forward(".", &[self.upstream.address()]),
+        ))
+    }
+}
+
+#[test]
+fn a_restart_loses_no_query_however_many_workers_there_are() {
+    let house = House::new();
+    let mut daemon = house.manager.start(house.setup(2));
+    // TCP, two workers' UDP, control.
+    house.manager.wait_for_stored(4);
+    assert_eq!(daemon.ask("kept.example A").one(), "192.0.2.1");
+    let stream = Stream::start(house.address);
+    for (workers, stored) in [
+        (3, 5), // one more socket
+        (1, 5), // none less: the queries in it would be lost
+        (2, 5),
+    ] {
+        stream.wait_for_more(100);
+        assert_eq!(daemon.stop().code, Some(0));
+        daemon = house.manager.start(house.setup(workers));
+        house.manager.wait_for_stored(stored);
+        assert!(!daemon.wait_for_log(0, |line| line.contains("saved cache taken in")).contains("entries=0"));
+    }
+    stream.wait_for_more(100);
+    let answered = stream.end();
+    assert!(answered > 400);
+    assert_eq!(daemon.ask("kept.example A").one(), "192.0.2.1");
+    assert_eq!(house.upstream.count("kept.example A"), 1, "the cache came along");
+    assert_eq!(daemon.get("/live").0, 200);
+}
+
+#[test]
+fn what_comes_in_after_a_crash_is_answered_by_the_next_process() {
+    let house = House::new();
+    let mut daemon = house.manager.start(house.setup(2));
+    house.manager.wait_for_stored(4);
+    signal(daemon.pid(), "KILL");
+    daemon.wait();
+    let question = query("www.example A");
+    let ports: Vec<_> = (0..50).map(|_| socket_for(house.address)).collect();
+    for port in &ports {
+        port.send(&question.to_wire()).unwrap();
+    }
+    let mut connection = Tcp::connect(house.address);
+    connection.send(&[&question]);
+    let _daemon = house.manager.start(house.setup(2));
+    for port in &ports {
+        let mut reply = [0; 512];
+        let length = port.recv(&mut reply).expect("an answer to what was queued");
+        assert_eq!(Message::from_wire(&reply[..length]).unwrap().one(), "192.0.2.1");
+    }
+    assert_eq!(connection.receive().one(), "192.0.2.1");
+}
+
+#[test]
+fn sockets_that_are_no_longer_configured_are_closed_and_not_kept() {
+    let mut house = House::new();
+    let daemon = house.manager.start(house.setup(2));
+    house.manager.wait_for_stored(4);
+    let before = house.address;
+    house.address = free_address();
+    // By a reload: the new one is kept, the old one not.
+    daemon.edit_config(|config| config.replace(&before.to_string(), &house.address.to_string()));
+    assert!(daemon.reload().contains("reloaded"));
+    let name = |address: SocketAddr| format!("watershed/{}", address.to_string().replace(':', ";"));
+    let names = |address| vec![name(address); 3];
+    let stored = |address, control| {
+        let mut names = [names(address), vec![name(control)]].concat();
+        names.sort();
+        names
+    };
+    wait_until("the manager's word", PATIENCE, || {
+        (house.manager.stored() == stored(house.address, house.control)).then_some(())
+    });
+    daemon.stop();
+    // And by a start.
+    let kept = house.address;
+    house.address = before;
+    let _daemon = house.manager.start(house.setup(2));
+    wait_until("the manager's word", PATIENCE, || {
+        (house.manager.stored() == stored(before, house.control)).then_some(())
+    });
+    assert!(TcpListener::bind(kept).is_ok());
+}
+
+#[test]
+fn a_new_binary_takes_over_without_a_gap() {
+    let house = House::new();
+    let mut daemon = house.manager.start(house.setup(2).reachable_by_all());
+    house.manager.wait_for_stored(4);
+    assert_eq!(daemon.ask("kept.example A").one(), "192.0.2.1");
+    let stream = Stream::start(house.address);
+    for _ in 0..3 {
+        stream.wait_for_more(100);
+        let old = daemon.pid();
+        daemon.replace_binary();
+        let from = daemon.log_length();
+        daemon.hand_over();
+        daemon.wait_for_log(from, |line| line.contains("saved cache taken in"));
+        assert_ne!(daemon.pid(), old);
+        let runs = fs::metadata(format!("/proc/{}/exe", daemon.pid())).unwrap().ino();
+        assert_eq!(runs, fs::metadata(daemon.folder().join("watershed")).unwrap().ino(), "the new file");
+        house.manager.wait_for(&format!("MAINPID={}", daemon.pid()));
+    }
+    stream.wait_for_more(100);
+    stream.end();
+    assert_eq!(daemon.ask("kept.example A").one(), "192.0.2.1");
+    assert_eq!(house.upstream.count("kept.example A"), 1, "the cache came along");
+    // It is a daemon like any other: it reloads, serves HTTP, and ends.
+    assert!(daemon.reload().contains("reloaded"));
+    assert_eq!(daemon.get("/live").0, 200);
+    assert!(daemon.stop().text.lines().last().unwrap().contains("stopped"));
+}
+
+#[test]
+fn who_waits_for_an_upstream_is_answered_by_the_process_that_hands_over() {
+    let house = House::new();
+    let gate = Gate::default();
+    let passed = gate.clone();
+    house.upstream.change(move |asked| {
+        passed.pass();
+        upstream::saying("192.0.2.1")(asked)
+    });
+    let mut daemon = house.setup(2).reachable_by_all().start();
+    thread::scope(|scope| {
+        let clients = [
+            scope.spawn(|| udp(house.address, &query("udp.example A"))),
+            scope.spawn(|| tcp(house.address, &query("tcp.example A"))),
+        ];
+        house.upstream.wait_for("udp.example A", 1);
+        house.upstream.wait_for("tcp.example A", 1);
+        signal(daemon.pid(), "USR2");
+        daemon.wait_for_log(0, |line| line.contains("stopping"));
+        gate.open();
+        for client in clients {
+            assert_eq!(client.join().unwrap().one(), "192.0.2.1");
+        }
+    });
+    assert_eq!(daemon.wait().code, Some(0));
+    let line = daemon.wait_for_log(0, |line| line.contains("handed over process="));
+    signal(line.split("process=").nth(1).unwrap().trim().parse().unwrap(), "TERM");
+    daemon.wait_for_log(0, |line| line.contains("stopped"));
+}
+
+#[test]
+fn a_process_that_does_not_come_up_changes_nothing() {
+    let house = House::new();
+    let mut daemon = house.setup(2).reachable_by_all().start();
+    let stream = Stream::start(house.address);
+    let config = fs::read_to_string(daemon.folder().join("watershed.toml")).unwrap();
+    let binary = daemon.folder().join("watershed");
+    for fault in ["a configuration that is refused", "a binary that crashes", "no binary"] {
+        match fault {
+            "a configuration that is refused" => daemon.write("watershed.toml", "[server]\nlisten = 5\n"),
+            "a binary that crashes" => {
+                daemon.write("watershed.toml", &config);
+                fs::remove_file(&binary).unwrap();
+                fs::write(&binary, "#!/bin/sh\nkill -SEGV $$\n").unwrap();
+                fs::set_permissions(&binary, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            }
+            _ => fs::remove_file(&binary).unwrap(),
+        }
+        stream.wait_for_more(50);
+        let from = daemon.log_length();
+        signal(daemon.pid(), "USR2");
+        daemon.wait_for_log(from, |line| line.contains("not handed over"));
+        assert_eq!(daemon.get("/live").0, 200, "{fault}");
+    }
+    daemon.replace_binary();
+    daemon.hand_over();
+    stream.wait_for_more(50);
+    stream.end();
+}
+
+#[test]
+fn what_is_registered_survives_a_hand_over() {
+    let house = House::new();
+    let api =
+        "[catalog]\nnode_name = \"monitor1\"\naddress = \"192.0.2.5\"\n[catalog.api]\nenable_registration = true\n";
+    let mut daemon = house.setup(2).configured(|config| config + api).reachable_by_all().start();
+    let body = r#"{"Name": "web", "Port": 80}"#;
+    let registered = http::request(house.control, "PUT", "/v1/agent/service/register", body).unwrap();
+    assert_eq!(registered.0, 200, "{}", registered.1);
+    daemon.hand_over();
+    assert_eq!(daemon.ask("web.service.consul A").one(), "192.0.2.5");
+    let deregistered = http::request(house.control, "PUT", "/v1/agent/service/deregister/web", "").unwrap();
+    assert_eq!(deregistered.0, 200, "{}", deregistered.1);
+    daemon.hand_over();
+    assert_eq!(daemon.ask("web.service.consul A").rcode_name(), "NXDOMAIN");
+}
