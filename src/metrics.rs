@@ -37,7 +37,7 @@ impl Metrics {
             declare.counters("server_queries_total", "Queries received.", &["transport", "qtype"], |b, put| b.grid(|c| &c.queries, (&Transport::LABELS, &QTYPES), put)),
             declare.counters("server_replies_total", "Replies to clients.", &["transport", "rcode"], |b, put| b.grid(|c| &c.replies, (&Transport::LABELS, &RCODES), put)),
             declare.counters("server_rejected_total", "Messages replied to without being resolved: malformed, unsupported, refused by the ACL, too many in all or of one client, truncated by the rate limit.", &["reason"], |b, put| b.row(|c| &c.rejections, &Rejection::LABELS, put)),
-            declare.counters("server_dropped_total", "Messages without a reply: no DNS query, from a port that must not be replied to, dropped by an overlay or the rate limit, or their connection was closed first.", &["reason"], |b, put| b.row(|c| &c.drops, &Dropped::LABELS, put)),
+            declare.counters("server_dropped_total", "Messages without a reply: no DNS query, from a port that must not be replied to, dropped by an overlay or the rate limit, our own that came back from an upstream, or their connection was closed first.", &["reason"], |b, put| b.row(|c| &c.drops, &Dropped::LABELS, put)),
             declare.counters("server_kernel_drops_total", "Datagrams that the kernel dropped before we saw them: the buffers of the listener were full.", &["listener"], |b, put| b.each_listener(put)),
             declare.counters("server_unsent_total", "UDP replies that the system refused to send: no way to the client, or no room.", &[], |b, put| put(&[], b.sum(|c| &c.unsent))),
             declare.counters("server_worker_failures_total", "Times a worker failed or panicked, and began anew with its sockets.", &[], |b, put| put(&[], b.sum(|c| &c.worker_failures))),
@@ -64,6 +64,7 @@ impl Metrics {
             declare.counters("forward_responses_total", "Responses of the upstream.", &["upstream", "rcode"], |b, put| b.each_upstream(&RCODES, |u, rcode| load(&u.responses[rcode]), put)),
             declare.counters("forward_timeouts_total", "Attempts given up without a response.", &UPSTREAM, |b, put| b.each_upstream(&[""], |u, _| load(&u.timeouts), put)),
             declare.counters("forward_failures_total", "Attempts refused by the network, and responses that cannot be meant for the query they came for.", &["upstream", "reason"], |b, put| b.each_upstream(&Failure::LABELS, |u, reason| load(&u.failures[reason]), put)),
+            declare.counters("forward_loops_total", "Queries to see whether a down upstream forwards to us that came back.", &UPSTREAM, |b, put| b.each_upstream(&[""], |u, _| load(&u.loops), put)),
             declare.gauges("forward_up", "1 while the upstream is taken to be healthy.", &UPSTREAM, |b, put| b.each_upstream(&[""], |u, _| load(&u.up), put)),
             declare.histograms("forward_seconds", "From sending a query to its response.", &UPSTREAM),
 
@@ -254,6 +255,8 @@ labels! {
         Port "port",
         /// An overlay says so.
         Overlay "overlay",
+        /// It is ours, and has come back from an upstream.
+        Loop "loop",
         /// Its network gets no more replies now.
         RateLimit "rate_limit",
         /// The connection or the listener that the reply had to leave by was closed.
@@ -409,6 +412,7 @@ pub struct UpstreamCells {
     resends: AtomicU64,
     responses: [AtomicU64; RCODES.len()],
     timeouts: AtomicU64,
+    loops: AtomicU64,
     failures: [AtomicU64; Failure::LABELS.len()],
     up: AtomicU64,
     /// Responses by the first bound that their time does not exceed; the last element is for all beyond.
@@ -424,6 +428,7 @@ impl UpstreamCells {
             resends: AtomicU64::new(0),
             responses: Default::default(),
             timeouts: AtomicU64::new(0),
+            loops: AtomicU64::new(0),
             failures: Default::default(),
             up: AtomicU64::new(1),
             buckets: Default::default(),
@@ -456,6 +461,11 @@ impl UpstreamCells {
     /// An attempt was given up without a response.
     pub fn timed_out(&self) {
         add(&self.timeouts, 1);
+    }
+
+    /// A query came back to us.
+    pub fn looped(&self) {
+        add(&self.loops, 1);
     }
 
     /// An attempt failed.

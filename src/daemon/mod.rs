@@ -421,7 +421,10 @@ impl Daemon {
                     let now = Moment::now();
                     for route in face.resolver().tables().routes() {
                         for upstream in route.group.probes_due(now) {
-                            tokio::spawn(stopping.clone().run_until_cancelled_owned(forward::probe(upstream)));
+                            let (face, suffix) = (face.clone(), route.group.name().to_owned());
+                            tokio::spawn(stopping.clone().run_until_cancelled_owned(async move {
+                                tokio::join!(forward::probe(upstream.clone()), face.loops().check(upstream, &suffix));
+                            }));
                         }
                     }
                     face.deliver(face.resolver().abandon_lost(now));

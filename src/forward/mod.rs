@@ -7,6 +7,7 @@
 mod attempt;
 mod exchange;
 mod group;
+mod loops;
 mod sockets;
 mod task;
 mod tcp;
@@ -27,6 +28,7 @@ use toml::Spanned;
 
 pub use exchange::{Action, Event, Exchange, Failure, Options, Outcome};
 pub use group::Group;
+pub use loops::LoopWatch;
 pub use task::{probe, run};
 pub use transport::Error;
 pub use trust::CaFileError;

@@ -38,6 +38,8 @@ pub struct Upstream {
     url: UpstreamUrl,
     cells: Arc<UpstreamCells>,
     is_down: AtomicBool,
+    /// Whether queries to it came back to us since it was up last.
+    is_loop: AtomicBool,
     state: Mutex<State>,
     connection: Connection,
 }
@@ -92,6 +94,7 @@ impl Upstream {
             cells,
             url,
             is_down: AtomicBool::new(false),
+            is_loop: AtomicBool::new(false),
             state: Mutex::new(State {
                 round_trip: None,
                 failures: 0,
@@ -173,6 +176,7 @@ impl Upstream {
         state.failures = 0;
         if self.is_down.swap(false, Ordering::Relaxed) {
             self.cells.set_up(true);
+            self.is_loop.store(false, Ordering::Relaxed);
             info!(upstream = %self.url, "upstream up");
         }
     }
@@ -194,6 +198,14 @@ impl Upstream {
         self.count_failure(&mut state, now);
         if state.failures >= FAILURES_UNTIL_DOWN {
             self.mark_down(&mut state, now, error);
+        }
+    }
+
+    /// A query to it came back to us.
+    pub(super) fn note_loop(&self) {
+        self.cells.looped();
+        if !self.is_loop.swap(true, Ordering::Relaxed) {
+            warn!(upstream = %self.url, "a loop: the upstream forwards to us what we forward to it; name another upstream in one of the two");
         }
     }
 

@@ -40,6 +40,11 @@ impl Miss<'_> {
     pub fn qtype(&self) -> Rtype {
         self.query.qtype()
     }
+
+    /// The name asked for, in wire form.
+    pub fn qname(&self) -> &[u8] {
+        self.query.qname()
+    }
 }
 
 /// What [`Resolver::begin`] made of a miss.

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     clock::{Moment, unix_seconds},
-    forward::{self, Exchange},
+    forward::{self, Exchange, LoopWatch},
     metrics::{Cells, Dropped, Metrics, Rejection, Transport},
     resolve::{AtOnce, Begun, Client, From, Job, Next, Pending, Reason, Resolver, Settled, Waiter, Way},
     sys::Outbox,
@@ -44,6 +44,7 @@ pub struct Face {
     runtime: runtime::Handle,
     /// How many questions tasks see to.
     exchanges: AtomicUsize,
+    loops: LoopWatch,
     /// Counts for all tasks; workers have cells of their own.
     cells: Arc<Cells>,
 }
@@ -143,6 +144,7 @@ impl Face {
             tasks: TaskTracker::new(),
             runtime,
             exchanges: AtomicUsize::new(0),
+            loops: LoopWatch::default(),
             cells: metrics.shared_cells(),
         }
     }
@@ -170,6 +172,11 @@ impl Face {
     /// How many questions are seen to by tasks.
     pub fn exchanges(&self) -> usize {
         self.exchanges.load(Relaxed)
+    }
+
+    /// Whether queries to upstreams come back.
+    pub fn loops(&self) -> &LoopWatch {
+        &self.loops
     }
 
     /// The counts of all tasks.
@@ -292,6 +299,11 @@ impl Face {
                     desk.cells.prefetch();
                 }
                 return reply(rcode, refresh);
+            }
+            AtOnce::Miss(miss) if self.loops.is_returned(miss.qname()) => {
+                desk.cells.query(transport, miss.qtype().0);
+                desk.cells.dropped(Dropped::Loop);
+                return Taken::Dropped;
             }
             AtOnce::Miss(miss) => miss,
         };
