@@ -53,7 +53,8 @@ pub struct Config {
     /// The same for clients on this host, where no datagram is lost for its size.
     /// Default 16384. Applies at reload.
     pub udp_size_loopback: u16,
-    /// TCP connections in all, from 1 to 65536; one more closes the one that was idle longest.
+    /// TCP connections in all, from 1 to 65536, but no more than half of the files that may be open (`LimitNOFILE=`); one
+    /// more closes the one that was idle longest.
     /// Default 1024. Applies at reload.
     pub tcp_connections: usize,
     /// TCP connections of one client address, from 1 to 65536; more are closed at once.

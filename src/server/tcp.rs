@@ -53,7 +53,7 @@ pub async fn serve(
     connections: Arc<Connections>,
     shutdown: CancellationToken,
 ) {
-    let mut is_exhausted = false;
+    let mut exhausted_at: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -61,14 +61,13 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, peer)) => {
-                is_exhausted = false;
                 let config = face.config();
                 // Who is not served by UDP is told so; here it would cost a handshake, or take the place of somebody who is.
                 if face.stream_client(peer.ip(), &config).is_none() {
                     face.cells().refuse(Refusal::Acl);
                     continue;
                 }
-                let limits = (config.tcp_connections, config.tcp_connections_per_client);
+                let limits = (config.tcp_connections.min(connections.most), config.tcp_connections_per_client);
                 let Some((place, displaced)) = connections.enter(peer.ip(), limits) else {
                     face.cells().refuse(Refusal::PerClient);
                     continue;
@@ -84,10 +83,11 @@ pub async fn serve(
             }
             // Out of descriptors or memory: whoever holds them has to let go first, and trying at once would only spin.
             Err(error) if sys::is_exhaustion(&error) => {
-                if !is_exhausted {
+                // Said once for as long as it lasts.
+                if exhausted_at.is_none_or(|at| at.elapsed() > EXHAUSTION_MEMORY) {
                     tracing::warn!(%error, "cannot accept TCP connections; the idlest are closed, see LimitNOFILE=");
                 }
-                is_exhausted = true;
+                exhausted_at = Some(Instant::now());
                 connections.close_idlest();
                 tokio::time::sleep(EXHAUSTION_PAUSE).await;
             }
@@ -239,10 +239,17 @@ fn frame(buffer: &[u8], at: usize) -> Option<(&[u8], usize)> {
 }
 
 /// The connections that are open, and how many there may be.
-#[derive(Default)]
 pub struct Connections {
     open: Mutex<HashMap<u64, Arc<Seat>>>,
     next: AtomicU64,
+    /// As many as leave descriptors for everything else.
+    most: usize,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self { open: Mutex::default(), next: AtomicU64::default(), most: (sys::open_files_limit() / 2).max(1) }
+    }
 }
 
 /// One connection's place among them; it is free again when this is dropped.
@@ -325,5 +332,7 @@ const LINGERING: Duration = Duration::from_millis(200);
 const MOST_LINGERING: Duration = Duration::from_secs(1);
 /// Room for the queries that come in one segment.
 const READ_BYTES: usize = 4096;
+/// How long it must have lasted no more to be worth another word.
+const EXHAUSTION_MEMORY: Duration = Duration::from_secs(10);
 /// How long nothing is accepted when descriptors have run out.
 const EXHAUSTION_PAUSE: Duration = Duration::from_millis(100);

@@ -28,7 +28,7 @@ use crate::{
     forward::{Limits, News, UdpDriver},
     metrics::{Cells, Dropped, Transport},
     resolve::{Job, Next, Settled, Waiter, Waiters, Way},
-    sys::{Inbox, Outbox, Poller, Waker},
+    sys::{self, Inbox, Outbox, Poller, Waker},
     wire::{self, Rcode},
 };
 
@@ -134,7 +134,8 @@ fn caught(call: impl FnOnce() -> io::Result<()>) -> Result<(), Option<io::Error>
 }
 
 fn driver(rng: &mut StdRng) -> UdpDriver<Box<Job>> {
-    let limits = Limits { exchanges: MOST_EXCHANGES, sockets: MOST_UPSTREAM_SOCKETS };
+    let sockets = MOST_UPSTREAM_SOCKETS.min(sys::open_files_limit() / WORKERS_SHARE);
+    let limits = Limits { exchanges: MOST_EXCHANGES, sockets };
     UdpDriver::new(FIRST_UPSTREAM_TOKEN, limits, StdRng::from_rng(rng))
 }
 
@@ -417,6 +418,8 @@ const REPLY_BYTES: usize = 1500;
 const MOST_EXCHANGES: usize = 1 << 20;
 /// Upstream sockets of one worker; enough for a pool of 256 for some upstreams.
 const MOST_UPSTREAM_SOCKETS: usize = 4096;
+/// Of all descriptors that there may be: a quarter for four workers.
+const WORKERS_SHARE: usize = 16;
 /// How long a worker that ends goes on for those who wait: a bit longer than the deadline of any query.
 const DRAIN: Duration = Duration::from_millis(4000);
 /// Between a system call that has failed and the next.
