@@ -242,6 +242,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn no_octet_of_a_snapshot_can_be_changed_and_no_end_be_missing() {
+        let good = saved();
+        let refused = |snapshot: &[u8]| {
+            let cache = Cache::new(1 << 20);
+            cache.restore(snapshot, NOW, UNIX).is_err() && cache.usage().entries == 0
+        };
+        for at in 0..good.len() {
+            assert!(refused(&good[..at]), "cut at {at}");
+            for bit in 0..8 {
+                let mut damaged = good.clone();
+                damaged[at] ^= 1 << bit;
+                assert!(refused(&damaged), "bit {bit} of octet {at}");
+            }
+        }
+        assert!(refused(&[&good[..], &[0]].concat()), "an octet more");
+        assert!(!refused(&good));
+    }
+
     proptest::proptest! {
         #[test]
         fn any_octets_with_a_right_checksum_are_read_without_panic(

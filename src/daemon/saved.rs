@@ -31,8 +31,8 @@ pub(super) fn restore_cache(resolver: Arc<Resolver>, file: PathBuf) {
 /// Saves what upstreams have answered, for the next process. Names asked for are nobody else's business.
 pub(super) fn save_cache(resolver: &Resolver, file: PathBuf) {
     let snapshot = resolver.cache().save(Moment::now(), unix_seconds());
+    let part = file.with_extension("part");
     let save = || {
-        let part = file.with_extension("part");
         let mut options = fs::OpenOptions::new();
         let mut written = options.write(true).create(true).truncate(true).mode(0o600).open(&part)?;
         written.write_all(&snapshot)?;
@@ -40,5 +40,7 @@ pub(super) fn save_cache(resolver: &Resolver, file: PathBuf) {
     };
     if let Err(error) = save() {
         tracing::warn!(file = %file.display(), %error, "cache not saved");
+        // Half a file is of no use to anybody.
+        let _ = fs::remove_file(&part);
     }
 }

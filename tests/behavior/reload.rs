@@ -2,7 +2,7 @@
 
 use std::{
     net::{TcpStream, UdpSocket},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
 };
 
@@ -87,6 +87,90 @@ fn no_query_is_lost_while_the_configuration_is_reloaded() {
             daemon.edit_config(|config| config + &format!("\n[[refuse]]\nsuffixes = [\"round{round}.test\"]\n"));
             assert!(daemon.reload().contains("reloaded"));
         }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Two configurations in turn: their zones, their upstreams, and a chain from one zone into the other.
+#[test]
+fn under_full_load_each_reply_is_wholly_of_one_configuration_and_none_is_lost() {
+    const OPEN: usize = 24;
+    const ROUNDS: usize = 6;
+    let zone = |records: &str| format!("$TTL 60\n@ SOA ns host 1 2 3 4 60\n@ NS ns\nns A 192.0.2.53\n{records}");
+    let upstreams = [Upstream::saying("192.0.2.110"), Upstream::saying("192.0.2.120")];
+    let rule = |of: usize| {
+        let zone = |name: &str| format!("[[zone]]\napex = \"{name}\"\nfile = \"DIR/{of}/{name}\"\n");
+        zone("site.example") + &zone("corp.example") + &forward(".", &[upstreams[of].address()])
+    };
+    let mut setup = Setup::new(&rule(0));
+    for of in 0..2 {
+        let (first, second) = (of * 10 + 1, of * 10 + 2);
+        let site = format!("www A 192.0.2.{first}\nwww A 192.0.2.{second}\nalias CNAME host{of}.corp.example.\n");
+        setup = setup.file(&format!("{of}/site.example"), &zone(&site));
+        setup = setup.file(&format!("{of}/corp.example"), &zone(&format!("host{of} A 192.0.2.{first}\n")));
+    }
+    let daemon = setup.start();
+    let expected = |question: &str, of: usize| -> Vec<String> {
+        let (first, second) = (format!("192.0.2.{}", of * 10 + 1), format!("192.0.2.{}", of * 10 + 2));
+        match question {
+            "www.site.example A" => vec![first, second],
+            "alias.site.example A" => vec![first, format!("host{of}.corp.example.")],
+            _ => vec![format!("192.0.2.1{}0", of + 1)],
+        }
+    };
+    // Even while a configuration stands, whose number is the half of it; odd while it changes.
+    let phase = AtomicUsize::new(0);
+    let answered = AtomicUsize::new(0);
+    let done = AtomicBool::new(false);
+    let client = |number: usize| {
+        let socket = client::socket_for(daemon.address());
+        let questions = ["www.site.example A", "alias.site.example A", "www.forwarded.example A"];
+        let mut open = std::collections::HashMap::new();
+        for turn in number.. {
+            let goes_on = !done.load(Ordering::Relaxed);
+            if goes_on {
+                let (asked, question) = (phase.load(Ordering::SeqCst), questions[turn % questions.len()]);
+                let message = query(question).edns(1232);
+                socket.send(&message.to_wire()).unwrap();
+                open.insert(message.id, (asked, question));
+            }
+            while open.len() > if goes_on { OPEN } else { 0 } {
+                let mut buffer = [0; 2048];
+                let length = socket.recv(&mut buffer).expect("an answer to every query");
+                let reply = Message::from_wire(&buffer[..length]).unwrap();
+                let (asked, question) = open.remove(&reply.id).expect("one answer to a query");
+                let mut data = reply.data();
+                data.sort();
+                let now = phase.load(Ordering::SeqCst);
+                let fits = |phase: usize| data == expected(question, phase / 2 % 2);
+                let is_right = if asked == now && now.is_multiple_of(2) { fits(now) } else { fits(0) || fits(2) };
+                assert!(is_right, "{question}, asked in phase {asked}, answered in {now}: {data:?}");
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
+            if !goes_on {
+                return;
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for number in 0..3 {
+            let client = &client;
+            scope.spawn(move || client(number));
+        }
+        for round in 1..=ROUNDS {
+            let before = answered.load(Ordering::Relaxed);
+            wait_until("the load", PATIENCE, || (answered.load(Ordering::Relaxed) > before + 300).then_some(()));
+            phase.fetch_add(1, Ordering::SeqCst);
+            daemon.edit_config(|config| {
+                let folder = daemon.folder().display().to_string();
+                let rule = |of: usize| rule(of).replace("DIR", &folder);
+                config.replace(&rule((round + 1) % 2), &rule(round % 2))
+            });
+            assert!(daemon.reload().contains("reloaded"));
+            phase.fetch_add(1, Ordering::SeqCst);
+        }
+        let before = answered.load(Ordering::Relaxed);
+        wait_until("the load", PATIENCE, || (answered.load(Ordering::Relaxed) > before + 300).then_some(()));
         done.store(true, Ordering::Relaxed);
     });
 }
