@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::transport::Error;
-use crate::wire::{put_u16, read_u16};
+use crate::wire::{MAX_MESSAGE_BYTES, put_u16, read_frame, read_u16, write_frame};
 
 /// Where queries for a connection are handed in. The queue holds 64; when it is full, queries wait before it.
 #[derive(Debug, Clone)]
@@ -124,10 +124,9 @@ fn enqueue(query: Query, in_flight: &mut HashMap<u16, Waiting>, next_id: &mut u1
         *next_id = next_id.wrapping_add(1);
     }
     let Query { mut wire, reply } = query;
-    let (Some(id), Ok(length)) = (read_u16(&wire, 0), u16::try_from(wire.len())) else { return };
+    let Some(id) = read_u16(&wire, 0).filter(|_| wire.len() <= MAX_MESSAGE_BYTES) else { return };
     put_u16(&mut wire, 0, *next_id);
-    outgoing.extend_from_slice(&length.to_be_bytes());
-    outgoing.extend_from_slice(&wire);
+    write_frame(&wire, outgoing);
     in_flight.insert(*next_id, Waiting { id, reply });
     *next_id = next_id.wrapping_add(1);
 }
@@ -135,15 +134,14 @@ fn enqueue(query: Query, in_flight: &mut HashMap<u16, Waiting>, next_id: &mut u1
 /// Takes the whole frames off `incoming` and gives them to those who wait for them.
 fn take_frames(incoming: &mut Vec<u8>, in_flight: &mut HashMap<u16, Waiting>) {
     let mut at = 0;
-    while let Some(length) = read_u16(incoming, at).map(usize::from) {
-        let Some(frame) = incoming.get(at + 2..at + 2 + length) else { break };
+    while let Some((frame, end)) = read_frame(incoming, at) {
         if let Some(waiting) = read_u16(frame, 0).and_then(|id| in_flight.remove(&id)) {
             let mut message = frame.to_vec();
             put_u16(&mut message, 0, waiting.id);
             // An error means that nobody waits any more.
             let _ = waiting.reply.send(message);
         }
-        at += 2 + length;
+        at = end;
     }
     incoming.drain(..at);
 }

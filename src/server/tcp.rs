@@ -32,6 +32,7 @@ use crate::{
     clock::Moment,
     metrics::{Refusal, Transport},
     sys,
+    wire::{read_frame, write_frame},
 };
 
 /// What is spoken on the connections of a listener.
@@ -162,7 +163,7 @@ async fn converse(
             Some(reply) = settled.recv() => {
                 let mut next = Some(reply);
                 while let Some(reply) = next {
-                    push_frame(&reply, &mut outgoing);
+                    write_frame(&reply, &mut outgoing);
                     open -= 1;
                     next = if outgoing.len() < MOST_OUTGOING_BYTES { settled.try_recv().ok() } else { None };
                 }
@@ -189,11 +190,11 @@ async fn converse(
             let mut at = 0;
             while open < MOST_OPEN
                 && outgoing.len() < MOST_OUTGOING_BYTES
-                && let Some((message, end)) = frame(&incoming, at)
+                && let Some((message, end)) = read_frame(&incoming, at)
             {
                 at = end;
                 match face.take_stream(Incoming { wire: message, client, peer, transport }, &sender, &mut reply) {
-                    Fate::Settled => push_frame(&reply, &mut outgoing),
+                    Fate::Settled => write_frame(&reply, &mut outgoing),
                     Fate::Open => open += 1,
                     Fate::Silent => {}
                     Fate::Hopeless => {
@@ -224,18 +225,6 @@ async fn converse(
             active = Instant::now();
         }
     }
-}
-
-fn push_frame(message: &[u8], out: &mut Vec<u8>) {
-    out.extend((message.len() as u16).to_be_bytes());
-    out.extend_from_slice(message);
-}
-
-/// The message whose length prefix stands at `at`, and where it ends; `None` while it is not all there.
-fn frame(buffer: &[u8], at: usize) -> Option<(&[u8], usize)> {
-    let length = usize::from(u16::from_be_bytes(*buffer.get(at..)?.first_chunk()?));
-    let end = at + 2 + length;
-    Some((buffer.get(at + 2..end)?, end))
 }
 
 /// The connections that are open, and how many there may be.

@@ -4,6 +4,7 @@
 //! a value, not a panic. Positions and sizes are bytes.
 
 mod answer;
+mod frame;
 mod name;
 mod query;
 mod reply;
@@ -12,6 +13,7 @@ mod rotation;
 mod types;
 
 pub use answer::{Answer, Record, Soa};
+pub use frame::{read_frame, write_frame};
 pub use name::{MAX_NAME_BYTES, Name, NameError};
 pub use query::{ClientEdns, ClientOptions, Query, Question, Reject, UpstreamEdns, UpstreamQuery};
 pub use reply::{Asker, COOKIE_BYTES, Cookie, ReplyOptions, ReplySize, Ttls, write_error, write_reply};
