@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use super::{
     Class, HEADER_BYTES, Name, NameError, Question, Rcode, Record, Rtype, answer,
     name::skip_uncompressed,
@@ -140,10 +142,12 @@ impl Response {
         };
         let mut at = records_at;
         let mut opt = None;
+        let mut ttls_at: SmallVec<[u16; 32]> = SmallVec::new();
         for (count_at, section) in SECTIONS {
             for _ in 0..word(count_at)? {
                 let record = RecordView { section, ..skip_record(message, at)? };
-                check_owner(message, &record)?;
+                check_owner(message, &record, &ttls_at)?;
+                ttls_at.push(u16::try_from(record.ttl_at).ok()?);
                 if record.rtype == Rtype::OPT {
                     if section != Section::Additional || opt.is_some() || message.get(at) != Some(&0) {
                         return None;
@@ -482,18 +486,42 @@ fn skip_name(wire: &[u8], at: usize) -> Option<usize> {
     }
 }
 
-/// Makes sure that the owner can be read. RDATA is not looked into: it passes through whatever it holds.
-fn check_owner(message: &[u8], record: &RecordView) -> Option<()> {
+/// Makes sure that the owner can be read, in every reply too: it may not lead to what replies have otherwise, the header
+/// and TTLs. RDATA is not looked into: it passes through whatever it holds.
+fn check_owner(message: &[u8], record: &RecordView, ttls_at: &[u16]) -> Option<()> {
     // A pointer to the question's name is by far the most frequent owner, and is known to be good.
-    if !points_to_qname(message, record.owner_at) {
-        Name::read(message, record.owner_at).ok()?;
+    if points_to_qname(message, record.owner_at) {
+        return Some(());
     }
-    Some(())
+    Name::read(message, record.owner_at).ok()?;
+    let (mut start, mut at) = (record.owner_at, record.owner_at);
+    loop {
+        let head = *message.get(at)?;
+        let end = at + if head < 192 { 1 + usize::from(head) } else { 2 };
+        if head == 0 || head >= 192 {
+            let behind = ttls_at.partition_point(|&ttl_at| usize::from(ttl_at) + TTL_BYTES <= start);
+            let is_lasting = ttls_at.get(behind).is_none_or(|&ttl_at| usize::from(ttl_at) >= end);
+            // What is pointed at has been written before (RFC 1035 §4.1.4).
+            let is_before = start == record.owner_at || end <= record.owner_at;
+            if start < HEADER_BYTES || !is_before || !is_lasting {
+                return None;
+            }
+        }
+        if head == 0 {
+            return Some(());
+        }
+        at = end;
+        if head >= 192 {
+            start = usize::from(read_u16(message, end - 2)? & 0x3fff);
+            at = start;
+        }
+    }
 }
 
 fn points_to_qname(message: &[u8], at: usize) -> bool {
     message.get(at..at + 2) == Some(&[0xc0, HEADER_BYTES as u8])
 }
 
+const TTL_BYTES: usize = 4;
 /// Where the count of each section stands.
 const SECTIONS: [(usize, Section); 3] = [(6, Section::Answer), (8, Section::Authority), (10, Section::Additional)];

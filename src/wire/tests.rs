@@ -151,6 +151,30 @@ fn an_opt_record_between_others_is_taken_out_and_the_rest_kept() {
 }
 
 #[test]
+fn an_owner_that_would_be_another_in_a_reply_is_malformed() {
+    let message = |owner: &[u8]| {
+        let first = b"\xc0\x0c\x00\x01\x00\x01\x01x\x00\x00\x00\x04\xc0\x00\x02\x01";
+        let second = [owner, b"\x00\x01\x00\x01\x00\x00\x00\x00\x00\x04\xc0\x00\x02\x01"].concat();
+        let head = b"\x00\x01\x81\x80\x00\x01\x00\x02\x00\x00\x00\x00\x03www\x07example\x00\x00\x01\x00\x01";
+        [&head[..], first, &second].concat()
+    };
+    let first_at = 29;
+    for (owner, is_good) in [
+        (b"\xc0\x10".to_vec(), true), // of the question
+        (b"\x01a\xc0\x0c".to_vec(), true),
+        (vec![0xc0, first_at], true),      // of the record before
+        (vec![0xc0, first_at + 2], true),  // its type, which stays: the root
+        (vec![0xc0, first_at + 6], false), // its TTL
+        (vec![0xc0, first_at + 8], false),
+        (vec![0xc0, first_at - 1], false), // a label that begins in its class
+        (b"\xc0\x00".to_vec(), false),     // the id
+        (b"\xc0\x04".to_vec(), false),     // a count
+    ] {
+        assert_eq!(Response::read(&message(&owner)).is_ok(), is_good, "{owner:x?}");
+    }
+}
+
+#[test]
 fn letters_of_the_question_and_its_owners_are_restored() {
     let address = Record::new(name("WwW.eXaMpLe"), Rtype::A, 60, [192, 0, 2, 1]);
     let answer = Answer { answer: vec![address], ..Answer::default() };
