@@ -85,10 +85,12 @@ impl Cache {
             return Some(false);
         }
         let key = Key::read(saved.key)?;
-        let message = Response::from_view(saved.view, &key.question());
+        let response = Response::from_view(saved.view, &key.question());
         // Walks the records, which nobody has vouched for in this process.
-        let mut response = Response::read(message.message()).ok()?.response;
-        response.add_encoded_errors(saved.view.extended_errors);
+        let read = Response::read(response.message()).ok()?.response;
+        if read.message() != response.message() {
+            return None;
+        }
         let inserted = now - Duration::from_secs(age_secs);
         let seconds = |secs: u32| Duration::from_secs(secs.into());
         let life = Life::Timed { fresh: seconds(saved.fresh_secs), stale: seconds(saved.stale_secs) };
