@@ -12,7 +12,7 @@ mod plan;
 use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     task::{AbortHandle, JoinSet},
     time::{Instant, sleep_until, timeout},
 };
@@ -27,7 +27,7 @@ use self::{
     plan::{Ask, Note, Plan},
 };
 use crate::{
-    catalog::{News, Standing, Wish},
+    catalog::{News, ServiceKey, Standing, Wish},
     clock::{Moment, unix_seconds},
     metrics::Metrics,
 };
@@ -182,6 +182,36 @@ impl Agent {
             Note::Lost => {
                 tracing::error!(source, %address, "source lost for longer than max_stale; its names are forwarded");
             }
+        }
+    }
+}
+
+/// What the catalog hears of an agent that has these answers, one to each request, in turn; nothing is sent.
+///
+/// An answer is the index and the body of a response. With the first request beyond them the agent is silent. `wished` are
+/// asked for as soon as the agent is followed. For the tests that have an agent say what none should.
+pub fn rehearse(answers: &[(u64, &[u8])], wished: &[ServiceKey], now: Moment) -> Vec<News> {
+    let mut plan = Plan::new(1, Duration::from_secs(60), Duration::from_secs(3600), Standing::Lost, 1, now);
+    let (mut now, mut news, mut is_followed) = (now, Vec::new(), false);
+    let mut answers = answers.iter();
+    loop {
+        let todo = plan.advance(now);
+        news.extend(todo.news);
+        if !is_followed && todo.notes.iter().any(|note| matches!(note, Note::Followed)) {
+            is_followed = true;
+            for what in wished {
+                plan.wish(Wish { what: what.clone(), done: Some(oneshot::channel().0) }, now);
+            }
+            continue;
+        }
+        for ask in &todo.asks {
+            let Some(&(index, body)) = answers.next() else { return news };
+            let read = ask.what.read(body).map(|reply| api::Response { reply, index });
+            plan.take_in(ask.id, read, now);
+        }
+        // Nothing more comes of it at once: the time passes.
+        if todo.asks.is_empty() {
+            now = now.max(plan.wake()) + Duration::from_millis(1);
         }
     }
 }
