@@ -275,6 +275,8 @@ fn clients_outside_of_the_allowed_networks_are_refused() {
     let mut stream = std::net::TcpStream::connect(daemon.address()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     assert!(matches!(std::io::Read::read(&mut stream, &mut [0; 1]), Ok(0) | Err(_)));
-    assert_eq!(daemon.metric("watershed_server_rejected_total", &[("reason", "acl")]), 3.0);
+    for (metric, expected) in [("watershed_server_rejected_total", 2.0), ("watershed_server_tcp_refused_total", 1.0)] {
+        assert_eq!(daemon.metric(metric, &[("reason", "acl")]), expected, "{metric}");
+    }
     assert!(upstream.asked().is_empty());
 }
