@@ -15,6 +15,7 @@ use h2::{
 use http::{
     HeaderMap, Method, Request, Response, StatusCode,
     header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE},
+    request::Parts,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -112,15 +113,17 @@ async fn respond_to(request: Request<RecvStream>, mut respond: SendResponse<Byte
         face.cells().dropped(Dropped::NotAQuery);
         Err(status)
     };
-    let outcome = match timeout(patience, query_of(request)).await {
+    // The body stays until all is said: a request of which the rest is not wanted would be taken for a canceled one.
+    let (head, mut body) = request.into_parts();
+    let outcome = match timeout(patience, query_of(&head, &mut body)).await {
         Ok(Ok(query)) => reply_to(&query, peer, &face).await,
         Ok(Err(status)) => no_query(status),
         Err(_) => no_query(StatusCode::REQUEST_TIMEOUT),
     };
-    let mut head = Response::new(());
+    let mut response = Response::new(());
     let mut reply = match outcome {
         Ok(Some(reply)) => {
-            let headers = head.headers_mut();
+            let headers = response.headers_mut();
             headers.insert(CONTENT_TYPE, http::HeaderValue::from_static(DNS_MESSAGE));
             headers.insert(CONTENT_LENGTH, reply.len().into());
             // What is posted is not kept by anybody.
@@ -132,46 +135,45 @@ async fn respond_to(request: Request<RecvStream>, mut respond: SendResponse<Byte
         // An overlay will have nothing said to it.
         Ok(None) => return respond.send_reset(Reason::CANCEL),
         Err(status) => {
-            *head.status_mut() = status;
+            *response.status_mut() = status;
             if status == StatusCode::METHOD_NOT_ALLOWED {
-                head.headers_mut().insert(ALLOW, http::HeaderValue::from_static("GET, POST"));
+                response.headers_mut().insert(ALLOW, http::HeaderValue::from_static("GET, POST"));
             }
             Bytes::new()
         }
     };
     // A client that is gone, or does not read, misses nothing.
-    let Ok(mut body) = respond.send_response(head, reply.is_empty()) else { return };
+    let Ok(mut stream) = respond.send_response(response, reply.is_empty()) else { return };
     let sent = timeout(patience, async {
         while !reply.is_empty() {
-            body.reserve_capacity(reply.len());
-            let Some(Ok(room)) = poll_fn(|context| body.poll_capacity(context)).await else { return };
+            stream.reserve_capacity(reply.len());
+            let Some(Ok(room)) = poll_fn(|context| stream.poll_capacity(context)).await else { return };
             let part = reply.split_to(room.min(reply.len()));
-            if body.send_data(part, reply.is_empty()).is_err() {
+            if stream.send_data(part, reply.is_empty()).is_err() {
                 return;
             }
         }
     });
     if sent.await.is_err() {
-        body.send_reset(Reason::CANCEL);
+        stream.send_reset(Reason::CANCEL);
     }
 }
 
 /// The message that a request holds: in its body or, of GET, in its URI (RFC 8484 §4.1).
-async fn query_of(request: Request<RecvStream>) -> Result<Bytes, StatusCode> {
-    if request.uri().path() != PATH {
+async fn query_of(head: &Parts, body: &mut RecvStream) -> Result<Bytes, StatusCode> {
+    if head.uri.path() != PATH {
         return Err(StatusCode::NOT_FOUND);
     }
-    match *request.method() {
+    match head.method {
         Method::GET => {
-            let parameters = request.uri().query().unwrap_or_default().split('&');
+            let parameters = head.uri.query().unwrap_or_default().split('&');
             let message = parameters.filter_map(|pair| pair.strip_prefix("dns=")).next();
             // Padding of the encoding is not to be there (RFC 8484 §6).
             let message = message.and_then(|text| BASE64URL_NOPAD.decode(text.as_bytes()).ok());
             message.map(Bytes::from).ok_or(StatusCode::BAD_REQUEST)
         }
-        Method::POST if !is_dns_message(request.headers()) => Err(StatusCode::UNSUPPORTED_MEDIA_TYPE),
+        Method::POST if !is_dns_message(&head.headers) => Err(StatusCode::UNSUPPORTED_MEDIA_TYPE),
         Method::POST => {
-            let mut body = request.into_body();
             let mut message = BytesMut::new();
             while let Some(part) = body.data().await {
                 let part = part.map_err(|_| StatusCode::BAD_REQUEST)?;
