@@ -2,7 +2,8 @@
 //!
 //! Datagrams of one length that follow each other to one peer go to the kernel as one message that it cuts into segments
 //! (UDP_SEGMENT): its way through the kernel is then gone once, not for each. Whoever receives them sees no difference.
-//! A kernel or a device that cannot do this refuses, and is then given one at a time.
+//! A kernel or a device that cannot do this refuses again and again, and is then given one at a time. Once or twice, it may
+//! be the way to one peer alone, whom the others are not to suffer for.
 #![allow(unsafe_code)]
 
 use std::{
@@ -27,6 +28,8 @@ pub struct Outbox {
     messages: usize,
     last: Message,
     cuts: bool,
+    /// How many messages in turn the kernel has refused to cut.
+    refusals: u32,
 }
 
 /// The datagrams under one header.
@@ -56,7 +59,7 @@ impl Outbox {
     pub fn new(room: usize, datagram_bytes: usize) -> Self {
         let payloads = (0..room).map(|_| Vec::with_capacity(datagram_bytes)).collect();
         let last = Message { peer: None, local: None, segment_bytes: 0, count: 0, is_closed: true, control_bytes: 0 };
-        Self { slots: Slots::new(room, 0), payloads, queued: 0, messages: 0, last, cuts: true }
+        Self { slots: Slots::new(room, 0), payloads, queued: 0, messages: 0, last, cuts: true, refusals: 0 }
     }
 
     /// Whether it must be sent before another datagram can be queued.
@@ -148,6 +151,9 @@ impl Outbox {
             if sent > 0 {
                 let headers = &self.slots.headers[next..next + sent as usize];
                 outcome.sent += headers.iter().map(|header| header.msg_hdr.msg_iovlen).sum::<usize>();
+                if headers.iter().any(|header| header.msg_hdr.msg_iovlen > 1) {
+                    self.refusals = 0;
+                }
                 next += sent as usize;
                 has_failed = false;
                 continue;
@@ -158,7 +164,8 @@ impl Outbox {
             }
             // The error is the first message's; those behind it may well go.
             if has_failed && self.slots.headers[next].msg_hdr.msg_iovlen > 1 {
-                self.cuts &= !is_refusal(&error);
+                self.refusals += u32::from(is_refusal(&error));
+                self.cuts = self.refusals < MOST_REFUSALS;
                 let apart = self.send_apart(socket, next);
                 outcome = Sent { sent: outcome.sent + apart.sent, dropped: outcome.dropped + apart.dropped };
                 next += 1;
@@ -283,6 +290,8 @@ const MOST_SEGMENTS: usize = 64;
 const MOST_BYTES: usize = 65_000;
 /// Each segment has to pass unfragmented; longer ones would be refused on some paths, and then all on all of them.
 const LONGEST_SEGMENT_BYTES: usize = 1232;
+/// So often in turn is no accident.
+const MOST_REFUSALS: u32 = 16;
 /// The control message that gives the size of segments.
 const SEGMENT_BYTES: usize = 24;
 
@@ -362,15 +371,27 @@ mod tests {
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         let peer = client.local_addr().unwrap();
         let mut outbox = Outbox::new(8, 64);
-        for i in 0..3 {
-            queue(&mut outbox, &[i; 100], peer, None);
+        let mut send = |is_refused: bool| {
+            for i in 0..3 {
+                queue(&mut outbox, &[i; 100], peer, None);
+            }
+            assert_eq!(outbox.messages, 1);
+            if is_refused {
+                // More segments than any kernel takes.
+                write_segment(1, &mut outbox.slots.controls[0], 0);
+            }
+            assert_eq!(outbox.send(server.as_fd()), Sent { sent: 3, dropped: 0 });
+            assert_eq!(receive(&client, 3), [[0; 100], [1; 100], [2; 100]]);
+            outbox.cuts
+        };
+        for _ in 1..MOST_REFUSALS {
+            assert!(send(true), "it may be the way to this peer");
         }
-        assert_eq!(outbox.messages, 1);
-        // More segments than any kernel takes.
-        write_segment(1, &mut outbox.slots.controls[0], 0);
-        assert_eq!(outbox.send(server.as_fd()), Sent { sent: 3, dropped: 0 });
-        assert_eq!(receive(&client, 3), [[0; 100], [1; 100], [2; 100]]);
-        assert!(!outbox.cuts, "and is not asked to again");
+        assert!(send(false), "what goes is no refusal");
+        for _ in 1..MOST_REFUSALS {
+            assert!(send(true));
+        }
+        assert!(!send(true), "and is not asked to again");
     }
 
     #[test]
