@@ -5,7 +5,8 @@
 //! exchange takes all of them and sends.
 //!
 //! Each waits for seconds at the most, but who asks for names that nobody answers could have all the room there is. So the
-//! clients of one address have a bound of their own.
+//! clients of one address have a bound of their own, and it falls as the room that is left does: many such clients leave
+//! some to those who have little waiting.
 //!
 //! glibc asks A and AAAA together, and takes an empty answer beside a failure for "no such host" at once. So NODATA for
 //! one of the two is held back while the other, asked at about the same time, is still open, and shares its failure.
@@ -18,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use foldhash::fast::RandomState;
+use foldhash::fast::{FixedState, RandomState};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::mpsc;
@@ -150,12 +151,13 @@ pub enum Whose {
 #[derive(Debug)]
 struct Shares {
     places: Box<[AtomicU32]>,
-    hasher: RandomState,
+    hasher: FixedState,
 }
 
 impl Shares {
     fn new() -> Self {
-        Self { places: (0..SHARES).map(|_| AtomicU32::new(0)).collect(), hasher: RandomState::default() }
+        let hasher = FixedState::with_seed(rand::random());
+        Self { places: (0..SHARES).map(|_| AtomicU32::new(0)).collect(), hasher }
     }
 
     /// A host has a whole /64 of IPv6 addresses to ask from.
@@ -239,13 +241,22 @@ impl<H> InFlight<H> {
         Join::First
     }
 
-    /// Whose bound it is that leaves no room for this one. Of those who come at the same moment, one or the other may be too many.
+    /// Whose bound it is that leaves no room for this one. Of those who come at the same moment, one or the other may be too
+    /// many.
+    ///
+    /// A client may have as many as its bound while nobody else has any. When others have some, its bound falls with the square
+    /// of the room that is left: each greedy client takes less than the one before, and so they come to no end of it. If the
+    /// bound fell in proportion, a few dozen would.
     fn full_for(&self, waiter: &Waiter) -> Option<Whose> {
-        if self.waiting.load(Relaxed) >= self.most_waiting.load(Relaxed) {
+        let (all, most) = (self.waiting.load(Relaxed) as u64, self.most_waiting.load(Relaxed) as u64);
+        if all >= most {
             return Some(Whose::All);
         }
-        let share = self.shares.of(waiter.way.client()).load(Relaxed);
-        (share as usize >= self.most_per_client.load(Relaxed)).then_some(Whose::Client)
+        let share = u64::from(self.shares.of(waiter.way.client()).load(Relaxed));
+        let most_of_one = (self.most_per_client.load(Relaxed) as u64).min(most);
+        // None of them exceeds 2^20, so this fits.
+        let is_above_bound = share * (most - most_of_one).pow(2) >= most_of_one * (most - all).pow(2);
+        (share >= most_of_one || is_above_bound && share >= ALWAYS_ALLOWED).then_some(Whose::Client)
     }
 
     /// Whether somebody waits for the other address type of the same name.
@@ -358,8 +369,10 @@ impl<H> InFlight<H> {
     }
 }
 
-/// Enough that clients seldom meet, in 32 KiB.
-const SHARES: usize = 8192;
+/// A pair of A and AAAA, while there is room at all.
+const ALWAYS_ALLOWED: u64 = 2;
+/// Enough that clients seldom meet, in 256 KiB.
+const SHARES: usize = 1 << 16;
 /// No question is open for so long, unless whoever saw to it has panicked.
 const LOST_AFTER: Duration = Duration::from_secs(5);
 /// Enough that workers seldom meet.
@@ -444,7 +457,8 @@ mod tests {
 
     #[test]
     fn one_client_does_not_take_the_room_of_all() {
-        let table = InFlight::<()>::new(100);
+        let mut table = InFlight::<()>::new(100);
+        table.shares.hasher = FixedState::with_seed(1); // in which none of these meet
         table.set_most_waiting(100, 2);
         let join = |peer: &str, id| table.join(&key(Rtype::A), NOW, waiter_at(peer, id), |_| None::<()>);
         for (peer, is_full) in [
@@ -478,6 +492,32 @@ mod tests {
         assert_eq!((table.flights(), table.waiting()), (1, 1));
         // Whoever saw to it after all finds nobody to tell.
         assert!(table.land(&key(Rtype::A), Verdict::Plain, || {}).waiters.unwrap().is_empty());
+    }
+
+    #[test]
+    fn many_clients_leave_room_for_one_that_has_little_waiting() {
+        let mut table = InFlight::<()>::new(1000);
+        table.shares.hasher = FixedState::with_seed(1);
+        table.set_most_waiting(1000, 250);
+        let join = |peer: String| {
+            let is_taken = table.join(&key(Rtype::A), NOW, waiter_at(&peer, 1), |_| None::<()>);
+            matches!(is_taken, Join::First | Join::Joined)
+        };
+        let greedy =
+            |number: usize| std::iter::repeat_n(number, 1000).take_while(|n| join(format!("192.0.2.{n}:1"))).count();
+        assert_eq!(greedy(1), 250, "alone");
+        assert_eq!(greedy(2), 157, "250 by the square of what is left then, 593 of 750");
+        for _ in 0..300 {
+            for number in 3..=40 {
+                join(format!("192.0.2.{number}:1"));
+            }
+        }
+        assert!((800..900).contains(&table.waiting()), "{}", table.waiting());
+        for number in 41..=60 {
+            greedy(number);
+        }
+        assert!(table.waiting() < 1000);
+        assert_eq!((join("198.51.100.1:1".to_owned()), join("198.51.100.1:1".to_owned())), (true, true), "a pair");
     }
 
     #[test]

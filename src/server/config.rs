@@ -71,7 +71,8 @@ pub struct Config {
     /// Queries that may wait for a response at once, from 16 to 1048576; one more is answered SERVFAIL.
     /// Default 16384. Applies at reload.
     pub max_in_flight: usize,
-    /// The same for the clients at one address, IPv6 addresses by their first 64 bits, from 16 to 1048576.
+    /// Of these, as many as clients at one address, IPv6 addresses by their first 64 bits, may have while nobody else has any;
+    /// the less room is left, the fewer, so that there is some for those who have little waiting. From 16 to 1048576.
     /// Default 4096. Applies at reload.
     pub max_in_flight_per_client: usize,
     /// Questions that tasks may forward at once, for they need a stream or came by one, from 16 to 1048576; one more is

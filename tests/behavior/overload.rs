@@ -132,8 +132,7 @@ fn every_message_is_accounted_for() {
     assert_eq!((dropped("not_a_query"), dropped("overlay"), dropped("port")), (31.0, 10.0, 0.0));
     assert_eq!((rejected("malformed"), rejected("unsupported"), rejected("acl")), (10.0, 30.0, 10.0));
     assert!((1.0..=95.0).contains(&limited), "{limited}");
-    // Four clients fill the room there is, and then it is full for the others.
-    assert!(rejected("client_overload") > 0.0 && rejected("client_overload") + rejected("overload") >= 60.0);
+    assert!(rejected("client_overload") + rejected("overload") >= 60.0);
     // All of the broken connection, and of the other what came behind the first reply that found nobody.
     assert!((5.0..=10.0).contains(&dropped("gone")), "{}", dropped("gone"));
     // What is counted as a reply has reached the client.
@@ -165,7 +164,7 @@ fn what_the_kernel_drops_is_counted_for_its_listener() {
 #[test]
 fn one_client_that_asks_for_names_nobody_answers_leaves_room_for_the_others() {
     let (quick, (_sink, silent)) = (Quick::new(0), sink());
-    let server = "max_in_flight = 96\nmax_in_flight_per_client = 32\n";
+    let server = "max_in_flight = 512\nmax_in_flight_per_client = 128\n";
     let daemon = Setup::new(&config(quick.address(), silent, server)).start();
     let refused = || daemon.metric("watershed_server_rejected_total", &[("reason", "client_overload")]);
     let by_udp = client_at([127, 0, 0, 2], daemon.address());
@@ -173,7 +172,7 @@ fn one_client_that_asks_for_names_nobody_answers_leaves_room_for_the_others() {
     let mut by_tcp = connect_from([127, 0, 0, 4].into(), daemon.address()).unwrap();
     let frames: Vec<u8> = dead("tcp", 200).flat_map(|name| framed(&query(&name).to_wire())).collect();
     by_tcp.write_all(&frames).unwrap();
-    wait_until("most of them to be refused", PATIENCE, || (refused() >= 200.0).then_some(()));
+    wait_until("most of them to be refused", PATIENCE, || (refused() >= 100.0).then_some(()));
     let ask = |client: &UdpSocket, name: &str| {
         client.send(&query(&format!("{name}.example A")).to_wire()).unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -181,10 +180,15 @@ fn one_client_that_asks_for_names_nobody_answers_leaves_room_for_the_others() {
         let length = client.recv(&mut buffer).expect("a reply");
         Message::from_wire(&buffer[..length]).unwrap()
     };
+    // However many there are, they leave room for one who has little waiting.
+    let many: Vec<_> = (0..30u8).map(|ip| client_at([127, 0, 8, ip], daemon.address())).collect();
+    for (number, client) in many.iter().enumerate() {
+        flood(client, dead(&format!("client{number}"), 20));
+    }
     for number in 0..20 {
         let victim = client_at([127, 0, 0, 3], daemon.address());
         assert_eq!(ask(&victim, &format!("name{number}")).one(), "192.0.2.1");
-        assert!(daemon.metric("watershed_resolve_waiting", &[]) <= 64.0);
+        assert!(daemon.metric("watershed_resolve_waiting", &[]) < 512.0);
     }
     wait_until("the end of the flood", PATIENCE, || {
         (daemon.metric("watershed_resolve_waiting", &[]) == 0.0).then_some(())
@@ -195,7 +199,7 @@ fn one_client_that_asks_for_names_nobody_answers_leaves_room_for_the_others() {
     assert!(replies.iter().all(|reply| reply.rcode_name() == "SERVFAIL"));
     let reasons = replies.iter().flat_map(|reply| &reply.edns.as_ref().unwrap().options);
     let of_client = reasons.filter(|(_, text)| text.ends_with(b"too many queries of this client wait")).count();
-    assert!((100..=168).contains(&of_client), "{of_client}");
+    assert!((40..=72).contains(&of_client), "{of_client}");
     assert_eq!(ask(&by_udp, "after").one(), "192.0.2.1");
 }
 
