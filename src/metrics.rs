@@ -64,7 +64,7 @@ impl Metrics {
             declare.counters("forward_responses_total", "Responses of the upstream.", &["upstream", "rcode"], |b, put| b.each_upstream(&RCODES, |u, rcode| load(&u.responses[rcode]), put)),
             declare.counters("forward_timeouts_total", "Attempts given up without a response.", &UPSTREAM, |b, put| b.each_upstream(&[""], |u, _| load(&u.timeouts), put)),
             declare.counters("forward_failures_total", "Attempts refused by the network, and responses that cannot be meant for the query they came for.", &["upstream", "reason"], |b, put| b.each_upstream(&Failure::LABELS, |u, reason| load(&u.failures[reason]), put)),
-            declare.counters("forward_loops_total", "Queries to see whether a down upstream forwards to us that came back.", &UPSTREAM, |b, put| b.each_upstream(&[""], |u, _| load(&u.loops), put)),
+            declare.counters("forward_loops_total", "Queries to see whether an upstream that does not answer forwards to us, and that came back.", &UPSTREAM, |b, put| b.each_upstream(&[""], |u, _| load(&u.loops), put)),
             declare.gauges("forward_up", "1 while the upstream is taken to be healthy.", &UPSTREAM, |b, put| b.each_upstream(&[""], |u, _| load(&u.up), put)),
             declare.histograms("forward_seconds", "From sending a query to its response.", &UPSTREAM),
 

@@ -421,9 +421,12 @@ impl Daemon {
                     let now = Moment::now();
                     for route in face.resolver().tables().routes() {
                         for upstream in route.group.probes_due(now) {
-                            let (face, suffix) = (face.clone(), route.group.name().to_owned());
+                            tokio::spawn(stopping.clone().run_until_cancelled_owned(forward::probe(upstream)));
+                        }
+                        for upstream in route.group.loop_checks_due(now) {
+                            let (face, route) = (face.clone(), route.clone());
                             tokio::spawn(stopping.clone().run_until_cancelled_owned(async move {
-                                tokio::join!(forward::probe(upstream.clone()), face.loops().check(upstream, &suffix));
+                                face.loops().check(upstream, route.group.name()).await;
                             }));
                         }
                     }

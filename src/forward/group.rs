@@ -119,6 +119,11 @@ impl Group {
         self.upstreams.iter().filter(|upstream| upstream.take_probe(now)).cloned().collect()
     }
 
+    /// The upstreams of which it is to be found out now whether they forward to us.
+    pub fn loop_checks_due(&self, now: Moment) -> Vec<Arc<Upstream>> {
+        self.upstreams.iter().filter(|upstream| upstream.take_loop_check(now)).cloned().collect()
+    }
+
     pub(super) fn mixes_letters(&self) -> bool {
         self.mixed_case
     }

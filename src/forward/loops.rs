@@ -1,8 +1,8 @@
 //! Whether what is sent to an upstream comes back to us.
 //!
 //! Where two resolvers forward to each other nothing is ever settled: the question that comes back waits for itself, and
-//! fails when its time is up. That costs little, but all that is seen of it is an upstream that does not answer. So one
-//! that is down is asked for a name that nobody else can ask for. If that is asked of us, it is a loop.
+//! fails when its time is up. That costs little, but all that is seen of it is an upstream that does not answer. So such a
+//! one is asked for a name that nobody else can ask for. If that is asked of us, it is a loop.
 
 use std::{
     sync::{

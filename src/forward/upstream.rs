@@ -51,6 +51,7 @@ struct State {
     failing_since: Moment,
     down_since: Moment,
     probe_at: Moment,
+    loop_check_at: Moment,
     without_edns_until: Moment,
     without_letters_until: Moment,
     cookie: Cookie,
@@ -101,6 +102,7 @@ impl Upstream {
                 failing_since: Moment::default(),
                 down_since: Moment::default(),
                 probe_at: Moment::default(),
+                loop_check_at: Moment::default(),
                 without_edns_until: Moment::default(),
                 without_letters_until: Moment::default(),
                 cookie: Cookie::new(rand::rng().random()),
@@ -141,6 +143,17 @@ impl Upstream {
         let pause = (now.since(state.down_since) / 10).clamp(MIN_PROBE_PAUSE, MAX_PROBE_PAUSE);
         state.probe_at = now + pause;
         true
+    }
+
+    /// Whether it is to be found out if it forwards to us: it has failed often enough to be down, though perhaps not for
+    /// long enough. If so, the next time is set.
+    pub fn take_loop_check(&self, now: Moment) -> bool {
+        let mut state = self.state.lock();
+        let is_due = state.failures >= FAILURES_UNTIL_DOWN && now >= state.loop_check_at;
+        if is_due {
+            state.loop_check_at = now + LOOP_CHECK_PAUSE;
+        }
+        is_due
     }
 
     pub(super) fn connection(&self) -> &Connection {
@@ -300,6 +313,8 @@ impl Cookie {
 pub(super) const INITIAL_TIMEOUT: Duration = Duration::from_millis(400);
 /// Below this, what the network does to a datagram now and then would be taken for its loss.
 const MIN_TIMEOUT: Duration = Duration::from_millis(30);
+/// Between two questions whether an upstream that does not answer forwards to us.
+const LOOP_CHECK_PAUSE: Duration = Duration::from_secs(10);
 /// Above this, one slow server would leave no time for the others.
 const MAX_TIMEOUT: Duration = Duration::from_secs(1);
 const FAILURES_UNTIL_DOWN: u32 = 3;
