@@ -1,11 +1,12 @@
 //! The Consul agent that the catalog follows, if it follows one.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::lasting::run_lasting;
 use crate::{
     catalog::{
         Standing, Wish,
@@ -56,8 +57,14 @@ impl Follower {
         *running = Some((agent.clone(), closing.clone()));
         let (wishes, metrics) = (self.wishes.clone(), self.metrics.clone());
         self.tasks.spawn(async move {
-            let mut wishes = wishes.lock().await;
-            agent.run(&mut wishes, standing, tell, &metrics, closing).await;
+            let (agent, wishes, tell, metrics, closing) = (&agent, &wishes, &tell, &metrics, &closing);
+            let mut standing = standing;
+            run_lasting("agent", || {
+                // After a panic, what was said last stays in service until it is said again.
+                let standing = mem::replace(&mut standing, Standing::Away);
+                async move { agent.run(&mut *wishes.lock().await, standing, tell, metrics, closing.clone()).await }
+            })
+            .await;
         });
     }
 }

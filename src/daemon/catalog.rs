@@ -23,6 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     agent::Follower,
     guard::{self, Guard, Remote, Verdict},
+    lasting::run_lasting,
     registrations::{Place, Registrations},
 };
 use crate::{
@@ -196,10 +197,14 @@ impl Catalog {
         tasks.spawn({
             let (shared, closing) = (shared.clone(), closing.clone());
             async move {
+                // What was told while one of them began anew is still there.
+                let (news, heard) = (tokio::sync::Mutex::new(news), tokio::sync::Mutex::new(heard));
                 tokio::join!(
-                    shared.runner.run(closing.clone()),
-                    shared.follow(news, closing.clone()),
-                    shared.follow_orders(heard, closing)
+                    run_lasting("checks", || shared.runner.run(closing.clone())),
+                    run_lasting("catalog", || async { shared.follow(&mut *news.lock().await, closing.clone()).await }),
+                    run_lasting("orders", || async {
+                        shared.follow_orders(&mut *heard.lock().await, closing.clone()).await
+                    })
                 )
             }
         });
@@ -297,7 +302,7 @@ impl Shared {
     }
 
     /// Takes in what the checks find, and does in time what policies have put off.
-    async fn follow(&self, mut news: mpsc::Receiver<Event>, closing: CancellationToken) {
+    async fn follow(&self, news: &mut mpsc::Receiver<Event>, closing: CancellationToken) {
         let mut looks = interval(LOOK_INTERVAL);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

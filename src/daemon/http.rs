@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{inherited::Inherited, store};
+use super::{inherited::Inherited, lasting::run_lasting, store};
 use crate::{
     config::Config,
     control::{self, Shown},
@@ -89,16 +89,23 @@ impl Http {
             let key = face.key();
             let address = listener.local_addr().with_context(|| format!("cannot serve {key}"))?;
             let socket = listener.try_clone().with_context(|| format!("cannot serve {key}"))?;
-            let listener =
-                tokio::net::TcpListener::from_std(listener).with_context(|| format!("cannot serve {key}"))?;
+            let listen = move || tokio::net::TcpListener::from_std(listener.try_clone()?);
             let closing = stopping.child_token();
             match face {
                 Face::Control => {
-                    self.tasks.spawn(control::serve(listener, shown.clone(), closing.clone()));
+                    let (shown, closing) = (shown.clone(), closing.clone());
+                    self.tasks.spawn(run_lasting("control", move || {
+                        let (listener, shown, closing) = (listen(), shown.clone(), closing.clone());
+                        async move { control::serve(listener?, shown, closing).await }
+                    }));
                     tracing::info!(%address, "control listening");
                 }
                 Face::Consul => {
-                    self.tasks.spawn(control::serve_consul(listener, shown.catalog.clone(), closing.clone()));
+                    let (feed, closing) = (shown.catalog.clone(), closing.clone());
+                    self.tasks.spawn(run_lasting("api", move || {
+                        let (listener, feed, closing) = (listen(), feed.clone(), closing.clone());
+                        async move { control::serve_consul(listener?, feed, closing).await }
+                    }));
                     tracing::info!(%address, "serving Consul's API");
                 }
             }

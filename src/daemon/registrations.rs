@@ -150,7 +150,7 @@ impl Shared {
     }
 
     /// Carries out orders until the catalog closes.
-    pub(super) async fn follow_orders(&self, mut orders: mpsc::Receiver<Order>, closing: CancellationToken) {
+    pub(super) async fn follow_orders(&self, orders: &mut mpsc::Receiver<Order>, closing: CancellationToken) {
         let mut states_due = None;
         loop {
             let states_are_due = sleep_until(states_due.unwrap_or_else(Instant::now));

@@ -133,7 +133,7 @@ impl Serving {
     /// All sockets, with the names by which a successor knows whose they are.
     pub fn sockets(&self) -> impl Iterator<Item = (String, BorrowedFd<'_>)> {
         self.listeners.values().flat_map(|open| {
-            let name = open.configured.map(|_| store::name(open.address)).unwrap_or_default();
+            let name = open.configured.map_or_else(|| store::UNIT.to_owned(), |_| store::name(open.address));
             open.descriptors().map(move |socket| (name.clone(), socket))
         })
     }

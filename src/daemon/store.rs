@@ -41,5 +41,7 @@ pub(super) fn is_ours(name: &str) -> bool {
     name.starts_with(PREFIX)
 }
 
+/// What a successor is told of sockets that are a unit's.
+pub(super) const UNIT: &str = "unit";
 /// No socket unit's sockets are called so, unless somebody wants them to be ours.
 const PREFIX: &str = "watershed/";

@@ -26,7 +26,7 @@ pub fn set_message_timeout(socket: &impl AsFd, timeout: Duration) -> io::Result<
     socket.set_write_timeout(Some(timeout))
 }
 
-/// Sends a message on a connected socket, with a descriptor that the receiver is to have too.
+/// Sends a message, which must not be empty, on a connected socket, with a descriptor that the receiver is to have too.
 pub fn send_message(socket: impl AsFd, text: &[u8], descriptor: Option<impl AsFd>) -> io::Result<()> {
     let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut room);

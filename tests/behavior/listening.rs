@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::{fd::OwnedFd, unix::net::UnixDatagram},
     process::{Command, Stdio},
     thread,
@@ -135,7 +135,7 @@ fn sockets_of_the_service_manager_are_taken_over() {
     let address = free_address();
     let sockets = (UdpSocket::bind(address).unwrap(), TcpListener::bind(address).unwrap());
     let config = forward(".", &[upstream.address()]) + &server(&format!("\"{address}\""));
-    let daemon = Setup::new(&config).start_with(|daemon| {
+    let mut daemon = Setup::new(&config).start_with(|daemon| {
         // A shell moves its standard input and output to 3 and 4; `exec` keeps the process id.
         let script = "exec 3<&0 4<&1 0</dev/null 1>&2; LISTEN_PID=$$ LISTEN_FDS=2 exec \"$0\" \"$@\"";
         let mut command = Command::new("sh");
@@ -146,7 +146,40 @@ fn sockets_of_the_service_manager_are_taken_over() {
     let question = query("www.example A");
     assert_eq!(udp(address, &question).one(), "192.0.2.1");
     assert_eq!(tcp(address, &question).one(), "192.0.2.1");
-    assert_eq!(daemon.stop().code, Some(0));
+    // They stay the unit's when another process takes over, which serves them whatever is configured.
+    daemon.hand_over();
+    assert_eq!(udp(address, &question).one(), "192.0.2.1");
+    assert_eq!(tcp(address, &question).one(), "192.0.2.1");
+    assert!(daemon.stop().text.lines().last().unwrap().contains("stopped"));
+}
+
+#[test]
+fn the_query_for_which_systemd_starts_it_is_answered() {
+    if require::program("systemd-socket-activate").is_none() {
+        return;
+    }
+    let upstream = Upstream::saying("192.0.2.1");
+    for is_ours in [false, true] {
+        let address = free_address();
+        let config = forward(".", &[upstream.address()]) + &server(&format!("\"{address}\""));
+        // A socket unit's, or one that we have had stored.
+        let name = if is_ours { format!("watershed/{};{}", address.ip(), address.port()) } else { "dns".to_owned() };
+        let activation = ["systemd-socket-activate", "--datagram", "--listen", &address.to_string(), "--fdname", &name];
+        let setup = Setup::new(&config).by(&activation);
+        let question = query("www.example A");
+        let asked = thread::spawn({
+            let wire = question.to_wire();
+            move || {
+                // Until it listens, the port is closed.
+                wait_until("an answer", PATIENCE, || exchange_udp(address, &wire, PATIENCE))
+            }
+        });
+        let daemon = setup.start();
+        let reply = Message::from_wire(&asked.join().unwrap()).unwrap();
+        assert_eq!((reply.id, reply.one()), (question.id, "192.0.2.1".to_owned()), "{name}");
+        assert_eq!(daemon.addresses, [address], "{name}");
+        assert_eq!(TcpStream::connect(address).is_ok(), is_ours, "{name}");
+    }
 }
 
 #[test]

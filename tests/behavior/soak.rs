@@ -207,7 +207,10 @@ fn ask(scene: &Scene, number: usize, over_tcp: bool) {
         };
         let question = query(&format!("{qname} A")).edns(1232);
         let sent = Instant::now();
-        let reply = if over_tcp { by_connection(scene, &question) } else { by_datagram(&socket, &question) };
+        let mut reply = if over_tcp { by_connection(scene, &question) } else { by_datagram(&socket, &question) };
+        if reply.as_ref().is_some_and(|reply| reply.has(TC)) {
+            reply = by_connection(scene, &question);
+        }
         let elapsed = sent.elapsed();
         scene.slowest_ms.fetch_max(elapsed.as_millis() as usize, Relaxed);
         let Some(reply) = reply else { return scene.blame(format!("no answer to {qname} over tcp={over_tcp}")) };
@@ -222,7 +225,11 @@ fn ask(scene: &Scene, number: usize, over_tcp: bool) {
         if is_forwarded && reply.rcode_name() == "SERVFAIL" && scene.is_excused() {
             scene.failed.fetch_add(1, Relaxed);
         } else if !is_right {
-            return scene.blame(format!("{qname} over tcp={over_tcp}: {} {given:?}", reply.rcode_name()));
+            return scene.blame(format!(
+                "{qname} over tcp={over_tcp}: {} {:x} {given:?}",
+                reply.rcode_name(),
+                reply.flags
+            ));
         }
         scene.answered.fetch_add(1, Relaxed);
         thread::sleep(Duration::from_millis(2));
