@@ -28,7 +28,7 @@ use crate::{
     forward::{Limits, News, UdpDriver},
     metrics::{Cells, Dropped, Transport},
     resolve::{Job, Next, Settled, Waiter, Waiters, Way},
-    sys::{self, Inbox, Outbox, Poller, Waker},
+    sys::{self, Datagram, Inbox, Outbox, Poller, Waker},
     wire::{self, Rcode},
 };
 
@@ -47,12 +47,14 @@ struct Worker<I> {
     now: Moment,
     /// When to end, once told to.
     ends: Option<Moment>,
+    /// The listeners that are to be served no more.
+    leaving: Vec<u32>,
     /// Sees each query before anything else does.
     inspect: I,
     /// What of the inbox is not served yet.
     batch: Range<usize>,
-    /// The listener that the batch came by, or that the gathered replies leave by.
-    current: Option<Listener>,
+    /// The place of the listener that the batch came by, or that the gathered replies leave by.
+    current: Option<usize>,
     /// Whether the driver is at work.
     driving: bool,
 }
@@ -105,6 +107,7 @@ pub fn spawn(
             rng,
             now: Moment::now(),
             ends: None,
+            leaving: Vec::new(),
             inspect,
             batch: 0..0,
             current: None,
@@ -178,12 +181,14 @@ impl<I: FnMut(&[u8])> Worker<I> {
         let at_hand = self.batch.start.checked_sub(1);
         // Sent only once: this may be what panics.
         let mut gathered = mem::replace(&mut self.outbox, Outbox::new(BATCH, REPLY_BYTES));
-        if let Some(listener) = self.current.clone() {
-            if let Some(datagram) = at_hand.and_then(|slot| self.inbox.get(slot))
+        if let Some(listener) = self.current.and_then(|at| self.listeners.get(at)) {
+            let is_query = |datagram: &Datagram<'_>| datagram.payload.len() >= 12 && datagram.payload[2] & 0x80 == 0;
+            if let Some(datagram) = at_hand.and_then(|slot| self.inbox.get(slot)).filter(is_query)
                 && !gathered.is_full()
             {
                 wire::write_error(datagram.payload, Rcode::SERVFAIL, gathered.buffer());
                 gathered.queue(datagram.peer, datagram.local);
+                self.cells.reply(Transport::Udp, Rcode::SERVFAIL.0);
             }
             send(&mut gathered, &listener.socket, &self.cells);
         }
@@ -199,11 +204,11 @@ impl<I: FnMut(&[u8])> Worker<I> {
             }
         }
         self.now = Moment::now();
-        let left_of = self.current.take().filter(|_| !self.batch.is_empty()).map(|listener| listener.number);
-        match self.listeners.iter().position(|own| Some(own.number) == left_of) {
-            Some(at) => self.serve(at),
-            None => Ok(()),
+        if let Some(at) = self.current.take().filter(|at| *at < self.listeners.len() && !self.batch.is_empty()) {
+            self.serve(at)?;
         }
+        // It may have been told so when it panicked.
+        self.leave()
     }
 
     fn obey(&mut self) -> io::Result<()> {
@@ -214,18 +219,23 @@ impl<I: FnMut(&[u8])> Worker<I> {
                     self.poller.add(listener.socket.as_fd(), listener.number.into())?;
                     self.listeners.push(listener);
                 }
-                Command::Remove(number) => {
-                    if let Some(at) = self.listeners.iter().position(|l| l.number == number) {
-                        self.let_go(at)?;
-                    }
-                }
+                Command::Remove(number) => self.leaving.push(number),
                 Command::Stop => {
-                    while !self.listeners.is_empty() {
-                        self.let_go(0)?;
-                    }
+                    self.leaving.extend(self.listeners.iter().map(|listener| listener.number));
                     self.ends = Some(self.now + DRAIN);
                 }
             }
+        }
+        self.leave()
+    }
+
+    /// Lets the listeners go that are to be served no more.
+    fn leave(&mut self) -> io::Result<()> {
+        while let Some(&number) = self.leaving.last() {
+            if let Some(at) = self.listeners.iter().position(|l| l.number == number) {
+                self.let_go(at)?;
+            }
+            self.leaving.pop();
         }
         Ok(())
     }
@@ -233,21 +243,22 @@ impl<I: FnMut(&[u8])> Worker<I> {
     /// Serves what is queued at a listener, and then no more.
     fn let_go(&mut self, at: usize) -> io::Result<()> {
         self.serve(at)?;
+        self.current = None;
         let listener = self.listeners.remove(at);
         self.poller.remove(listener.socket.as_fd())
     }
 
     /// Takes in what waits at a listener, a few batches at most, for the others shall have their turn.
     fn serve(&mut self, at: usize) -> io::Result<()> {
-        let Listener { number, socket } = self.listeners[at].clone();
-        self.current = Some(self.listeners[at].clone());
+        let number = self.listeners[at].number;
         let config = self.face.config();
         let is_limited = config.rate_limit.is_on();
         for _ in 0..BATCHES_PER_TURN {
+            self.current = Some(at);
             // After a panic there may be a rest, and more in the socket.
             let mut received = self.inbox.room();
             if self.batch.is_empty() {
-                received = self.inbox.receive(socket.as_fd())?;
+                received = self.inbox.receive(self.listeners[at].socket.as_fd())?;
                 self.cells.received(Transport::Udp, received);
                 self.batch = 0..received;
             }
@@ -292,7 +303,7 @@ impl<I: FnMut(&[u8])> Worker<I> {
                 }
             }
             self.batch = 0..0;
-            send(&mut self.outbox, &socket, &self.cells);
+            self.send_gathered();
             self.take_reports();
             if received < self.inbox.room() {
                 break;
@@ -335,12 +346,12 @@ impl<I: FnMut(&[u8])> Worker<I> {
                     others.push(waiter);
                     continue;
                 };
-                let is_other = self.current.as_ref().is_none_or(|current| current.number != listener);
+                let is_other = self.current.is_none_or(|at| self.listeners[at].number != listener);
                 if is_other || self.outbox.is_full() {
                     self.send_gathered();
                 }
                 if is_other {
-                    self.current = self.listeners.iter().find(|own| own.number == listener).cloned();
+                    self.current = self.listeners.iter().position(|own| own.number == listener);
                 }
                 if self.current.is_none() {
                     others.push(waiter);
@@ -362,8 +373,8 @@ impl<I: FnMut(&[u8])> Worker<I> {
 
     /// Sends the replies that are gathered for the current listener.
     fn send_gathered(&mut self) {
-        if let Some(listener) = &self.current {
-            send(&mut self.outbox, &listener.socket, &self.cells);
+        if let Some(at) = self.current {
+            send(&mut self.outbox, &self.listeners[at].socket, &self.cells);
         }
     }
 }

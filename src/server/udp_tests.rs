@@ -107,6 +107,22 @@ fn a_panic_costs_the_query_at_hand_and_none_of_its_batch() {
 }
 
 #[test]
+fn a_worker_that_panics_while_it_is_told_to_end_serves_what_is_queued_and_ends() {
+    let house = House::open();
+    let client = house.client();
+    for (id, qname) in [(1, "localhost"), (2, "panic.localhost"), (3, "localhost")] {
+        client.send(&query(id, qname)).unwrap();
+    }
+    // Both in one go: it serves the listener for the first time when it lets it go.
+    house.serve();
+    house.handle.stop();
+    let mut replies: Vec<_> = (0..3).map(|_| receive(&client)).collect();
+    replies.sort_unstable();
+    assert_eq!(replies, [(1, 0), (2, 2), (3, 0)]);
+    house.thread.join().unwrap();
+}
+
+#[test]
 fn a_panic_costs_none_of_those_who_wait_for_an_upstream() {
     let house = House::open();
     house.serve();
