@@ -142,10 +142,18 @@ impl System {
     pub fn read() -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         Self {
-            hostname: read("/proc/sys/kernel/hostname").trim().to_owned(),
-            addresses: own_addresses(&read("/proc/net/fib_trie")),
+            hostname: host_name(),
+            // By way of our own process, where a sandbox may show no more of /proc.
+            addresses: own_addresses(&read("/proc/self/net/fib_trie")),
         }
     }
+}
+
+/// The name that the kernel has for this host; empty if it has none.
+pub fn host_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    // What a host is called that nobody has named.
+    if name == "(none)" { String::new() } else { name }
 }
 
 /// The addresses that the kernel's table of routes calls local, each once.

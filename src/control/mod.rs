@@ -8,7 +8,7 @@ pub mod consul;
 mod health;
 
 use std::{
-    fmt, fs, io,
+    fmt, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     pin::pin,
     sync::Arc,
@@ -42,7 +42,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::Metrics;
+use crate::{catalog::host_name, metrics::Metrics};
 
 /// What faces operators, section `[control]`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -223,11 +223,6 @@ fn is_us(authority: &str, host_name: &str) -> bool {
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let names = ["localhost", host_name, host_name.split('.').next().unwrap_or_default()];
     address.parse::<IpAddr>().is_ok() || names.iter().any(|name| !name.is_empty() && host.eq_ignore_ascii_case(name))
-}
-
-/// The name that the kernel has for this host; empty if it has none.
-fn host_name() -> String {
-    fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
 fn serialize_listen<S: Serializer>(listen: &Option<SocketAddr>, serializer: S) -> Result<S::Ok, S::Error> {

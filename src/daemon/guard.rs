@@ -186,7 +186,7 @@ pub(super) fn cut_off(seen: Vec<(Option<IpAddr>, Sighting)>, upstreams: Link) ->
 
 /// All addresses of this host, but for those of the node that we are.
 pub(super) fn own_addresses(ipv4: &[Ipv4Addr]) -> HashSet<IpAddr> {
-    let ipv6 = fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
+    let ipv6 = fs::read_to_string("/proc/self/net/if_inet6").unwrap_or_default();
     let ipv6 = ipv6.lines().filter_map(|line| u128::from_str_radix(line.get(..32)?, 16).ok()).map(Ipv6Addr::from);
     ipv4.iter().copied().map(IpAddr::V4).chain(ipv6.map(IpAddr::V6)).collect()
 }
@@ -208,8 +208,8 @@ struct Route {
 impl Ways {
     fn read() -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
-        let mut routes = read_ipv4_routes(&read("/proc/net/route"));
-        routes.extend(read_ipv6_routes(&read("/proc/net/ipv6_route")));
+        let mut routes = read_ipv4_routes(&read("/proc/self/net/route"));
+        routes.extend(read_ipv6_routes(&read("/proc/self/net/ipv6_route")));
         Self { routes, known: HashMap::new() }
     }
 

@@ -31,6 +31,7 @@ mod real_upstreams;
 mod rebinding;
 mod reload;
 mod restart;
+mod sandbox;
 mod shuffling;
 mod single_writer;
 mod soak;
