@@ -15,7 +15,7 @@ use watershed::{
         },
     },
     clock::Moment,
-    wire::{Asker, Class, Question, Rtype, Ttls, write_reply},
+    wire::{Asker, Class, Question, ReplyOptions, Rtype, Ttls, write_reply},
 };
 
 use super::{
@@ -141,5 +141,12 @@ fn config() -> Config {
 const SECOND: Duration = Duration::from_secs(1);
 const SOURCE: SourceId = SourceId(0);
 const NOW: Moment = Moment::from_millis(2_000_000_000);
-const SMALL: Asker =
-    Asker { id: 7, recursion_desired: true, checking_disabled: false, wants_ad: false, edns: None, limit_bytes: 512 };
+const SMALL: Asker = Asker {
+    id: 7,
+    recursion_desired: true,
+    checking_disabled: false,
+    wants_ad: false,
+    edns: None,
+    options: ReplyOptions { cookie: None, keepalive: None, padded: false },
+    limit_bytes: 512,
+};

@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use watershed::wire::{Asker, ClientEdns, Name, ReplySize};
+use watershed::wire::{Asker, ClientEdns, Cookie, Name, ReplyOptions, ReplySize};
 
 /// Octets, taken from the front. Past their end all are zero.
 pub(crate) struct Octets<'a>(pub &'a [u8]);
@@ -58,6 +58,11 @@ impl<'a> Octets<'a> {
             checking_disabled: has(4),
             wants_ad: has(5),
             edns,
+            options: ReplyOptions {
+                cookie: (edns.is_some() && has(6)).then_some(Cookie { data: [7; 24], is_proof: false }),
+                keepalive: None,
+                padded: edns.is_some() && has(7),
+            },
             limit_bytes,
         }
     }

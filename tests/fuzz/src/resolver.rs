@@ -65,13 +65,15 @@ impl Bench {
     fn ask(&mut self, query: &[u8]) -> Option<(Exchange, Box<Job>)> {
         let client = Client { is_loopback: true, size: DATAGRAM };
         let (now, rng, mut out) = (self.now, &mut self.rng, Vec::new());
-        let miss = match self.resolver.at_once(query, client, now, rng, &mut out) {
+        let query = Query::parse(query).ok()?;
+        let asker = query.asker(DATAGRAM);
+        let letters = query.question_bytes();
+        let miss = match self.resolver.at_once(query, asker, client, now, rng, &mut out) {
             AtOnce::Reply(..) => {
-                let query = Query::parse(query).expect("it was resolved");
-                check_reply(&out, &query.asker(DATAGRAM), query.question_bytes());
+                check_reply(&out, &asker, letters);
                 return None;
             }
-            AtOnce::Refusal(_) | AtOnce::Drop => return None,
+            AtOnce::Refusal(_) => return None,
             AtOnce::Miss(miss) => miss,
         };
         let waiter = |asker: Asker, question: &[u8]| Waiter {
@@ -81,8 +83,7 @@ impl Bench {
         };
         match self.resolver.begin(&miss, waiter, now, rng, &mut out) {
             Begun::Reply(..) => {
-                let query = Query::parse(query).expect("it was resolved");
-                check_reply(&out, &query.asker(DATAGRAM), query.question_bytes());
+                check_reply(&out, &asker, letters);
                 None
             }
             Begun::Drop => None,
