@@ -176,7 +176,8 @@ fn unserved(query: &Query<'_>) -> Option<Rcode> {
     match query.qtype() {
         Rtype::ANY => None,
         Rtype::AXFR | Rtype::IXFR => Some(Rcode::REFUSED),
-        Rtype(0) | Rtype::OPT => Some(Rcode::FORMERR), // RFC 6895 §3.1: never asked for
+        // RFC 6895 §3.1: no type at all; and records that belong to a message, and are never asked for.
+        Rtype(0) | Rtype::OPT | Rtype::TKEY | Rtype::TSIG => Some(Rcode::FORMERR),
         meta if meta.is_meta() => Some(Rcode::NOTIMP),
         _ => None,
     }

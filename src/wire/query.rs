@@ -61,7 +61,7 @@ impl<'a> Query<'a> {
     /// Walks the whole message once and allocates nothing.
     ///
     /// One question is demanded, uncompressed, or none of a client that only wants a cookie (RFC 7873 §5.4); an OPT record may stand in the additional section, once, with the
-    /// root as owner (RFC 6891 §6.1.1). Other records are skipped. What the options of an EDNS version other than 0 look like
+    /// root as owner (RFC 6891 §6.1.1). Other records are skipped, and so is what follows the last. What the options of an EDNS version other than 0 look like
     /// is not for us to say; a reply to such a query only says that it is not spoken here (§6.1.3).
     pub fn parse(wire: &'a [u8]) -> Result<Self, Reject> {
         let flags = read_u16(wire, 2).filter(|_| wire.len() >= HEADER_BYTES).ok_or(Reject::Drop)?;
@@ -71,10 +71,12 @@ impl<'a> Query<'a> {
         if opcode(flags) != Opcode::QUERY {
             return Err(Reject::Reply(Rcode::NOTIMP));
         }
-        Self::parse_sections(wire).ok_or(Reject::Reply(Rcode::FORMERR))
+        let (query, is_signed) = Self::parse_sections(wire).ok_or(Reject::Reply(Rcode::FORMERR))?;
+        // We have no keys, so this is none of ours (RFC 8945 §5.2.1); and who signs wants no answer that is not.
+        if is_signed { Err(Reject::Reply(Rcode::NOTAUTH)) } else { Ok(query) }
     }
 
-    fn parse_sections(wire: &'a [u8]) -> Option<Self> {
+    fn parse_sections(wire: &'a [u8]) -> Option<(Self, bool)> {
         let count = |at| read_u16(wire, at);
         let question_end = match count(4)? {
             0 => HEADER_BYTES,
@@ -86,11 +88,16 @@ impl<'a> Query<'a> {
         }
         let mut edns = None;
         let mut options = ClientOptions::default();
+        let mut is_signed = false;
         let mut at = question_end;
         let before_additional = u32::from(count(6)?) + u32::from(count(8)?);
         let records = before_additional + u32::from(count(10)?);
         for index in 0..records {
             let record = skip_record(wire, at)?;
+            // A signature is the last record (RFC 8945 §5.1).
+            if is_signed || record.rtype == Rtype::TSIG && index < before_additional {
+                return None;
+            }
             if record.rtype == Rtype::OPT {
                 let misplaced = index < before_additional || edns.is_some() || wire.get(at) != Some(&0);
                 if misplaced {
@@ -102,10 +109,11 @@ impl<'a> Query<'a> {
                 }
                 edns = Some(ClientEdns { udp_size: record.class.0, version, dnssec_ok: record.ttl & 0x8000 != 0 });
             }
+            is_signed = record.rtype == Rtype::TSIG;
             at = record.end;
         }
         let asks_something = question_end > HEADER_BYTES || options.cookie.is_some();
-        (at == wire.len() && asks_something).then_some(Self { wire, question_end, edns, options })
+        asks_something.then_some((Self { wire, question_end, edns, options }, is_signed))
     }
 
     /// The header's flag word.
@@ -337,7 +345,6 @@ mod tests {
             ("a compressed qname", changed(12, 0xc0), formerr),
             ("a record that is not there", changed(7, 1), formerr),
             ("an OPT record cut short", good[..good.len() - 1].to_vec(), formerr),
-            ("octets behind the message", [&good[..], &[0]].concat(), formerr),
             ("two OPT records", [&changed(11, 2)[..], &opt].concat(), formerr),
             ("an OPT record in the answer section", changed(11, 0).tap(|wire| wire[7] = 1), formerr),
             ("an OPT record below a name", changed(good.len() - 11, 1), formerr),
@@ -346,6 +353,7 @@ mod tests {
             assert_eq!(Query::parse(&wire).err(), Some(expected), "{fault}");
         }
         assert!(Query::parse(&good).is_ok());
+        assert!(Query::parse(&[&good[..], &[0]].concat()).is_ok(), "octets behind the message are nobody's");
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use rand::Rng;
 
 use super::{
-    ClientEdns, Rcode, Rtype, View, flag, put_u16,
+    Class, ClientEdns, HEADER_BYTES, Rcode, RecordView, Rtype, View, flag,
+    name::skip_uncompressed,
+    put_u16,
     query::{OPTION_COOKIE, OPTION_KEEPALIVE, OPTION_PADDING},
     read_u16, read_u32,
     response::skip_record,
@@ -174,14 +176,57 @@ pub fn write_reply(view: View<'_>, asker: &Asker, question: &[u8], ttls: Ttls, r
     }
 }
 
-/// Writes a reply of a header alone: for messages that cannot be read any further (FORMERR, NOTIMP).
+/// Writes the reply to a message that is no query we could read or serve (FORMERR, NOTIMP, NOTAUTH).
 ///
-/// `query` is at least a header long; its id, opcode and RD are echoed.
+/// `query` is at least a header long; its id, opcode and RD are echoed, its question if it is one and whole, and there is an
+/// OPT record if there was one where it belongs (RFC 6891 §6.1.1).
 pub fn write_error(query: &[u8], rcode: Rcode, out: &mut Vec<u8>) {
     out.clear();
-    let id = read_u16(query, 0).unwrap_or(0);
-    let flags = read_u16(query, 2).unwrap_or(0) & (OPCODE_BITS | flag::RD) | flag::QR | flag::RA | rcode.0 & 0x0f;
-    for word in [id, flags, 0, 0, 0, 0] {
+    let word = |at| read_u16(query, at).unwrap_or(0);
+    let flags = word(2) & (OPCODE_BITS | flag::RD | flag::CD) | flag::QR | flag::RA | rcode.0 & 0x0f;
+    let question = match word(4) {
+        0 => Some(&[][..]),
+        1 => skip_uncompressed(query, HEADER_BYTES).ok().and_then(|end| query.get(HEADER_BYTES..end + 4)),
+        _ => None,
+    };
+    for word in [word(0), flags, question.map_or(0, |_| word(4)), 0, 0, 0] {
+        out.extend_from_slice(&word.to_be_bytes());
+    }
+    let Some(question) = question else { return };
+    out.extend_from_slice(question);
+    let mut at = out.len();
+    let mut has_opt = false;
+    let before_additional = u32::from(word(6)) + u32::from(word(8));
+    for index in 0..before_additional + u32::from(word(10)) {
+        let Some(record) = skip_record(query, at) else { return };
+        let is_opt = record.rtype == Rtype::OPT && index >= before_additional && query.get(at) == Some(&0);
+        if is_opt && !has_opt {
+            has_opt = true;
+            write_opt(rcode, record.ttl & 0x8000 != 0, &[], out);
+        }
+        if record.rtype == Rtype::TSIG && rcode == Rcode::NOTAUTH {
+            write_unknown_key(query, &record, out);
+        }
+        at = record.end;
+    }
+}
+
+/// Appends what there is to say to a signature (RFC 8945 §5.2.1): its own record, with the error BADKEY for a hash.
+fn write_unknown_key(query: &[u8], signature: &RecordView, out: &mut Vec<u8>) {
+    let owner = skip_uncompressed(query, signature.owner_at).ok().and_then(|end| query.get(signature.owner_at..end));
+    // The name of the algorithm, and behind it 48 bits of time and 16 of how much that may be off.
+    let time_end = skip_uncompressed(query, signature.rdata.start).ok().map(|end| end + 8);
+    let kept = time_end.filter(|&end| end <= signature.rdata.end).and_then(|end| query.get(signature.rdata.start..end));
+    let (Some(owner), Some(kept)) = (owner, kept) else { return };
+    let arcount = read_u16(out, 10).unwrap_or(0).saturating_add(1);
+    put_u16(out, 10, arcount);
+    out.extend_from_slice(owner);
+    let [id, rdlength] = [read_u16(query, 0).unwrap_or(0), kept.len() as u16 + 8];
+    for word in [Rtype::TSIG.0, Class::ANY.0, 0, 0, rdlength] {
+        out.extend_from_slice(&word.to_be_bytes());
+    }
+    out.extend_from_slice(kept);
+    for word in [0, id, BADKEY, 0] {
         out.extend_from_slice(&word.to_be_bytes());
     }
 }
@@ -260,5 +305,7 @@ pub const COOKIE_BYTES: usize = 24;
 const BLOCK_BYTES: usize = 468;
 /// What we take by UDP from clients: the size that survives almost every path (DNS flag day 2020).
 const OUR_UDP_SIZE: u16 = 1232;
+/// The error of a signature by a key that nobody knows here (RFC 8945 §3).
+const BADKEY: u16 = 17;
 /// The opcode's bits in the flag word.
 const OPCODE_BITS: u16 = 0x7800;

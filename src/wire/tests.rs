@@ -4,7 +4,9 @@ use hickory_proto::{op::Message, rr::RecordType};
 use proptest::prelude::*;
 
 use super::*;
-use crate::wire::{Asker, ClientEdns, Cookie, Query, ReplyOptions, ReplySize, Section, Ttls, write_reply};
+use crate::wire::{
+    Asker, ClientEdns, Cookie, Query, Rcode, ReplyOptions, ReplySize, Section, Ttls, write_error, write_reply,
+};
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -208,11 +210,38 @@ proptest! {
     #[test]
     fn any_bytes_are_read_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
         let _ = Query::parse(&bytes);
+        let mut error = Vec::new();
+        write_error(&bytes, Rcode::NOTAUTH, &mut error);
+        prop_assert!(Response::read(&error).is_ok());
         if let Ok(received) = Response::read(&bytes) {
             for record in received.response.records() {
                 let _ = received.response.record(&record);
             }
             let _ = reply(&received.response, &asker(512, true), Ttls::Aged(5));
+        }
+    }
+
+    #[test]
+    fn a_query_with_any_octets_changed_is_answered_with_little(
+        changes in prop::collection::vec((0usize..200, any::<u8>()), 0..4),
+    ) {
+        let mut query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\x02\x03www\x07example\0\0\x01\0\x01".to_vec();
+        query.extend(b"\0\0\x29\x04\xd0\0\0\x80\0\0\x0c\0\x0a\0\x08abcdefgh");
+        query.extend(b"\x01k\0\0\xfa\0\xff\0\0\0\0\0\x16\x01h\0\0\0\0\0\0\x01\x01\x2c\0\x03mac\x12\x34\0\0\0\0");
+        if changes.is_empty() {
+            prop_assert_eq!(Query::parse(&query).err(), Some(crate::wire::Reject::Reply(Rcode::NOTAUTH)));
+        }
+        for (at, value) in changes {
+            if let Some(octet) = query.get_mut(at) {
+                *octet = value;
+            }
+        }
+        let _ = Query::parse(&query);
+        for rcode in [Rcode::FORMERR, Rcode::NOTIMP, Rcode::NOTAUTH] {
+            let mut error = Vec::new();
+            write_error(&query, rcode, &mut error);
+            prop_assert!(Response::read(&error).is_ok());
+            prop_assert!(error.len() <= query.len(), "{} octets for {}", error.len(), query.len());
         }
     }
 

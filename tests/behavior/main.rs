@@ -10,6 +10,7 @@ mod catalog_changes;
 mod catalog_clients;
 mod catalog_health;
 mod clients;
+mod conformance;
 mod consul;
 mod consul_api;
 mod consul_equality;

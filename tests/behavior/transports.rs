@@ -1,15 +1,8 @@
 //! Over whichever transport a query comes and goes, what the upstream says arrives octet for octet.
 
-use std::{
-    collections::BTreeSet,
-    io::Write,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, thread};
 
 use crate::harness::{
-    client::framed,
-    daemon::forward,
     message::{OPTION_EDE, TC},
     *,
 };
@@ -128,84 +121,6 @@ fn an_upstream_may_be_asked_over_tcp_alone() {
 }
 
 #[test]
-fn pipelined_queries_are_answered_out_of_order() {
-    let gate = Gate::default();
-    let upstream = Upstream::new({
-        let gate = gate.clone();
-        move |asked| {
-            if asked.message.asked().starts_with("slow") {
-                gate.pass();
-            }
-            upstream::saying("192.0.2.1")(asked)
-        }
-    });
-    let daemon = Setup::forwarding_to(upstream.address()).start();
-    let mut connection = Tcp::connect(daemon.address());
-    let queries: Vec<Message> = (0..50).map(|number| query(&format!("name{number}.example A"))).collect();
-    let slow = query("slow.example A");
-    connection.send(&[&[&slow][..], &queries.iter().collect::<Vec<_>>()].concat());
-    let mut ids: Vec<u16> = (0..50).map(|_| connection.receive().id).collect();
-    let mut expected: Vec<u16> = queries.iter().map(|query| query.id).collect();
-    ids.sort();
-    expected.sort();
-    assert_eq!(ids, expected, "all but the slow one");
-    gate.open();
-    assert_eq!(connection.receive().id, slow.id);
-}
-
-#[test]
-fn a_query_over_tcp_may_come_in_pieces() {
-    let upstream = Upstream::saying("192.0.2.1");
-    let daemon = Setup::forwarding_to(upstream.address()).start();
-    let mut slow = Tcp::connect(daemon.address());
-    let bytes = framed(&query("www.example A").to_wire());
-    for octet in &bytes[..bytes.len() - 1] {
-        slow.stream.write_all(&[*octet]).unwrap();
-    }
-    // A connection with half a message holds nobody up.
-    let mut other = Tcp::connect(daemon.address());
-    other.send(&[&query("other.example A")]);
-    assert_eq!(other.receive().one(), "192.0.2.1");
-    slow.stream.write_all(&bytes[bytes.len() - 1..]).unwrap();
-    assert_eq!(slow.receive().one(), "192.0.2.1");
-}
-
-#[test]
-fn an_idle_connection_is_closed_and_a_client_has_only_so_many() {
-    let upstream = Upstream::saying("192.0.2.1");
-    let server = "[server]\nlisten = [\"127.0.0.1:0\"]\ntcp_idle_timeout = \"1s\"\ntcp_connections_per_client = 3\n";
-    let daemon = Setup::new(&(daemon::forward(".", &[upstream.address()]) + server)).start();
-    let mut connections: Vec<Tcp> = (0..3).map(|_| Tcp::connect(daemon.address())).collect();
-    for connection in &mut connections {
-        connection.send(&[&query("www.example A")]);
-        assert_eq!(connection.receive().one(), "192.0.2.1");
-    }
-    assert!(Tcp::connect(daemon.address()).receive_wire().is_none(), "one too many");
-    let start = Instant::now();
-    for connection in &mut connections {
-        assert!(connection.receive_wire().is_none());
-    }
-    let elapsed = start.elapsed();
-    assert!(elapsed > Duration::from_millis(700) && elapsed < Duration::from_secs(4), "{elapsed:?}");
-    assert_eq!(daemon.tcp(&query("www.example A")).one(), "192.0.2.1");
-}
-
-#[test]
-fn a_client_that_closes_after_asking_still_has_its_answers() {
-    let upstream = Upstream::new(|asked| {
-        [vec![Act::Wait(Duration::from_millis(50))], upstream::saying("192.0.2.1")(asked)].concat()
-    });
-    let daemon = Setup::forwarding_to(upstream.address()).start();
-    let mut connection = Tcp::connect(daemon.address());
-    connection.send(&[&query("a.example A"), &query("b.example A")]);
-    connection.stream.shutdown(std::net::Shutdown::Write).unwrap();
-    for _ in 0..2 {
-        assert_eq!(connection.receive().one(), "192.0.2.1");
-    }
-    assert!(connection.receive_wire().is_none());
-}
-
-#[test]
 fn many_clients_at_once_each_get_their_own_answer() {
     let upstream = Upstream::new(|asked| {
         let number: u32 = asked.message.qname()[4..].split('.').next().unwrap().parse().unwrap();
@@ -226,28 +141,4 @@ fn many_clients_at_once_each_get_their_own_answer() {
             });
         }
     });
-}
-
-#[test]
-fn a_connection_stays_open_while_an_answer_is_owed_on_it() {
-    let (upstream, gate) = Upstream::saying_behind_gate("192.0.2.1");
-    let limits = "[server]\nlisten = [\"127.0.0.1:0\"]\ntcp_idle_timeout = \"1s\"\ntcp_message_timeout = \"100ms\"\n";
-    let daemon = Setup::new(&(forward(".", &[upstream.address()]) + limits)).start();
-    let mut client = Tcp::connect(daemon.address());
-    client.send(&[&query("slow.example A")]);
-    upstream.wait_for("slow.example A", 1);
-    // Longer than either limit, and shorter than the deadline of the query.
-    thread::sleep(Duration::from_millis(1500));
-    gate.open();
-    assert_eq!(client.receive().one(), "192.0.2.1");
-}
-
-#[test]
-fn a_query_that_gets_no_reply_leaves_its_connection_open() {
-    let upstream = Upstream::saying("192.0.2.1");
-    let config = forward(".", &[upstream.address()]) + "[zones]\ndirectory = \"DIR\"\n";
-    let daemon = Setup::new(&config).file("@drop.overlay", "dropped.example CNAME rpz-drop.\n").start();
-    let mut client = Tcp::connect(daemon.address());
-    client.send(&[&query("dropped.example A"), &query("www.example A")]);
-    assert_eq!(client.receive().asked(), "www.example. A");
 }

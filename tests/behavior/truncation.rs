@@ -18,34 +18,6 @@ fn with_many_records() -> Upstream {
 }
 
 #[test]
-fn a_reply_over_udp_fits_its_client() {
-    let upstream = with_many_records();
-    let daemon = Setup::forwarding_to(upstream.address()).start();
-    for (records, size, fits) in [
-        (3, None, true),
-        (10, None, false), // 512 without EDNS
-        (10, Some(512), false),
-        (10, Some(100), false), // less than 512 counts as 512 (RFC 6891 §6.2.3)
-        (10, Some(1232), true),
-        (20, Some(1232), false),
-        (100, Some(16_384), true), // a loopback client takes more
-        (100, Some(4096), false),
-        (400, Some(65_535), false), // but not without bound
-    ] {
-        let question = query(&format!("n{records}.example TXT"));
-        let question = size.map_or(question.clone(), |size| question.edns(size));
-        let reply = daemon.udp(&question);
-        let limit = usize::from(size.unwrap_or(0)).clamp(512, 16_384);
-        assert!(reply.length <= limit, "{records} records, {size:?}: {} octets", reply.length);
-        assert_eq!(reply.has(TC), !fits, "{records} records, {size:?}");
-        assert_eq!(reply.answer.len() == records, fits, "{records} records, {size:?}");
-        let whole = daemon.tcp(&question);
-        assert!(!whole.has(TC));
-        assert_eq!(whole.answer.len(), records, "over TCP");
-    }
-}
-
-#[test]
 fn the_largest_message_passes_over_tcp() {
     let upstream = with_many_records();
     let daemon = Setup::forwarding_to(upstream.address()).start();

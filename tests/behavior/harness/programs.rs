@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::Duration,
@@ -87,10 +87,49 @@ impl Program {
         for apex in zones.iter().map(|(apex, _)| *apex).chain(["."]) {
             config.push_str(&format!("zone \"{apex}\" {{ type primary; file \"{at}/{apex}.zone\"; }};\n"));
         }
+        Some(Self::start_named(named, &config, address, folder, (&format!("{} SOA", zones[0].0), "NOERROR")))
+    }
+
+    /// BIND 9 as a forwarder: the names below each suffix go to these servers and to no others. It serves what is stale if
+    /// they fail.
+    pub fn bind_forwarding(rules: &[(String, Vec<SocketAddr>)]) -> Option<Self> {
+        let options = "qname-minimization off; resolver-query-timeout 4000; stale-answer-enable yes;\n\
+                       stale-cache-enable yes; stale-answer-client-timeout off;";
+        Self::bind_forwarder(rules, options, DENIED)
+    }
+
+    /// BIND 9 as a forwarder of all names, with these further options.
+    pub fn bind_forwarding_all(upstream: SocketAddr, options: &str) -> Option<Self> {
+        let options = format!("version none; server-id none; empty-zones-enable no; {options}");
+        Self::bind_forwarder(&[(".".to_owned(), vec![upstream])], &options, ANSWERED)
+    }
+
+    fn bind_forwarder(rules: &[(String, Vec<SocketAddr>)], options: &str, probe: (&str, &str)) -> Option<Self> {
+        let named = require::program("named")?;
+        let (address, folder) = (free_port(), folder_with(&[]));
+        let mut config = format!(
+            "options {{ directory \"{}\"; listen-on port {} {{ {}; }}; listen-on-v6 {{ none; }};\n\
+             pid-file none; session-keyfile none; recursion yes; allow-query {{ any; }}; dnssec-validation no;\n\
+             {options} }};\ncontrols {{ }};\n",
+            folder.path().display(),
+            address.port(),
+            address.ip(),
+        );
+        for (suffix, servers) in rules {
+            let servers: String =
+                servers.iter().map(|server| format!("{} port {}; ", server.ip(), server.port())).collect();
+            config.push_str(&format!(
+                "zone \"{suffix}\" {{ type forward; forward only; forwarders {{ {servers}}}; }};\n"
+            ));
+        }
+        Some(Self::start_named(named, &config, address, folder, probe))
+    }
+
+    fn start_named(named: PathBuf, config: &str, address: SocketAddr, folder: TempDir, probe: (&str, &str)) -> Self {
         fs::write(folder.path().join("named.conf"), config).unwrap();
         let mut command = Command::new(named);
         command.args(["-g", "-n", "1", "-c"]).arg(folder.path().join("named.conf"));
-        Some(Self::start(command, address, folder, zones[0].0))
+        Self::start_until(command, address, folder, probe)
     }
 
     /// Knot DNS with these zones.
@@ -112,7 +151,7 @@ impl Program {
         fs::write(folder.path().join("knot.conf"), config).unwrap();
         let mut command = Command::new(knotd);
         command.arg("-c").arg(folder.path().join("knot.conf"));
-        Some(Self::start(command, address, folder, zones[0].0))
+        Some(Self::start(command, address, folder, &format!("{} SOA", zones[0].0)))
     }
 
     /// Unbound with these zones.
@@ -121,90 +160,68 @@ impl Program {
         let address = free_address();
         let folder = folder_with(zones);
         let at = folder.path().display();
-        let mut config = format!(
-            "server:\n  interface: {}@{}\n  directory: \"{at}\"\n  chroot: \"\"\n  username: \"\"\n  pidfile: \"\"\n\
-             \x20 use-syslog: no\n  num-threads: 1\n  do-ip6: no\n  module-config: iterator\n\
-             \x20 do-not-query-localhost: no\nremote-control:\n  control-enable: no\n",
-            address.ip(),
-            address.port(),
-        );
+        let mut config = unbound_config(address, folder.path());
         for (apex, _) in zones {
             config.push_str(&format!(
                 "auth-zone:\n  name: \"{apex}\"\n  zonefile: \"{at}/{apex}.zone\"\n  for-downstream: yes\n\
                  \x20 for-upstream: no\n  fallback-enabled: no\n",
             ));
         }
-        fs::write(folder.path().join("unbound.conf"), config).unwrap();
-        let mut command = Command::new(unbound);
-        command.args(["-d", "-c"]).arg(folder.path().join("unbound.conf"));
-        Some(Self::start(command, address, folder, zones[0].0))
-    }
-
-    /// BIND 9 as a forwarder: the names below each suffix go to these servers and to no others.
-    pub fn bind_forwarding(rules: &[(String, Vec<SocketAddr>)]) -> Option<Self> {
-        let named = require::program("named")?;
-        let address = free_port();
-        let folder = folder_with(&[]);
-        let mut config = format!(
-            "options {{ directory \"{}\"; listen-on port {} {{ {}; }}; listen-on-v6 {{ none; }};\n\
-             pid-file none; session-keyfile none; recursion yes; allow-query {{ any; }}; dnssec-validation no;\n\
-             qname-minimization off; resolver-query-timeout 4000; stale-answer-enable yes; stale-cache-enable yes;\n\
-             stale-answer-client-timeout off; }};\ncontrols {{ }};\n",
-            folder.path().display(),
-            address.port(),
-            address.ip(),
-        );
-        for (suffix, servers) in rules {
-            let servers: String =
-                servers.iter().map(|server| format!("{} port {}; ", server.ip(), server.port())).collect();
-            config.push_str(&format!(
-                "zone \"{suffix}\" {{ type forward; forward only; forwarders {{ {servers}}}; }};\n"
-            ));
-        }
-        fs::write(folder.path().join("named.conf"), config).unwrap();
-        let mut command = Command::new(named);
-        command.args(["-g", "-n", "1", "-c"]).arg(folder.path().join("named.conf"));
-        Some(Self::start_forwarding(command, address, folder))
+        Some(Self::start_unbound(unbound, &config, address, folder, (&format!("{} SOA", zones[0].0), "NOERROR")))
     }
 
     /// Unbound as a forwarder, likewise. It mixes letters and serves what is stale if the upstreams fail.
     pub fn unbound_forwarding(rules: &[(String, Vec<SocketAddr>)]) -> Option<Self> {
+        let options = "  use-caps-for-id: yes\n  qname-minimisation: no\n  serve-expired: yes\n\
+                       \x20 serve-expired-client-timeout: 1800\n";
+        Self::unbound_forwarder(rules, options, DENIED)
+    }
+
+    /// Unbound as a forwarder of all names.
+    pub fn unbound_forwarding_all(upstream: SocketAddr) -> Option<Self> {
+        let options = "  hide-version: yes\n  hide-identity: yes\n";
+        Self::unbound_forwarder(&[(".".to_owned(), vec![upstream])], options, ANSWERED)
+    }
+
+    fn unbound_forwarder(rules: &[(String, Vec<SocketAddr>)], options: &str, probe: (&str, &str)) -> Option<Self> {
         let unbound = require::program("unbound")?;
-        let address = free_address();
-        let folder = folder_with(&[]);
-        let mut config = format!(
-            "server:\n  interface: {}@{}\n  directory: \"{}\"\n  chroot: \"\"\n  username: \"\"\n  pidfile: \"\"\n\
-             \x20 use-syslog: no\n  num-threads: 1\n  do-ip6: no\n  module-config: iterator\n\
-             \x20 do-not-query-localhost: no\n  use-caps-for-id: yes\n  qname-minimisation: no\n\
-             \x20 serve-expired: yes\n  serve-expired-client-timeout: 1800\nremote-control:\n  control-enable: no\n",
-            address.ip(),
-            address.port(),
-            folder.path().display(),
-        );
+        let (address, folder) = (free_address(), folder_with(&[]));
+        let mut config = format!("{}server:\n{options}", unbound_config(address, folder.path()));
         for (suffix, servers) in rules {
             let servers: String =
                 (servers.iter()).map(|server| format!("  forward-addr: {}@{}\n", server.ip(), server.port())).collect();
             config.push_str(&format!("forward-zone:\n  name: \"{suffix}\"\n{servers}"));
         }
+        Some(Self::start_unbound(unbound, &config, address, folder, probe))
+    }
+
+    fn start_unbound(
+        unbound: PathBuf,
+        config: &str,
+        address: SocketAddr,
+        folder: TempDir,
+        probe: (&str, &str),
+    ) -> Self {
         fs::write(folder.path().join("unbound.conf"), config).unwrap();
         let mut command = Command::new(unbound);
         command.args(["-d", "-c"]).arg(folder.path().join("unbound.conf"));
-        Some(Self::start_forwarding(command, address, folder))
+        Self::start_until(command, address, folder, probe)
     }
 
-    fn start(command: Command, address: SocketAddr, folder: TempDir, apex: &str) -> Self {
-        Self::start_until(command, address, folder, &format!("{apex} SOA"), "NOERROR")
+    fn start(command: Command, address: SocketAddr, folder: TempDir, probe: &str) -> Self {
+        Self::start_until(command, address, folder, (probe, "NOERROR"))
     }
 
-    /// Both deny names of private addresses by themselves.
-    fn start_forwarding(command: Command, address: SocketAddr, folder: TempDir) -> Self {
-        Self::start_until(command, address, folder, "1.0.0.10.in-addr.arpa PTR", "NXDOMAIN")
-    }
-
-    fn start_until(mut command: Command, address: SocketAddr, folder: TempDir, question: &str, expected: &str) -> Self {
+    /// Waits until it answers this question with this code.
+    fn start_until(
+        mut command: Command,
+        address: SocketAddr,
+        folder: TempDir,
+        (probe, expected): (&str, &str),
+    ) -> Self {
         let name = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
         let mut program = Self { name, address, process: Process::start(&mut command, folder) };
-        let probe = query(question);
+        let probe = query(probe);
         wait_until("a server that answers", START_LIMIT, || {
             program.process.demand_running();
             let reply = exchange_udp(address, &probe.to_wire(), Duration::from_millis(200))?;
@@ -376,6 +393,23 @@ impl Consul {
     pub fn thaw(&self) {
         signal(self.pid(), "CONT");
     }
+}
+
+/// What both of them deny by themselves.
+const DENIED: (&str, &str) = ("1.0.0.10.in-addr.arpa PTR", "NXDOMAIN");
+/// What a scripted upstream has.
+const ANSWERED: (&str, &str) = ("www.example A", "NOERROR");
+
+/// What Unbound is told whatever it serves.
+fn unbound_config(address: SocketAddr, folder: &Path) -> String {
+    format!(
+        "server:\n  interface: {}@{}\n  directory: \"{}\"\n  chroot: \"\"\n  username: \"\"\n  pidfile: \"\"\n\
+         \x20 use-syslog: no\n  num-threads: 1\n  do-ip6: no\n  module-config: iterator\n\
+         \x20 do-not-query-localhost: no\nremote-control:\n  control-enable: no\n",
+        address.ip(),
+        address.port(),
+        folder.display(),
+    )
 }
 
 /// Starts it with its outputs in a file of the folder.
