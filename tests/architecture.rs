@@ -234,6 +234,23 @@ fn the_paths_of_the_readme_exist() {
 }
 
 /// Names as `Metrics::new` declares them, in the form that Prometheus sees.
+/// The tests that README's table of what is survived names are there.
+#[test]
+fn the_tests_that_the_readme_names_exist() {
+    let readme = read("README.md");
+    let table = readme.split("## What it survives").nth(1).expect("a section").split("\n## ").next().expect("its text");
+    let named: Vec<_> = table.lines().filter_map(|line| line.strip_suffix("` |")?.rsplit('`').next()).collect();
+    assert!(named.len() > 30, "{named:?}");
+    for test in named {
+        let (file, name) = test.split_once("::").unwrap_or_else(|| panic!("{test} names no file"));
+        let text = [format!("tests/behavior/{file}.rs"), format!("tests/{file}.rs")]
+            .iter()
+            .find_map(|path| fs::read_to_string(root().join(path)).ok());
+        let is_there = text.is_some_and(|text| text.contains(&format!("#[test]\nfn {name}()")));
+        assert!(is_there, "README.md names the test {test}, which is not there");
+    }
+}
+
 fn metric_names() -> BTreeSet<String> {
     let text = read("src/metrics.rs");
     let declarations = ["counters(", "gauges(", "histograms("];
