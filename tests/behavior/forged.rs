@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
+    time::Duration,
 };
 
 use crate::harness::{daemon::forward, netns::Netns, upstream::saying, *};
@@ -47,10 +48,10 @@ fn ports_ids_and_letters_of_a_thousand_queries_are_without_order() {
     const QUERIES: usize = 1000;
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
-        for _ in 0..16 {
+        for _ in 0..4 {
             scope.spawn(|| {
                 while let number @ ..QUERIES = next.fetch_add(1, Ordering::Relaxed) {
-                    assert_eq!(daemon.ask(&format!("name{number}.with.many.letters.example A")).one(), "192.0.2.1");
+                    daemon.demand(&format!("name{number}.with.many.letters.example A"), "192.0.2.1", false);
                 }
             });
         }
@@ -108,7 +109,7 @@ fn a_forger_who_tries_every_id_loses_and_stops_nobody_else() {
                 return truth;
             }
             if asked.earlier > 0 {
-                return vec![];
+                return [vec![Act::Wait(Duration::from_secs(2))], truth].concat();
             }
             // He knows port and name, not the letters; and the right id comes last to him, or it would be his luck.
             let lie = Message { question: query(&asked.message.asked()).question, ..asked.message.respond() };
@@ -120,39 +121,48 @@ fn a_forger_who_tries_every_id_loses_and_stops_nobody_else() {
             });
             forged.chain(truth).collect()
         });
-        thread::scope(|scope| {
-            let forged = (0..3).map(|number| {
-                let daemon = &daemon;
-                scope.spawn(move || {
-                    let question = format!("victim{number}.with.many.letters.example A");
-                    assert_eq!(daemon.ask(&question).data(), ["192.0.2.1"], "{rule}");
-                    assert_eq!(daemon.ask(&question).data(), ["192.0.2.1"], "{rule}, kept");
-                })
+        let queries_of_victims = || {
+            let mut queries = upstream.queries();
+            queries.retain(|asked| asked.message.asked().starts_with("victim"));
+            queries
+        };
+        // On a machine that stands still meanwhile, the truth may come before him.
+        let mut number = 0;
+        let is_noticed = (0..5).any(|attempt| {
+            thread::scope(|scope| {
+                let victim = scope.spawn(|| {
+                    let question = format!("victim{attempt}.with.many.letters.example A");
+                    // And that is what is kept.
+                    (0..2).for_each(|_| daemon.demand(&question, "192.0.2.1", false));
+                });
+                // Meanwhile others are served.
+                while number < 50 || !victim.is_finished() {
+                    daemon.demand(&format!("other{number}.example A"), "192.0.2.1", false);
+                    number += 1;
+                }
             });
-            let forged: Vec<_> = forged.collect();
-            // Meanwhile others are served.
-            let mut number = 0;
-            while number < 100 || forged.iter().any(|victim| !victim.is_finished()) {
-                assert_eq!(daemon.ask(&format!("other{number}.example A")).data(), ["192.0.2.1"], "{rule}");
-                number += 1;
-            }
+            let mismatches = daemon.metric("watershed_forward_failures_total", &[("reason", "mismatch")]);
+            mismatches >= 3.0 && queries_of_victims().iter().any(|asked| asked.over_tcp)
         });
-        let queries = upstream.queries();
-        let victims = || queries.iter().filter(|asked| asked.message.asked().starts_with("victim"));
-        assert!(victims().any(|asked| asked.over_tcp), "{rule}: he was not noticed");
-        let mismatches = daemon.metric("watershed_forward_failures_total", &[("reason", "mismatch")]);
-        assert!(mismatches >= 3.0, "{rule}: {mismatches}");
-        // The sockets whose ports he knew are closed, so the rest of his lies costs the kernel and not us.
-        let ports: BTreeSet<u16> = victims().filter(|asked| !asked.over_tcp).map(|asked| asked.from.port()).collect();
-        wait_until("the end of those sockets", PATIENCE, || {
-            let open = fs::read_to_string(format!("/proc/{}/net/udp", daemon.pid())).unwrap();
-            let open: BTreeSet<u16> = (open.lines().skip(1))
-                .map(|line| {
-                    u16::from_str_radix(line.split([':', ' ']).filter(|field| !field.is_empty()).nth(2).unwrap(), 16)
-                        .unwrap()
-                })
-                .collect();
-            open.is_disjoint(&ports).then_some(())
+        assert!(is_noticed, "{rule}");
+        // The sockets whose ports he knew are closed, so the rest of his lies costs the kernel and not us. Should another
+        // have got the port of one by chance, that one is retired as well as time and queries pass.
+        let known = queries_of_victims().into_iter().filter(|asked| !asked.over_tcp).map(|asked| asked.from.port());
+        let known: BTreeSet<u16> = known.collect();
+        wait_until("the end of those sockets", 2 * PATIENCE, || {
+            number += 1;
+            daemon.demand(&format!("other{number}.example A"), "192.0.2.1", false);
+            open_ports(&daemon).is_disjoint(&known).then_some(())
         });
     }
+}
+
+/// The ports of all UDP sockets where the daemon is.
+fn open_ports(daemon: &Daemon) -> BTreeSet<u16> {
+    let sockets = fs::read_to_string(format!("/proc/{}/net/udp", daemon.pid())).unwrap();
+    let port = |line: &str| {
+        let (_, port) = line.split_whitespace().nth(1).unwrap().rsplit_once(':').unwrap();
+        u16::from_str_radix(port, 16).unwrap()
+    };
+    sockets.lines().skip(1).map(port).collect()
 }

@@ -1,6 +1,7 @@
 //! Names that must stay on this host, or on this site, asked in every way; and all that has reached a public recursor.
 
 use std::{
+    collections::BTreeSet,
     net::{Ipv6Addr, SocketAddr},
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -192,7 +193,8 @@ fn no_name_that_is_to_stay_reaches_a_public_recursor_whatever_is_down() {
     for name in FORWARDED {
         daemon.ask(&format!("{name} A"));
     }
-    let asked: Vec<String> = recursor.asked();
-    let expected: Vec<String> = FORWARDED.iter().map(|name| format!("{name}. A")).collect();
-    assert_eq!(asked, expected);
+    let mut asked: BTreeSet<String> = recursor.asked().into_iter().collect();
+    // Where a busy machine makes it seem down, it is probed.
+    asked.remove(". NS");
+    assert_eq!(asked, FORWARDED.iter().map(|name| format!("{name}. A")).collect());
 }

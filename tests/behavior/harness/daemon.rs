@@ -13,7 +13,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{Message, http, netns::Netns, query, signal, tcp, udp, wait_until};
+use super::{Message, PATIENCE, http, netns::Netns, query, signal, tcp, udp, wait_until};
 
 /// A daemon that is about to be started.
 pub struct Setup {
@@ -213,6 +213,26 @@ impl Daemon {
     #[track_caller]
     pub fn tcp(&self, query: &Message) -> Message {
         tcp(self.address(), query)
+    }
+
+    /// Asks over UDP, and again while upstreams seem to be silent: on a machine that stands still for seconds they do.
+    #[track_caller]
+    pub fn answer(&self, query: &Message) -> Message {
+        let is_silence = |reply: &Message| reply.rcode == 2 && reply.extended_errors().contains(&22);
+        wait_until(&format!("an answer to {}", query.asked()), 2 * PATIENCE, || {
+            Some(self.udp(query)).filter(|reply| !is_silence(reply))
+        })
+    }
+
+    /// Asks likewise for an address, over TCP or UDP, and demands that it is this one.
+    #[track_caller]
+    pub fn demand(&self, question: &str, address: &str, over_tcp: bool) {
+        let query = query(question).edns(1232);
+        wait_until(&format!("an answer to {question}"), 2 * PATIENCE, || {
+            let reply = if over_tcp { self.tcp(&query) } else { self.udp(&query) };
+            assert!(reply.data() == [address] || reply.rcode == 2 && reply.answer.is_empty(), "{question}: {reply:#?}");
+            (reply.rcode == 0).then_some(())
+        });
     }
 
     pub fn pid(&self) -> u32 {
