@@ -1,11 +1,6 @@
 //! Who may ask, and what a stranger is told.
 
-use crate::harness::{
-    daemon::forward,
-    flood::{client_at, drain},
-    netns::Netns,
-    *,
-};
+use crate::harness::{daemon::forward, flood::client_at, netns::Netns, *};
 
 use std::{
     net::SocketAddr,
@@ -106,5 +101,4 @@ fn a_stranger_learns_neither_version_nor_name() {
     let length = client.recv(&mut buffer).expect("a reply");
     let reply = Message::from_wire(&buffer[..length]).unwrap();
     assert!(reply.edns.unwrap().options.iter().all(|(code, _)| *code != 3));
-    assert!(drain(&client, Duration::from_millis(10)).is_empty());
 }

@@ -14,7 +14,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 use crate::harness::{
     client::framed,
     daemon::forward,
-    flood::{Account, Quick, client_at, drain, flood, forge, loopback, sink},
+    flood::{Account, LONG, Quick, client_at, flood, forge, gather, loopback, sink},
     message::TC,
     *,
 };
@@ -115,14 +115,11 @@ fn every_message_is_accounted_for() {
         sent += flood(&client([127, 0, 0, ip]), dead(&format!("client{ip}"), 30));
     }
 
-    let sent = sent as u64;
-    let is_whole = |account: &Account| account.is_balanced() && account.received + account.kernel_drops == sent;
-    wait_until("an account that is balanced while queries wait or after", PATIENCE, || {
-        Some(Account::of(&daemon)).filter(is_whole)
+    wait_until("a balance, of what waits too", LONG, || {
+        let account = Account::of(&daemon);
+        (account.is_balanced() && account.received + account.kernel_drops == sent as u64).then_some(())
     });
-    let end = wait_until("the end of all waiting", PATIENCE, || {
-        Some(Account::of(&daemon)).filter(|account| is_whole(account) && account.waiting == 0)
-    });
+    let end = Account::settled(&daemon, sent);
     assert_eq!(Account::of(&daemon), end, "nothing moves any more");
     assert_eq!(end.kernel_drops, 0, "so few find room");
     let count = |name: &str, reason: &str| daemon.metric(name, &[("reason", reason)]);
@@ -136,8 +133,8 @@ fn every_message_is_accounted_for() {
     // All of the broken connection, and of the other what came behind the first reply that found nobody.
     assert!((5.0..=10.0).contains(&dropped("gone")), "{}", dropped("gone"));
     // What is counted as a reply has reached the client.
-    let replies: usize = clients.iter().map(|client| drain(client, Duration::from_millis(10)).len()).sum();
-    assert_eq!(replies as f64, daemon.metric("watershed_server_replies_total", &[("transport", "udp")]));
+    let replies = daemon.metric("watershed_server_replies_total", &[("transport", "udp")]) as usize;
+    assert_eq!(gather(&clients, replies).len(), replies);
 }
 
 /// What nobody reads in time is dropped by the kernel, who says so.
@@ -152,9 +149,7 @@ fn what_the_kernel_drops_is_counted_for_its_listener() {
     let sent = 40_000;
     send_again(&client, &wire, 40_000);
     signal(daemon.pid(), "CONT");
-    let account = wait_until("all that was sent to be received or dropped", PATIENCE, || {
-        Some(Account::of(&daemon)).filter(|account| account.received + account.kernel_drops == sent + 1)
-    });
+    let account = Account::settled(&daemon, sent + 1);
     assert!(account.kernel_drops > 0, "{account:?}");
     let of_listener = [("listener", &*daemon.address().to_string())];
     assert_eq!(daemon.metric("watershed_server_kernel_drops_total", &of_listener) as u64, account.kernel_drops);
@@ -172,7 +167,7 @@ fn one_client_that_asks_for_names_nobody_answers_leaves_room_for_the_others() {
     let mut by_tcp = connect_from([127, 0, 0, 4].into(), daemon.address()).unwrap();
     let frames: Vec<u8> = dead("tcp", 200).flat_map(|name| framed(&query(&name).to_wire())).collect();
     by_tcp.write_all(&frames).unwrap();
-    wait_until("most of them to be refused", PATIENCE, || (refused() >= 100.0).then_some(()));
+    wait_until("most of them to be refused", LONG, || (refused() >= 100.0).then_some(()));
     let ask = |client: &UdpSocket, name: &str| {
         client.send(&query(&format!("{name}.example A")).to_wire()).unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -190,16 +185,14 @@ fn one_client_that_asks_for_names_nobody_answers_leaves_room_for_the_others() {
         assert_eq!(ask(&victim, &format!("name{number}")).one(), "192.0.2.1");
         assert!(daemon.metric("watershed_resolve_waiting", &[]) < 512.0);
     }
-    wait_until("the end of the flood", PATIENCE, || {
-        (daemon.metric("watershed_resolve_waiting", &[]) == 0.0).then_some(())
-    });
+    wait_until("the end of the flood", LONG, || (daemon.metric("watershed_resolve_waiting", &[]) == 0.0).then_some(()));
     // Each was told, most of them why at once; and once its queries are over the client is served again.
-    let replies = drain(&by_udp, Duration::from_millis(100));
+    let replies = gather(std::slice::from_ref(&by_udp), 200);
     assert_eq!(replies.len(), 200);
     assert!(replies.iter().all(|reply| reply.rcode_name() == "SERVFAIL"));
     let reasons = replies.iter().flat_map(|reply| &reply.edns.as_ref().unwrap().options);
     let of_client = reasons.filter(|(_, text)| text.ends_with(b"too many queries of this client wait")).count();
-    assert!((40..=72).contains(&of_client), "{of_client}");
+    assert!(of_client >= 40, "{of_client}");
     assert_eq!(ask(&by_udp, "after").one(), "192.0.2.1");
 }
 
@@ -214,7 +207,7 @@ fn a_network_gets_no_more_replies_than_its_limit_and_true_clients_come_by_tcp() 
     let from = Instant::now();
     let forged = [client_at([127, 5, 0, 1], daemon.address()), client_at([127, 5, 0, 200], daemon.address())];
     forged.iter().for_each(|client| send_again(client, &wire, 200));
-    let replies: Vec<Message> = forged.iter().flat_map(|client| drain(client, Duration::from_millis(300))).collect();
+    let replies = gather(&forged, Account::settled(&daemon, 1 + 400).replies as usize - 1);
     let most = 40.0 + 40.0 * from.elapsed().as_secs_f64();
     let (truncated, whole): (Vec<_>, Vec<_>) = replies.into_iter().partition(|reply| reply.has(TC));
     assert!(whole.len() >= 40 && whole.len() as f64 <= most, "{} of {most}", whole.len());
@@ -230,10 +223,11 @@ fn a_network_gets_no_more_replies_than_its_limit_and_true_clients_come_by_tcp() 
         let reply = client::read_framed(&mut connection).expect("a reply");
         assert_eq!(Message::from_wire(&reply).unwrap().one(), "192.0.2.1");
     }
-    for (ip, queries) in [([127, 6, 0, 1], 40), ([127, 0, 0, 9], 300)] {
+    for (ip, queries, sent_then) in [([127, 6, 0, 1], 40, 541), ([127, 0, 0, 9], 300, 841)] {
         let client = client_at(ip, daemon.address());
         send_again(&client, &wire, queries);
-        let replies = drain(&client, Duration::from_millis(300));
+        Account::settled(&daemon, sent_then);
+        let replies = gather(&[client], queries);
         assert_eq!(replies.iter().filter(|reply| !reply.has(TC)).count(), queries, "{ip:?}");
     }
     // Nor does it hold for who shows a cookie of ours: nobody forges that address.
@@ -250,8 +244,8 @@ fn a_network_gets_no_more_replies_than_its_limit_and_true_clients_come_by_tcp() 
     daemon.reload();
     let client = client_at([127, 5, 0, 1], daemon.address());
     send_again(&client, &wire, 200);
-    assert_eq!(drain(&client, Duration::from_millis(300)).len(), 200);
-    assert!(Account::of(&daemon).is_balanced());
+    assert_eq!(gather(&[client], 200).len(), 200);
+    Account::settled(&daemon, 1041);
 }
 
 #[test]
@@ -359,7 +353,12 @@ fn a_flood_on_one_worker_loses_no_query_on_another() {
         .find(|client| worker_of(client) != flooded)
         .expect("one of 64 ports of the other worker");
     signal(daemon.pid(), "CONT");
-    drain(&victim, Duration::from_millis(300));
+    wait_until("an end of what was asked to find out", PATIENCE, || {
+        let account = Account::of(&daemon);
+        (account.is_balanced() && account.waiting == 0 && queues().iter().all(|queue| queue.1.ends_with(":00000000")))
+            .then_some(())
+    });
+    gather(&[victim.try_clone().unwrap()], 1);
 
     let is_over = AtomicBool::new(false);
     let mut lost = 0;
@@ -395,9 +394,9 @@ fn floods_of_unique_names_leave_memory_within_bounds() {
     let base = daemon.resident_kib();
     let clients: Vec<_> = (0..4u8).map(|ip| client_at([127, 0, 0, 10 + ip], daemon.address())).collect();
     let mut peak = (0.0, 0);
-    for round in 0..12 {
+    for round in 0..8 {
         for (number, client) in clients.iter().enumerate() {
-            flood(client, dead(&format!("client{number}-{round}"), 1000));
+            flood(client, dead(&format!("client{number}-{round}"), 600));
         }
         let waiting = daemon.metric("watershed_resolve_waiting", &[]);
         let resident = daemon.resident_kib() - base;
@@ -407,13 +406,13 @@ fn floods_of_unique_names_leave_memory_within_bounds() {
     // The whole of it, for what was waited for a moment ago may not be free yet.
     let bound = 20_000 * KIB_PER_WAITING + SLACK_KIB;
     assert!(peak.1 < bound, "{} KiB while up to {} waited", peak.1, peak.0);
-    wait_until("the end of all waiting", PATIENCE, || {
+    wait_until("the end of all waiting", LONG, || {
         (daemon.metric("watershed_resolve_waiting", &[]) == 0.0).then_some(())
     });
     for round in 0..8 {
         let client = client_at([127, 0, 0, 20], daemon.address());
         flood(&client, (0..250).map(|number| format!("name{number}-{round}.example TXT")));
-        wait_until("their answers", PATIENCE, || (quick.answered() > 250 * (round + 1)).then_some(()));
+        wait_until("their answers", LONG, || (quick.answered() > 250 * (round + 1)).then_some(()));
     }
     wait_until("the cache to be full", PATIENCE, || {
         (daemon.metric("watershed_cache_evictions_total", &[]) > 0.0).then_some(())
@@ -446,10 +445,11 @@ fn a_flood_that_takes_all_descriptors_fails_alone() {
         assert_eq!(daemon.ask(&format!("name{number}.example A")).one(), "192.0.2.1");
         assert_eq!(daemon.ask("first1.example A").one(), "192.0.2.1");
     }
-    wait_until("all of the flood to be answered", PATIENCE, || (failed() >= 400.0).then_some(()));
+    wait_until("all of the flood to be answered", LONG, || (failed() >= 400.0).then_some(()));
     drop(flooders);
     assert_eq!(daemon.tcp(&query("after.example A")).one(), "192.0.2.1");
-    assert!(daemon.is_running() && Account::of(&daemon).is_balanced());
+    assert!(daemon.is_running());
+    wait_until("a balance", PATIENCE, || Account::of(&daemon).is_balanced().then_some(()));
 }
 
 /// What we reply to ourselves, or to whoever answers everything, must not come back as a query.

@@ -12,7 +12,10 @@ use std::{
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::{Daemon, Message, free_address, query};
+use super::{Daemon, Message, PATIENCE, free_address, query, wait_until};
+
+/// How long the work of a whole flood may take on a machine that is busy with other things.
+pub const LONG: Duration = PATIENCE.saturating_mul(3);
 
 /// A UDP socket at an address of loopback, which is a client of its own to the daemon; only `server` can answer it.
 pub fn client_at(ip: [u8; 4], server: SocketAddr) -> UdpSocket {
@@ -23,13 +26,22 @@ pub fn client_at(ip: [u8; 4], server: SocketAddr) -> UdpSocket {
     socket
 }
 
-/// The replies that have come, and those that come until `patience` passes without one.
-pub fn drain(socket: &UdpSocket, patience: Duration) -> Vec<Message> {
-    socket.set_read_timeout(Some(patience)).unwrap();
+/// What these clients are replied to, so many times in all, and whatever has come beyond that.
+#[track_caller]
+pub fn gather(clients: &[UdpSocket], expected: usize) -> Vec<Message> {
+    let mut replies = Vec::new();
     let mut buffer = [0; 65_535];
-    let replies =
-        std::iter::from_fn(|| socket.recv(&mut buffer).ok().map(|length| Message::from_wire(&buffer[..length])));
-    replies.map(|reply| reply.expect("a reply")).collect()
+    let mut take_all = || {
+        for client in clients {
+            client.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+            while let Ok(length) = client.recv(&mut buffer) {
+                replies.push(Message::from_wire(&buffer[..length]).expect("a reply"));
+            }
+        }
+        replies.len()
+    };
+    wait_until(&format!("{expected} replies"), LONG, || (take_all() >= expected).then_some(()));
+    replies
 }
 
 /// An address where datagrams vanish: neither an answer nor an error comes back. It lasts as long as the socket.
@@ -157,6 +169,16 @@ impl Account {
             waiting: sum("watershed_resolve_waiting"),
             kernel_drops: sum("watershed_server_kernel_drops_total"),
         }
+    }
+
+    /// Waits until all that was sent is received or dropped by the kernel, and none of it waits any more.
+    #[track_caller]
+    pub fn settled(daemon: &Daemon, sent: usize) -> Self {
+        wait_until(&format!("what became of {sent} messages"), LONG, || {
+            let account = Self::of(daemon);
+            let is_all = account.received + account.kernel_drops == sent as u64;
+            (is_all && account.waiting == 0 && account.is_balanced()).then_some(account)
+        })
     }
 
     pub fn is_balanced(&self) -> bool {
