@@ -17,12 +17,15 @@ mod script;
 mod state;
 mod table;
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc},
-    task::JoinSet,
+    task::{self, JoinError, JoinSet},
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -36,7 +39,7 @@ pub use duration::GoDuration;
 pub use guard::{Link, Reach, Sighting, cut_off_since};
 
 use crate::{catalog::health::Status, clock::Moment};
-use table::{Job, Table, Ticket};
+use table::{Job, Table};
 
 /// Which check: its id is unique on its node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -174,6 +177,7 @@ impl Runner {
         let mut network = Lane::new(self.limits.connections);
         let mut scripts = Lane::new(self.limits.scripts);
         let mut probes = JoinSet::new();
+        let mut tickets = HashMap::new();
         loop {
             let (next, has_news) = {
                 let mut table = self.table.lock();
@@ -186,7 +190,8 @@ impl Runner {
             };
             for lane in [&mut network, &mut scripts] {
                 while let Some((job, permit)) = lane.next() {
-                    probes.spawn(run_job(job, Arc::clone(&self.dialer), permit));
+                    let ticket = job.ticket;
+                    tickets.insert(probes.spawn(run_job(job, Arc::clone(&self.dialer), permit)).id(), ticket);
                 }
             }
             let wake = next.map_or(LONG, |next| next.since(Moment::now()));
@@ -194,8 +199,9 @@ impl Runner {
                 () = shutdown.cancelled() => return,
                 () = self.changed.notified() => {}
                 () = sleep_until(Instant::now() + wake) => {}
-                Some(ended) = probes.join_next() => {
-                    if let Ok(Some((ticket, outcome))) = ended {
+                Some(ended) = probes.join_next_with_id() => {
+                    let (probe, outcome) = outcome_of(ended);
+                    if let (Some(ticket), Some(outcome)) = (tickets.remove(&probe), outcome) {
                         self.table.lock().finish(ticket, outcome, Moment::now(), &mut rand::rng());
                     }
                 }
@@ -238,14 +244,25 @@ impl Lane {
     }
 }
 
-async fn run_job(job: Job, dialer: Arc<Dialer>, _permit: OwnedSemaphorePermit) -> Option<(Ticket, state::Outcome)> {
-    let Job { check, ticket, canceled } = job;
+async fn run_job(job: Job, dialer: Arc<Dialer>, _permit: OwnedSemaphorePermit) -> Option<state::Outcome> {
+    let Job { check, canceled, .. } = job;
     let Kind::Probe { probe, timeout, .. } = &check.definition.kind else { return None };
     tokio::select! {
         biased; // What was canceled while it waited must not begin.
         _ = canceled => None,
-        outcome = probe::run(probe, *timeout, check.definition.output_bytes, &dialer) => Some((ticket, outcome)),
+        outcome = probe::run(probe, *timeout, check.definition.output_bytes, &dialer) => Some(outcome),
     }
+}
+
+/// What a probe has found that has ended; nothing if it was canceled. One that has panicked has failed, lest its check stand
+/// still.
+fn outcome_of(ended: Result<(task::Id, Option<state::Outcome>), JoinError>) -> (task::Id, Option<state::Outcome>) {
+    let panicked = || state::Outcome {
+        status: Status::Critical,
+        output: "the check has panicked; the log has more".to_owned(),
+        reach: Reach::Unknown,
+    };
+    ended.unwrap_or_else(|fault| (fault.id(), fault.is_panic().then(panicked)))
 }
 
 /// A reader that is only slow finds this much; then news waits in the table.

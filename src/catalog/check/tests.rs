@@ -49,6 +49,33 @@ async fn a_server_that_comes_and_goes_is_news() {
 }
 
 #[tokio::test]
+async fn a_check_that_panics_is_critical_and_goes_on() {
+    let runs = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let resolve = {
+        let runs = runs.clone();
+        move |_: &str| -> connect::Resolving {
+            let run = runs.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            assert!(run > 0, "the first run panics");
+            Box::pin(async { Err(std::io::ErrorKind::NotFound.into()) })
+        }
+    };
+    let dialer = Dialer::with(Arc::new(resolve), tokio_rustls::rustls::RootCertStore::empty);
+    let (runner, mut news) = Runner::new(dialer, Limits::default());
+    let shutdown = CancellationToken::new();
+    runner.replace(vec![check("web", json!({"tcp": "host.example:80", "interval": "1s"}))]);
+    let told = async {
+        let first = news.recv().await.unwrap();
+        let second = news.recv().await.unwrap();
+        shutdown.cancel();
+        [first, second]
+    };
+    let (_, events) = tokio::join!(runner.run(shutdown.clone()), told);
+    assert!(events[0].output.contains("panicked") && events[0].status == Status::Critical, "{events:?}");
+    assert!(!events[1].output.contains("panicked"), "{events:?}");
+    assert!(runs.load(std::sync::atomic::Ordering::Relaxed) > 1);
+}
+
+#[tokio::test]
 async fn a_ttl_check_is_told_by_anybody() {
     let ttl = check("web", json!({"ttl": "60s"}));
     let (runner, mut news, _) = start(vec![ttl.clone()], Limits::default());
