@@ -265,6 +265,9 @@ fn by_connection(scene: &Scene, question: &Message) -> Option<Message> {
 
 const ZONE: &str = "$TTL 60\n@ SOA ns host 1 2 3 4 60\n@ NS ns\nns A 192.0.2.53\nwww A 192.0.2.1\n";
 
+/// No start of the zone that is shorter has a SOA record.
+const WITHIN_SOA: u64 = 28;
+
 fn write(scene: &Scene, name: &str, text: &str) {
     let path = scene.folder.path().join(name);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -326,7 +329,8 @@ fn strike(
         }
         8 => {
             let path = scene.folder.path().join("zones/site.example.zone");
-            fs::write(&path, &ZONE[..dice.roll(ZONE.len() as u64) as usize / 2]).unwrap();
+            // Cut where it shows: behind a whole record nobody could tell it from what was meant.
+            fs::write(&path, &ZONE[..dice.roll(WITHIN_SOA) as usize]).unwrap();
             thread::sleep(Duration::from_millis(300));
             write(scene, "zones/site.example.zone", ZONE);
             "half a zone".into()
