@@ -21,7 +21,7 @@ pub(super) async fn run_lasting<F: Future>(task: &'static str, mut begin: impl F
 }
 
 /// The output of a future, or its panic.
-async fn caught<F: Future>(future: F) -> Result<F::Output, Box<dyn Any + Send>> {
+pub(super) async fn caught<F: Future>(future: F) -> Result<F::Output, Box<dyn Any + Send>> {
     let mut future = pin!(future);
     poll_fn(|context| {
         // Nobody sees it again after a panic.

@@ -48,7 +48,7 @@ use crate::{
 use handover::{Predecessor, Successor};
 use http::Http;
 use inherited::Inherited;
-use lasting::run_lasting;
+use lasting::{caught, run_lasting};
 use serving::{DRAIN, Serving};
 use status::Status;
 use watch::Watch;
@@ -221,7 +221,12 @@ impl Daemon {
                 _ = self.signals.interrupt.recv() => return End::Told,
                 // Both would come to know different addresses.
                 _ = self.signals.hangup.recv(), if successor.is_none() => self.reload().await,
-                Some(()) = self.changed.recv() => self.take_in_files().await,
+                Some(()) = self.changed.recv() => {
+                    // Whatever is in the files: they are read before anything is changed.
+                    if caught(self.take_in_files()).await.is_err() {
+                        tracing::error!("changed files not taken in; what was good before stays in service");
+                    }
+                }
                 _ = self.signals.hand_over.recv(), if successor.is_none() => successor = Some(self.start_successor().await),
                 Some(started) = async { Some(successor.as_mut()?.await) } => {
                     successor = None;
@@ -276,7 +281,9 @@ impl Daemon {
     async fn reload(&mut self) {
         let since_boot = NotifyState::monotonic_usec_now();
         notify_manager(&[NotifyState::Reloading].into_iter().chain(since_boot).collect::<Vec<_>>());
-        match self.try_reload() {
+        // Whatever is in the files: they are read before anything is changed.
+        let outcome = caught(async { self.try_reload() }).await;
+        match outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("the program is at fault; see the panic above"))) {
             Ok(retired) => {
                 self.metrics.reloaded(Reload::Ok);
                 tracing::info!(retired, "reloaded");
