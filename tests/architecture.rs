@@ -218,6 +218,83 @@ fn metric_names_follow_the_pattern() {
     }
 }
 
+/// Every dependency may be used under a license that deny.toml allows, and comes from crates.io.
+#[test]
+fn dependencies_have_licenses_and_sources_that_are_allowed() {
+    let deny: toml::Table = read("deny.toml").parse().unwrap();
+    let allowed: Vec<&str> = deny["licenses"]["allow"].as_array().unwrap().iter().filter_map(|l| l.as_str()).collect();
+    let cargo = std::process::Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked", "--offline", "--filter-platform"])
+        .arg(format!("{}-unknown-linux-gnu", std::env::consts::ARCH))
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(cargo.status.success(), "{}", String::from_utf8_lossy(&cargo.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&cargo.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    assert!(packages.len() > 100, "{}", packages.len());
+    let (mut faults, mut used) = (Vec::new(), BTreeSet::<&str>::new());
+    for package in packages {
+        let name = package["name"].as_str().unwrap();
+        let license = package["license"].as_str().unwrap_or("no license");
+        if !is_allowed(license, &allowed) {
+            faults.push(format!("{name}: {license}"));
+        }
+        used.extend(allowed.iter().filter(|known| license.contains(**known)).copied());
+        let source = package["source"].as_str();
+        let from_registry = source == Some("registry+https://github.com/rust-lang/crates.io-index");
+        if !from_registry && (source.is_some() || name != "watershed") {
+            faults.push(format!("{name}: comes from {source:?}"));
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    let idle: Vec<_> = allowed.iter().filter(|license| !used.contains(*license)).collect();
+    assert!(idle.is_empty(), "deny.toml allows licenses that no dependency has: {idle:?}");
+}
+
+/// Whether a license expression (SPDX) can be met by those that are allowed. AND binds closer than OR.
+fn is_allowed(expression: &str, allowed: &[&str]) -> bool {
+    // What is in parentheses comes first, and becomes one that is allowed or none that is.
+    if let Some(close) = expression.find(')')
+        && let Some(open) = expression[..close].rfind('(')
+    {
+        let within = if is_allowed(&expression[open + 1..close], allowed) { allowed[0] } else { "-" };
+        return is_allowed(&format!("{}{within}{}", &expression[..open], &expression[close + 1..]), allowed);
+    }
+    let is_one = |license: &str| allowed.contains(&license.trim());
+    // Old manifests write a slash.
+    expression.replace('/', " OR ").split(" OR ").any(|all| all.split(" AND ").all(is_one))
+}
+
+#[test]
+fn license_expressions_are_read_as_spdx_means_them() {
+    for (expression, expected) in [
+        ("MIT", true),
+        ("GPL-3.0", false),
+        ("MIT OR GPL-3.0", true),
+        ("MIT/GPL-3.0", true),
+        ("MIT AND GPL-3.0", false),
+        ("(MIT OR GPL-3.0) AND ISC", true),
+        ("(MIT OR ISC) AND GPL-3.0", false),
+        ("GPL-3.0 OR MIT AND ISC", true),
+        ("Apache-2.0 WITH LLVM-exception", false), // an exception makes another license of it
+        ("no license", false),
+    ] {
+        assert_eq!(is_allowed(expression, &["MIT", "ISC", "Apache-2.0"]), expected, "{expression}");
+    }
+}
+
+/// The unsafe code stands in one room: the crate denies it, and no other file takes that back.
+#[test]
+fn no_room_but_one_allows_unsafe_code() {
+    assert!(read("src/lib.rs").contains("#![deny(unsafe_code)]"));
+    for path in files("src", "rs") {
+        let room = path.strip_prefix(root().join("src")).unwrap();
+        let takes_back = read(&path).contains("allow(unsafe_code");
+        assert!(!takes_back || room.starts_with("sys"), "{}", room.display());
+    }
+}
+
 /// What is named in the README as a file or folder of the repository is there.
 #[test]
 fn the_paths_of_the_readme_exist() {
