@@ -17,7 +17,9 @@ use watershed::{
     cache::{Cache, Epoch, Key, Life, Origin, RuleId, Variant},
     clock::Moment,
     resolve::{AtOnce, Client, Resolver, Rules, Tables},
-    wire::{Answer, Class, Name, Question, Rcode, Record, ReplySize, Rtype, Shape, Soa, UpstreamEdns, UpstreamQuery},
+    wire::{
+        Answer, Class, Name, Query, Question, Rcode, Record, ReplySize, Rtype, Shape, Soa, UpstreamEdns, UpstreamQuery,
+    },
     zone::Overlays,
 };
 
@@ -124,7 +126,9 @@ fn counted_hits(resolver: &Resolver, queries: &[Vec<u8>], now: Moment, rounds: u
     let mut rng = StdRng::seed_from_u64(1);
     let mut hits = 0;
     for query in (0..rounds).flat_map(|_| queries) {
-        let outcome = resolver.at_once(black_box(query), client, now, &mut rng, reply);
+        let query = Query::parse(black_box(query)).expect("it is a query");
+        let asker = query.asker(client.size);
+        let outcome = resolver.at_once(query, asker, client, now, &mut rng, reply);
         hits += usize::from(matches!(outcome, AtOnce::Reply(..)));
     }
     assert_eq!(hits, rounds * queries.len(), "all of them are hits");
