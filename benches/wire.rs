@@ -5,7 +5,7 @@ use std::hint::black_box;
 use criterion::{Criterion, criterion_group, criterion_main};
 use rand::{SeedableRng, rngs::StdRng};
 use watershed::wire::{
-    Answer, Asker, Class, ClientEdns, Name, Question, Record, Response, Rtype, Shape, Ttls, write_reply,
+    Answer, Asker, Class, ClientEdns, Name, Question, Record, ReplyOptions, Response, Rtype, Shape, Ttls, write_reply,
 };
 
 fn wire(c: &mut Criterion) {
@@ -27,6 +27,7 @@ fn wire(c: &mut Criterion) {
         checking_disabled: false,
         wants_ad: false,
         edns: Some(edns),
+        options: ReplyOptions::default(),
         limit_bytes: 1232,
     };
     let mut group = c.benchmark_group("wire");
