@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     ptr,
     sync::Arc,
@@ -56,14 +57,18 @@ impl Poller {
     /// `tokens` is emptied and then holds the tokens of the sockets to look at. A signal ends the wait early.
     pub fn wait(&self, tokens: &mut Vec<u64>, timeout: Option<Duration>) -> io::Result<()> {
         tokens.clear();
-        let mut events = [libc::epoll_event { events: 0, u64: 0 }; EVENTS_PER_WAIT];
+        // Three kilobytes, of which a wait seldom needs more than the beginning: not worth filling with zeros.
+        let mut events = [const { MaybeUninit::<libc::epoll_event>::uninit() }; EVENTS_PER_WAIT];
         let millis = timeout.map_or(-1, |t| t.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32);
         // SAFETY: `events` has room for as many events as the third argument says, and lives through the call.
         let count = check(unsafe {
-            libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), EVENTS_PER_WAIT as i32, millis)
+            libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr().cast(), EVENTS_PER_WAIT as i32, millis)
         });
         match count {
-            Ok(count) => tokens.extend(events.iter().take(count as usize).map(|event| event.u64)),
+            Ok(count) => tokens.extend(events.iter().take(count as usize).map(|event| {
+                // SAFETY: the kernel has written as many events as it has counted.
+                unsafe { event.assume_init_ref() }.u64
+            })),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
