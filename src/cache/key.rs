@@ -2,8 +2,11 @@
 
 use std::{
     fmt,
-    hash::{Hash, Hasher},
+    hash::{BuildHasher, Hash, Hasher},
+    sync::LazyLock,
 };
+
+use foldhash::quality::RandomState;
 
 use crate::wire::{Class, MAX_NAME_BYTES, Name, Question, Rtype};
 
@@ -16,6 +19,8 @@ pub struct Key {
     /// name knows its own end, so no key is the beginning of another.
     octets: [u8; HEAD_BYTES + MAX_NAME_BYTES],
     length: u16,
+    /// Seeded, and the same for all keys of the qname: counted once, for all the tables that a key is looked up in.
+    name_hash: u64,
 }
 
 /// What besides the question makes a response another one.
@@ -41,19 +46,28 @@ impl Key {
         if variant.checking_disabled {
             flags |= CHECKING_DISABLED;
         }
-        let mut key = Self::from_parts([t0, t1, c0, c1, flags, variant.view], qname);
+        let mut key = Self::unhashed([t0, t1, c0, c1, flags, variant.view], qname);
         key.octets[HEAD_BYTES..usize::from(key.length)].make_ascii_lowercase();
-        key
+        key.hashed()
     }
 
     /// The key of a head, as [`head`](Self::head) gives it, and a qname in lower case.
     pub(super) fn from_parts(head: [u8; HEAD_BYTES], qname: &[u8]) -> Self {
+        Self::unhashed(head, qname).hashed()
+    }
+
+    fn unhashed(head: [u8; HEAD_BYTES], qname: &[u8]) -> Self {
         let mut octets = [0; HEAD_BYTES + MAX_NAME_BYTES];
         octets[..HEAD_BYTES].copy_from_slice(&head);
         let qname = &qname[..qname.len().min(MAX_NAME_BYTES)];
         let length = HEAD_BYTES + qname.len();
         octets[HEAD_BYTES..length].copy_from_slice(qname);
-        Self { octets, length: length as u16 }
+        Self { octets, length: length as u16, name_hash: 0 }
+    }
+
+    fn hashed(mut self) -> Self {
+        self.name_hash = SEED.hash_one(self.qname());
+        self
     }
 
     /// What stands before the qname: qtype, qclass and variant.
@@ -66,7 +80,7 @@ impl Key {
     pub(super) fn from_bytes(bytes: &[u8]) -> Self {
         let mut octets = [0; HEAD_BYTES + MAX_NAME_BYTES];
         octets[..bytes.len()].copy_from_slice(bytes);
-        Self { octets, length: bytes.len() as u16 }
+        Self { octets, length: bytes.len() as u16, name_hash: 0 }.hashed()
     }
 
     /// Reads what [`as_bytes`](Self::as_bytes) gave, if it did.
@@ -109,20 +123,52 @@ impl Key {
 
     /// The key of the query that a client asks beside this one: AAAA for A and A for AAAA.
     pub fn sister(&self) -> Option<Self> {
+        let head = self.sister_head()?;
+        let mut sister = self.clone();
+        sister.octets[..HEAD_BYTES].copy_from_slice(&head);
+        Some(sister)
+    }
+
+    /// Whether there is a [`sister`](Self::sister).
+    pub fn has_sister(&self) -> bool {
+        self.sister_head().is_some()
+    }
+
+    /// Whether this is the [`sister`](Self::sister) of `other`.
+    pub fn is_sister_of(&self, other: &Self) -> bool {
+        other.sister_head() == Some(self.head()) && self.qname() == other.qname()
+    }
+
+    /// A hash of the qname alone, from a seed of this process.
+    pub fn name_hash(&self) -> u64 {
+        self.name_hash
+    }
+
+    /// A hash of the whole key, from a seed of this process. Keys of one name never share it.
+    pub fn print(&self) -> u64 {
+        print(self.name_hash, self.head())
+    }
+
+    /// The print of the [`sister`](Self::sister).
+    pub fn sister_print(&self) -> Option<u64> {
+        Some(print(self.name_hash, self.sister_head()?))
+    }
+
+    fn sister_head(&self) -> Option<[u8; HEAD_BYTES]> {
         let qtype = match self.qtype() {
             Rtype::A => Rtype::AAAA,
             Rtype::AAAA => Rtype::A,
             _ => return None,
         };
-        Some(Self::new(self.qname(), qtype, self.qclass(), self.variant()))
+        let [_, _, c, d, e, f] = self.head();
+        let [a, b] = qtype.0.to_be_bytes();
+        Some([a, b, c, d, e, f])
     }
+}
 
-    /// A number for the whole key from the hash of its qname alone. Keys of one name never share it.
-    pub(super) fn print(&self, name_hash: u64) -> u64 {
-        let [a, b, c, d, e, f] = self.head();
-        // Multiplying by an odd number loses nothing and carries the few bits that differ into the others.
-        name_hash ^ u64::from_be_bytes([0, 0, a, b, c, d, e, f]).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-    }
+fn print(name_hash: u64, [a, b, c, d, e, f]: [u8; HEAD_BYTES]) -> u64 {
+    // Multiplying by an odd number loses nothing and carries the few bits that differ into the others.
+    name_hash ^ u64::from_be_bytes([0, 0, a, b, c, d, e, f]).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 impl PartialEq for Key {
@@ -145,6 +191,8 @@ impl fmt::Debug for Key {
     }
 }
 
+/// Nobody outside can choose names that meet in one place.
+static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::default);
 /// What stands before the qname.
 pub(super) const HEAD_BYTES: usize = 6;
 const DNSSEC_OK: u8 = 1;

@@ -15,10 +15,9 @@ mod snapshot;
 mod tick;
 mod whole;
 
-use std::{hash::BuildHasher, time::Duration};
+use std::time::Duration;
 
 use bytesize::ByteSize;
-use foldhash::quality::RandomState;
 use humantime_serde::re::humantime::format_duration;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -32,13 +31,12 @@ use crate::{
     wire::{Class, Name, Response, Rtype, Ttls, View},
 };
 use entry::Draft;
-use shard::{Place, Shard};
+use shard::Shard;
 
 /// All cached responses, to be shared by all threads. No call takes more than one lock at a time.
 pub struct Cache {
     /// A power of two.
     shards: Box<[Mutex<Shard>]>,
-    seed: RandomState,
 }
 
 /// A found response, lent while its shard is locked.
@@ -167,28 +165,25 @@ impl Cache {
     pub fn new(size_bytes: usize) -> Self {
         let shards = 1 << (size_bytes / SHARD_BYTES).clamp(1, MAX_SHARDS).ilog2();
         let shard = || Mutex::new(Shard::new(size_bytes / shards));
-        Self { shards: (0..shards).map(|_| shard()).collect(), seed: RandomState::default() }
+        Self { shards: (0..shards).map(|_| shard()).collect() }
     }
 
     /// Looks for an entry, and lends it to `f` while its shard is locked. Allocates nothing.
     pub fn find<R>(&self, key: &Key, now: Moment, epoch: Epoch, f: impl FnOnce(Found<'_>) -> R) -> Option<R> {
-        let (shard, place) = self.place(key);
-        shard.lock().find(place, now.into(), epoch, f)
+        self.shard(key).lock().find(key, now.into(), epoch, f)
     }
 
     /// Keeps an answer in place of whatever the key had. One that is too large for a shard is not kept.
     pub fn insert(&self, key: &Key, response: &Response, life: Life, basis: &Basis, now: Moment) {
         let draft = Draft::answer(key, response, life, basis, now.into());
-        let (shard, place) = self.place(key);
-        shard.lock().insert(place, draft);
+        self.shard(key).lock().insert(key, draft);
     }
 
     /// Keeps a failure for 1 to 5 s, the longer the more there were in a row (RFC 9520 §3.2).
     ///
     /// An answer that can still be served is not displaced: past its life it is [`State::StaleNow`] for that time.
     pub fn fail(&self, key: &Key, response: &Response, basis: &Basis, now: Moment) {
-        let (shard, place) = self.place(key);
-        shard.lock().fail(place, response, basis, now.into());
+        self.shard(key).lock().fail(key, response, basis, now.into());
     }
 
     /// Whether `response`, which need not be in the cache, is a NODATA that a failure of its sister belies, one that
@@ -201,21 +196,22 @@ impl Cache {
         epoch: Epoch,
         holds: impl FnOnce(MarksView<'_>) -> bool,
     ) -> bool {
-        let (shard, place) = self.place(key);
         lifetime::is_nodata(response)
-            && shard.lock().sister_failure(place, now.into(), epoch).is_some_and(|failure| holds(failure.marks()))
+            && self
+                .shard(key)
+                .lock()
+                .sister_failure(key, now.into(), epoch)
+                .is_some_and(|failure| holds(failure.marks()))
     }
 
     /// Takes a doubtful entry over into `epoch`, unless it is no longer the one of the origin that was doubted.
     pub fn confirm(&self, key: &Key, doubted: Origin, epoch: Epoch) {
-        let (shard, place) = self.place(key);
-        shard.lock().confirm(place, doubted, epoch);
+        self.shard(key).lock().confirm(key, doubted, epoch);
     }
 
     /// Drops the entry of `key`, and says whether there was one.
     pub fn remove(&self, key: &Key) -> bool {
-        let (shard, place) = self.place(key);
-        shard.lock().remove(place)
+        self.shard(key).lock().remove(key)
     }
 
     /// Walks the entries of other epochs: takes those over into `epoch` for which `keep` is true, and drops the rest.
@@ -227,8 +223,7 @@ impl Cache {
     /// Drops all entries of a name, whatever their type, class and variant. Gives back how many there were.
     pub fn flush(&self, name: &Name) -> usize {
         let key = Key::new(name.wire(), Rtype::ANY, Class::ANY, Variant::default());
-        let (shard, _) = self.place(&key);
-        shard.lock().retain(|entry| entry.qname() != key.qname())
+        self.shard(&key).lock().retain(|entry| entry.qname() != key.qname())
     }
 
     /// Drops everything. Gives back how many entries there were.
@@ -252,11 +247,9 @@ impl Cache {
         })
     }
 
-    fn place<'k>(&self, key: &'k Key) -> (&Mutex<Shard>, Place<'k>) {
-        let name_hash = self.seed.hash_one(key.qname());
+    fn shard(&self, key: &Key) -> &Mutex<Shard> {
         // Bits that the table within the shard uses last.
-        let shard = (name_hash >> 32) as usize & (self.shards.len() - 1);
-        (&self.shards[shard], Place { key, name_hash })
+        &self.shards[(key.name_hash() >> 32) as usize & (self.shards.len() - 1)]
     }
 }
 

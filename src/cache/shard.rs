@@ -30,15 +30,6 @@ pub(super) struct Shard {
     failing_until: Tick,
 }
 
-/// Where an entry is looked for.
-#[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
-    /// The key.
-    pub(super) key: &'a Key,
-    /// The hash of its qname.
-    pub(super) name_hash: u64,
-}
-
 impl Shard {
     pub(super) fn new(bound_bytes: usize) -> Self {
         Self {
@@ -51,23 +42,17 @@ impl Shard {
         }
     }
 
-    pub(super) fn find<R>(
-        &mut self,
-        place: Place<'_>,
-        now: Tick,
-        epoch: Epoch,
-        f: impl FnOnce(Found<'_>) -> R,
-    ) -> Option<R> {
+    pub(super) fn find<R>(&mut self, key: &Key, now: Tick, epoch: Epoch, f: impl FnOnce(Found<'_>) -> R) -> Option<R> {
         let mut scratch = Scratch::EMPTY;
-        if let Some(failure) = self.sister_failure(place, now, epoch)
-            && let Some(nodata) = self.peek(place).filter(|entry| entry.is_nodata())
+        if let Some(failure) = self.sister_failure(key, now, epoch)
+            && let Some(nodata) = self.peek(key).filter(|entry| entry.is_nodata())
             && nodata.is_servable(now, &self.standings)
         {
             let found = failure.found(State::SisterFails, now, &self.standings, &mut scratch);
             return Some(f(Found { belied: nodata.marks(), ..found }));
         }
-        let print = place.print();
-        let entry = self.entries.peek_mut(&print).filter(|entry| entry.is_of(place.key))?;
+        let print = key.print();
+        let entry = self.entries.peek_mut(&print).filter(|entry| entry.is_of(key))?;
         let state = entry.hit(now, epoch, &self.standings)?;
         let promote = entry.take_promotion(now);
         let reply = f(entry.found(state, now, &self.standings, &mut scratch));
@@ -78,35 +63,35 @@ impl Shard {
     }
 
     /// The failure that stands for A if the key is AAAA's, and the reverse.
-    pub(super) fn sister_failure(&self, place: Place<'_>, now: Tick, epoch: Epoch) -> Option<&Entry> {
+    pub(super) fn sister_failure(&self, key: &Key, now: Tick, epoch: Epoch) -> Option<&Entry> {
         if now >= self.failing_until {
             return None;
         }
-        let sister = place.key.sister()?;
-        self.peek(Place { key: &sister, ..place }).filter(|entry| entry.is_failing(now, epoch))
+        let sister = key.sister()?;
+        self.peek(&sister).filter(|entry| entry.is_failing(now, epoch))
     }
 
-    pub(super) fn insert(&mut self, place: Place<'_>, draft: Draft) {
+    pub(super) fn insert(&mut self, key: &Key, draft: Draft) {
         let entry = draft.settle(&mut self.standings);
-        self.put(place, entry);
+        self.put(key, entry);
     }
 
-    fn put(&mut self, place: Place<'_>, entry: Entry) {
+    fn put(&mut self, key: &Key, entry: Entry) {
         let cost = entry.cost_bytes();
         if cost > self.bound_bytes {
             // What it would have replaced is outdated all the same.
-            self.remove(place);
+            self.remove(key);
             return;
         }
         self.bytes += cost;
-        if let Some(replaced) = self.entries.put(place.print(), entry) {
+        if let Some(replaced) = self.entries.put(key.print(), entry) {
             self.bytes -= replaced.cost_bytes();
         }
         self.evict();
     }
 
-    pub(super) fn fail(&mut self, place: Place<'_>, response: &Response, basis: &Basis, now: Tick) {
-        let before = self.entries.peek_mut(&place.print()).filter(|entry| entry.is_of(place.key));
+    pub(super) fn fail(&mut self, key: &Key, response: &Response, basis: &Basis, now: Tick) {
+        let before = self.entries.peek_mut(&key.print()).filter(|entry| entry.is_of(key));
         if let Some(answer) = before
             && answer.outlasts_failures(now, &self.standings)
         {
@@ -116,16 +101,16 @@ impl Shard {
             self.evict();
             return;
         }
-        let failure = Entry::failure(place.key, response, basis, self.peek(place), now);
+        let failure = Entry::failure(key, response, basis, self.peek(key), now);
         self.failing_until = self.failing_until.max(failure.failing_until(&self.standings));
-        self.put(place, failure);
+        self.put(key, failure);
     }
 
     /// Inserts an entry unless its key has one; says whether it did.
-    pub(super) fn insert_new(&mut self, place: Place<'_>, draft: Draft) -> bool {
-        let is_new = self.peek(place).is_none();
+    pub(super) fn insert_new(&mut self, key: &Key, draft: Draft) -> bool {
+        let is_new = self.peek(key).is_none();
         if is_new {
-            self.insert(place, draft);
+            self.insert(key, draft);
         }
         is_new
     }
@@ -135,8 +120,8 @@ impl Shard {
         self.entries.iter().rev().for_each(|(_, entry)| entry.save(now, &self.standings, &mut f));
     }
 
-    pub(super) fn confirm(&mut self, place: Place<'_>, doubted: Origin, epoch: Epoch) {
-        let entry = self.entries.peek_mut(&place.print()).filter(|entry| entry.is_of(place.key));
+    pub(super) fn confirm(&mut self, key: &Key, doubted: Origin, epoch: Epoch) {
+        let entry = self.entries.peek_mut(&key.print()).filter(|entry| entry.is_of(key));
         if let Some(entry) = entry
             && entry.origin(&self.standings) == doubted
         {
@@ -147,11 +132,11 @@ impl Shard {
         }
     }
 
-    pub(super) fn remove(&mut self, place: Place<'_>) -> bool {
-        if self.peek(place).is_none() {
+    pub(super) fn remove(&mut self, key: &Key) -> bool {
+        if self.peek(key).is_none() {
             return false;
         }
-        let removed = self.entries.pop(&place.print());
+        let removed = self.entries.pop(&key.print());
         self.bytes -= removed.map_or(0, |entry| entry.cost_bytes());
         true
     }
@@ -198,8 +183,8 @@ impl Shard {
         Usage { entries: self.entries.len(), bytes: self.bytes, evictions: self.evictions }
     }
 
-    fn peek(&self, place: Place<'_>) -> Option<&Entry> {
-        self.entries.peek(&place.print()).filter(|entry| entry.is_of(place.key))
+    fn peek(&self, key: &Key) -> Option<&Entry> {
+        self.entries.peek(&key.print()).filter(|entry| entry.is_of(key))
     }
 
     fn evict(&mut self) {
@@ -209,11 +194,5 @@ impl Shard {
             self.bytes -= entry.cost_bytes();
             self.evictions += 1;
         }
-    }
-}
-
-impl Place<'_> {
-    fn print(&self) -> u64 {
-        self.key.print(self.name_hash)
     }
 }

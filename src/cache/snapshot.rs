@@ -95,8 +95,11 @@ impl Cache {
         let seconds = |secs: u32| Duration::from_secs(secs.into());
         let life = Life::Timed { fresh: seconds(saved.fresh_secs), stale: seconds(saved.stale_secs) };
         let origin = Origin { rule: saved.rule, epoch: NO_EPOCH, chained: false, loopback_only: saved.loopback_only };
-        let (shard, place) = self.place(&key);
-        Some(shard.lock().insert_new(place, Draft::answer(&key, &response, life, &origin.into(), inserted.into())))
+        Some(
+            self.shard(&key)
+                .lock()
+                .insert_new(&key, Draft::answer(&key, &response, life, &origin.into(), inserted.into())),
+        )
     }
 }
 

@@ -12,14 +12,14 @@
 //! one of the two is held back while the other, asked at about the same time, is still open, and shares its failure.
 
 use std::{
-    collections::HashMap,
     hash::BuildHasher,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
     time::Duration,
 };
 
-use foldhash::fast::{FixedState, RandomState};
+use foldhash::fast::FixedState;
+use hashbrown::HashTable;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::mpsc;
@@ -35,17 +35,17 @@ use crate::{
 /// The questions in flight, and who waits for each. `H` is what is held back for a sister.
 pub struct InFlight<H> {
     shards: Box<[Mutex<Shard<H>>]>,
-    hasher: RandomState,
     waiting: AtomicUsize,
     most_waiting: AtomicUsize,
     shares: Shares,
     most_per_client: AtomicUsize,
 }
 
-type Shard<H> = HashMap<Party, Flight<H>, RandomState>;
+/// The flights of some names, by the print of their keys.
+struct Shard<H>(HashTable<Flight<H>>);
 
 /// Those who may share a response: they ask the same of the same tables, and may be told the same.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Party {
     /// What they ask.
     pub key: Key,
@@ -56,9 +56,9 @@ pub(super) struct Party {
 }
 
 impl Party {
-    /// The same, asking for the other address type.
-    fn sister(&self) -> Option<Self> {
-        Some(Self { key: self.key.sister()?, ..*self })
+    /// Whether these ask for the other address type, and else the same.
+    fn is_sister_of(&self, other: &Self) -> bool {
+        self.key.is_sister_of(&other.key) && self.is_loopback == other.is_loopback && self.epoch == other.epoch
     }
 }
 
@@ -117,6 +117,7 @@ impl Way {
 pub type Waiters = SmallVec<[Waiter; 1]>;
 
 struct Flight<H> {
+    party: Party,
     started: Moment,
     waiters: Waiters,
     held: Option<H>,
@@ -196,8 +197,7 @@ impl<H> InFlight<H> {
     /// An empty table in which at most `most_waiting` clients wait.
     pub fn new(most_waiting: usize) -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            hasher: RandomState::default(),
+            shards: (0..SHARDS).map(|_| Mutex::new(Shard(HashTable::new()))).collect(),
             waiting: AtomicUsize::new(0),
             most_waiting: most_waiting.into(),
             shares: Shares::new(),
@@ -227,17 +227,15 @@ impl<H> InFlight<H> {
                 self.shares.of(waiter.way.client()).fetch_add(1, Relaxed);
             })
         };
-        if let Some(flight) = shard.get_mut(party) {
+        if let Some(flight) = shard.find_mut(party) {
             flight.waiters.extend(waiter());
             return Join::Joined;
         }
-        if let Some(answered) = look_again(&|| Self::waits_for_sister(&shard, party)) {
+        if let Some(answered) = look_again(&|| shard.waits_for_sister(party)) {
             return Join::Answered(answered);
         }
-        shard.insert(
-            party.clone(),
-            Flight { started: now, waiters: waiter().into_iter().collect(), held: None, sister_failed: false },
-        );
+        let waiters = waiter().into_iter().collect();
+        shard.insert(Flight { party: party.clone(), started: now, waiters, held: None, sister_failed: false });
         Join::First
     }
 
@@ -261,18 +259,14 @@ impl<H> InFlight<H> {
 
     /// Whether somebody waits for the other address type of the same name.
     pub fn is_sister_open(&self, party: &Party) -> bool {
-        Self::waits_for_sister(&self.shard(party).lock(), party)
-    }
-
-    fn waits_for_sister(shard: &Shard<H>, party: &Party) -> bool {
-        party.sister().and_then(|sister| shard.get(&sister)).is_some_and(|flight| !flight.waiters.is_empty())
+        self.shard(party).lock().waits_for_sister(party)
     }
 
     /// Takes those who wait so far; the question stays in flight. For a stale answer that is given meanwhile.
     pub fn take_waiters(&self, party: &Party) -> Landing<H> {
         let mut shard = self.shard(party).lock();
-        let waiters = shard.get_mut(party).map(|flight| std::mem::take(&mut flight.waiters));
-        let sister = Self::release(&mut shard, party);
+        let waiters = shard.find_mut(party).map(|flight| std::mem::take(&mut flight.waiters));
+        let sister = shard.release(party);
         self.counted_out(Landing { waiters, sister_failed: false, sister })
     }
 
@@ -283,19 +277,19 @@ impl<H> InFlight<H> {
     pub fn land(&self, party: &Party, verdict: Verdict<H>, keep: impl FnOnce()) -> Landing<H> {
         let mut shard = self.shard(party).lock();
         let is_failure = matches!(verdict, Verdict::Failed);
-        let sister_failed = shard.get(party).is_some_and(|flight| flight.sister_failed);
+        let sister_failed = shard.find_mut(party).is_some_and(|flight| flight.sister_failed);
         if let Verdict::NoData(held) = verdict
             && !sister_failed
         {
-            let started = shard.get(party).map(|flight| flight.started);
+            let started = shard.find_mut(party).map(|flight| flight.started);
             // A renewal that nobody waits for binds nobody.
             let is_open = |flight: &Flight<H>| {
                 flight.held.is_none()
                     && !flight.waiters.is_empty()
                     && started.is_some_and(|started| flight.started <= started + PAIR_SPAN)
             };
-            if party.sister().and_then(|sister| shard.get(&sister)).is_some_and(is_open)
-                && let Some(flight) = shard.get_mut(party)
+            if shard.find_sister(party).is_some_and(is_open)
+                && let Some(flight) = shard.find_mut(party)
             {
                 flight.held = Some(held);
                 return Landing { waiters: None, sister_failed, sister: None };
@@ -303,11 +297,8 @@ impl<H> InFlight<H> {
         }
         keep();
         let waiters = shard.remove(party).map(|flight| flight.waiters).unwrap_or_default();
-        let sister = Self::release(&mut shard, party);
-        if is_failure
-            && let Some(sister) = party.sister()
-            && let Some(flight) = shard.get_mut(&sister)
-        {
+        let sister = shard.release(party);
+        if is_failure && let Some(flight) = shard.find_sister_mut(party) {
             flight.sister_failed |= !flight.waiters.is_empty();
         }
         self.counted_out(Landing { waiters: Some(waiters), sister_failed, sister })
@@ -319,8 +310,8 @@ impl<H> InFlight<H> {
         let mut lost = Vec::new();
         for shard in &self.shards {
             let mut shard = shard.lock();
-            let overdue = shard.extract_if(|_, flight| flight.started + LOST_AFTER < now);
-            lost.extend(overdue.map(|(party, flight)| (party, flight.waiters)));
+            let overdue = shard.0.extract_if(|flight| flight.started + LOST_AFTER < now);
+            lost.extend(overdue.map(|flight| (flight.party, flight.waiters)));
         }
         self.count_out(lost.iter().flat_map(|(_, waiters)| waiters));
         lost
@@ -339,14 +330,7 @@ impl<H> InFlight<H> {
 
     /// How many questions are in flight.
     pub fn flights(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().len()).sum()
-    }
-
-    fn release(shard: &mut Shard<H>, party: &Party) -> Option<(H, Waiters)> {
-        let sister = party.sister()?;
-        shard.get(&sister)?.held.as_ref()?;
-        let flight = shard.remove(&sister)?;
-        flight.held.map(|held| (held, flight.waiters))
+        self.shards.iter().map(|shard| shard.lock().0.len()).sum()
     }
 
     fn counted_out(&self, landing: Landing<H>) -> Landing<H> {
@@ -365,7 +349,43 @@ impl<H> InFlight<H> {
     }
 
     fn shard(&self, party: &Party) -> &Mutex<Shard<H>> {
-        &self.shards[self.hasher.hash_one(party.key.qname()) as usize % SHARDS]
+        // Bits that the table within the shard uses last.
+        &self.shards[(party.key.name_hash() >> 32) as usize % SHARDS]
+    }
+}
+
+impl<H> Shard<H> {
+    fn find_mut(&mut self, party: &Party) -> Option<&mut Flight<H>> {
+        self.0.find_mut(party.key.print(), |flight| flight.party == *party)
+    }
+
+    fn insert(&mut self, flight: Flight<H>) {
+        self.0.insert_unique(flight.party.key.print(), flight, |flight| flight.party.key.print());
+    }
+
+    fn remove(&mut self, party: &Party) -> Option<Flight<H>> {
+        let found = self.0.find_entry(party.key.print(), |flight| flight.party == *party).ok()?;
+        Some(found.remove().0)
+    }
+
+    fn find_sister(&self, party: &Party) -> Option<&Flight<H>> {
+        self.0.find(party.key.sister_print()?, |flight| flight.party.is_sister_of(party))
+    }
+
+    fn find_sister_mut(&mut self, party: &Party) -> Option<&mut Flight<H>> {
+        self.0.find_mut(party.key.sister_print()?, |flight| flight.party.is_sister_of(party))
+    }
+
+    /// Whether somebody waits for the other address type.
+    fn waits_for_sister(&self, party: &Party) -> bool {
+        self.find_sister(party).is_some_and(|flight| !flight.waiters.is_empty())
+    }
+
+    /// Takes out the sister, if its answer is held back, with that and those who wait for it.
+    fn release(&mut self, party: &Party) -> Option<(H, Waiters)> {
+        let is_held = |flight: &Flight<H>| flight.held.is_some() && flight.party.is_sister_of(party);
+        let (flight, _) = self.0.find_entry(party.key.sister_print()?, is_held).ok()?.remove();
+        flight.held.map(|held| (held, flight.waiters))
     }
 }
 
@@ -575,9 +595,9 @@ mod tests {
     fn only_those_who_may_be_told_the_same_share_a_response() {
         let table = InFlight::<()>::new(10);
         let party = key(Rtype::A);
-        for other in
-            [party.clone(), Party { is_loopback: false, ..party.clone() }, Party { epoch: Epoch(2), ..party.clone() }]
-        {
+        let not_on_this_host = Party { is_loopback: false, ..party.clone() };
+        let after_a_reload = Party { epoch: Epoch(2), ..party.clone() };
+        for other in [party, not_on_this_host, after_a_reload] {
             assert!(matches!(table.join(&other, NOW, waiter(1), |_| None::<()>), Join::First), "{other:?}");
         }
     }
