@@ -18,8 +18,8 @@ use crate::{
 pub(super) struct Walk {
     /// What the client asked.
     question: Question,
-    /// What is to be asked at present: the question, or the target of the last CNAME.
-    asked: Question,
+    /// The target of the last CNAME, under which the rest is to be asked.
+    target: Option<Question>,
     records: Vec<Record>,
     extended_errors: Vec<u8>,
     seen: Vec<Name>,
@@ -80,8 +80,8 @@ pub(super) enum Broken {
 impl Walk {
     pub fn new(question: Question) -> Self {
         Self {
-            asked: question.clone(),
             question,
+            target: None,
             records: Vec::new(),
             extended_errors: Vec::new(),
             seen: Vec::new(),
@@ -94,7 +94,7 @@ impl Walk {
 
     /// What is to be asked at present.
     pub fn asked(&self) -> &Question {
-        &self.asked
+        self.target.as_ref().unwrap_or(&self.question)
     }
 
     /// Whether the question itself is still what is asked.
@@ -135,12 +135,12 @@ impl Walk {
     pub fn take_in(&mut self, said: Said, stays: impl Fn(&Name) -> bool) -> Result<Option<Arrival>, Broken> {
         let left = match &said {
             // A zone says what it has, a circle included.
-            Said::Local(answer) | Said::Catalog(answer, _) => leaving(&self.asked, &answer.answer, |target| {
+            Said::Local(answer) | Said::Catalog(answer, _) => leaving(self.asked(), &answer.answer, |target| {
                 // A zone follows its own names; where it stopped with nothing said about the target, others go on.
                 !answer.authority.is_empty() || answer.answer.iter().any(|record| record.owner == *target)
             })
             .unwrap_or(None),
-            Said::Forwarded(response, _) => leaving(&self.asked, &aliases(response)?, stays)?,
+            Said::Forwarded(response, _) => leaving(self.asked(), &aliases(response)?, stays)?,
         };
         match left {
             Some(left) => self.follow(left, said).map(|()| None),
@@ -172,7 +172,7 @@ impl Walk {
     }
 
     fn follow(&mut self, left: Leaving, said: Said) -> Result<(), Broken> {
-        self.seen.push(self.asked.qname.clone());
+        self.seen.push(self.asked().qname.clone());
         if let Said::Forwarded(response, policy) = said {
             self.extended_errors.extend_from_slice(response.extended_errors());
             // What was cut off has no say over how long the rest lives.
@@ -186,7 +186,7 @@ impl Walk {
         if self.seen.len() > MOST_STEPS {
             return Err(Broken::Long);
         }
-        self.asked.qname = left.target;
+        self.target = Some(Question { qname: left.target, ..self.question.clone() });
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use rand::{Rng, RngExt};
+use smallvec::SmallVec;
 use tokio::{sync::oneshot, time::timeout};
 
 use super::{
@@ -116,17 +117,20 @@ impl Pending {
 #[expect(clippy::large_enum_variant, reason = "moved once, to whoever drives it")]
 pub enum Next {
     /// These are to be replied to.
-    Settled(Vec<Settled>),
+    Settled(Outgoing),
     /// This is to be asked next, in the same cause.
     Exchange(Exchange, Box<Job>),
     /// This is to be waited for in the same cause; then comes [`Resolver::resume`].
     Wait(Pending, Box<Job>),
 }
 
+/// Almost always one: the question's, and at most its sister's beside it.
+pub type Outgoing = SmallVec<[Settled; 1]>;
+
 /// A response, and those who wait for it.
 pub struct Settled {
     /// The response.
-    pub response: Arc<Response>,
+    pub response: Response,
     /// What its TTLs become.
     pub ttls: Ttls,
     /// Whom to reply to.
@@ -136,7 +140,7 @@ pub struct Settled {
 /// A NODATA answer held back for its sister's sake.
 pub(super) struct Held {
     key: Key,
-    response: Arc<Response>,
+    response: Response,
     keep: Option<(Life, Basis)>,
 }
 
@@ -245,7 +249,7 @@ impl Resolver {
 
     /// Whether an answer says that a name has no address of one type while the query for the other is open, or has failed.
     fn has_sister_to_mind(&self, tables: &Tables, party: &Party, response: &Response, now: Moment) -> bool {
-        party.key.sister().is_some()
+        party.key.has_sister()
             && is_nodata(response)
             && (self.inflight.is_sister_open(party)
                 || self.cache.sister_fails(&party.key, response, now, party.epoch, |marks| tables.hold(marks)))
@@ -271,11 +275,11 @@ impl Resolver {
     }
 
     /// Whom to give a stale answer because the upstreams take their time (RFC 8767 §5). The exchange goes on.
-    pub fn lose_patience(&self, job: &Job, now: Moment) -> Vec<Settled> {
-        let Some(stale) = self.stale_copy(job, now) else { return Vec::new() };
+    pub fn lose_patience(&self, job: &Job, now: Moment) -> Outgoing {
+        let Some(stale) = self.stale_copy(job, now) else { return Outgoing::new() };
         // For some seconds, others get the stale answer at once.
         self.cache.fail(&job.party.key, &stale, &job.basis(), now);
-        settle(self.inflight.take_waiters(&job.party), stale.into(), STALE_TTLS)
+        settle(self.inflight.take_waiters(&job.party), stale, STALE_TTLS)
     }
 
     /// Takes in how an exchange ended.
@@ -286,10 +290,11 @@ impl Resolver {
         };
         let Some(route) = job.route.take() else { return Next::Settled(self.abandon(&job)) };
         let tables = self.tables();
-        let asked = job.walk.asked().clone();
-        confine(&mut response, &asked, |owner| {
+        let asked = job.walk.asked();
+        let Question { qtype, qclass, .. } = *asked;
+        confine(&mut response, asked, |owner| {
             let rule = |qname: &Name, qtype| {
-                tables.rule_of(&Question { qname: qname.clone(), qtype, ..asked }, job.client, now)
+                tables.rule_of(&Question { qname: qname.clone(), qtype, qclass }, job.client, now)
             };
             let rule_of_owner = rule(owner, Rtype::A);
             // A catalog whose source is lost has the name, and another rule asked for it.
@@ -298,7 +303,7 @@ impl Resolver {
         clamp(&mut response, &route.lifetimes);
         job.is_guarded |= route.guards(&asked.qname);
         let stays = |target: &Name| {
-            let target = Question { qname: target.clone(), ..asked.clone() };
+            let target = Question { qname: target.clone(), qtype, qclass };
             tables.rule_of(&target, job.client, now) == Some(route.id)
                 && tables.sharing(&target, job.client) == Sharing::All
         };
@@ -467,22 +472,24 @@ impl Resolver {
     }
 
     /// Settles a question by its answer.
-    fn keep(&self, job: &Job, arrival: Arrival, rule: RuleId, now: Moment) -> Vec<Settled> {
+    fn keep(&self, job: &Job, arrival: Arrival, rule: RuleId, now: Moment) -> Outgoing {
         let keep = keep(&arrival, rule, job.party.epoch, now);
-        let response = Arc::new(arrival.response);
+        let response = arrival.response;
         let tables = self.tables.load();
-        if self.cache.sister_fails(&job.party.key, &response, now, job.party.epoch, |marks| tables.hold(marks)) {
+        let is_nodata = job.party.key.has_sister() && is_nodata(&response);
+        if is_nodata
+            && self.cache.sister_fails(&job.party.key, &response, now, job.party.epoch, |marks| tables.hold(marks))
+        {
             let failure = sister_failure(&job.party.key);
             return self.land_failed(job, failure, || self.insert(&job.party.key, &response, keep.clone(), now));
         }
-        let verdict = if job.party.key.sister().is_some() && is_nodata(&response) {
+        let verdict = if is_nodata {
             Lands::NoData(Held { key: job.party.key.clone(), response: response.clone(), keep: keep.clone() })
         } else {
             Lands::Plain
         };
         let landing = self.inflight.land(&job.party, verdict, || self.insert(&job.party.key, &response, keep, now));
-        let is_belied = landing.sister_failed && is_nodata(&response);
-        let response = if is_belied { sister_failure(&job.party.key).into() } else { response };
+        let response = if landing.sister_failed && is_nodata { sister_failure(&job.party.key) } else { response };
         if let Some((held, _)) = &landing.sister {
             self.insert(&held.key, &held.response, held.keep.clone(), now);
         }
@@ -490,7 +497,7 @@ impl Resolver {
     }
 
     /// Settles a question that cannot be answered: by a stale answer if there is one, else by the failure.
-    fn fail(&self, job: &Job, failure: Response, now: Moment) -> Vec<Settled> {
+    fn fail(&self, job: &Job, failure: Response, now: Moment) -> Outgoing {
         let note = || {
             if job.walk.sharing() == Sharing::All {
                 self.drop_void(&job.party.key, now);
@@ -498,21 +505,21 @@ impl Resolver {
             }
         };
         match self.stale_copy(job, now) {
-            Some(stale) => settle(self.inflight.land(&job.party, Lands::Plain, note), stale.into(), STALE_TTLS),
+            Some(stale) => settle(self.inflight.land(&job.party, Lands::Plain, note), stale, STALE_TTLS),
             None => self.land_failed(job, failure.clone(), note),
         }
     }
 
     /// Gives a failure to those who wait, and to those for whom NODATA was held back.
-    fn land_failed(&self, job: &Job, failure: Response, note: impl FnOnce()) -> Vec<Settled> {
+    fn land_failed(&self, job: &Job, failure: Response, note: impl FnOnce()) -> Outgoing {
         let landing = self.inflight.land(&job.party, Lands::Failed, note);
         let sister = landing.sister.map(|(held, waiters)| Settled {
-            response: sister_failure(&held.key).into(),
+            response: sister_failure(&held.key),
             ttls: Ttls::Aged(0),
             waiters,
         });
         let own = Landing { sister: None, ..landing };
-        settle(own, failure.into(), Ttls::Aged(0)).into_iter().chain(sister).collect()
+        settle(own, failure, Ttls::Aged(0)).into_iter().chain(sister).collect()
     }
 
     /// An answer that may not be kept still makes an older one void.
@@ -565,16 +572,16 @@ impl Resolver {
     }
 
     /// Settles a question whose exchange was lost, by a failure.
-    pub fn abandon(&self, job: &Job) -> Vec<Settled> {
+    pub fn abandon(&self, job: &Job) -> Outgoing {
         let lost = job.walk.error(Rcode::SERVFAIL, 0, "the exchange was lost; the log has more");
         self.land_failed(job, lost.response, || {})
     }
 
     /// The same for all questions that nobody sees to any more: whoever did has panicked.
-    pub fn abandon_lost(&self, now: Moment) -> Vec<Settled> {
+    pub fn abandon_lost(&self, now: Moment) -> Outgoing {
         let lost = self.inflight.take_lost(now).into_iter().map(|(party, waiters)| {
             let failure = Walk::new(party.key.question()).error(Rcode::SERVFAIL, 0, "nobody saw to the query any more");
-            Settled { response: failure.response.into(), ttls: Ttls::Aged(0), waiters }
+            Settled { response: failure.response, ttls: Ttls::Aged(0), waiters }
         });
         lost.collect()
     }
@@ -636,7 +643,7 @@ fn keep(arrival: &Arrival, rule: RuleId, epoch: Epoch, now: Moment) -> Option<(L
 }
 
 /// Whom to reply what, after a flight has landed.
-fn settle(landing: Landing<Held>, response: Arc<Response>, ttls: Ttls) -> Vec<Settled> {
+fn settle(landing: Landing<Held>, response: Response, ttls: Ttls) -> Outgoing {
     let own = landing.waiters.map(|waiters| Settled { response, ttls, waiters });
     let sister =
         landing.sister.map(|(held, waiters)| Settled { response: held.response, ttls: Ttls::Aged(0), waiters });

@@ -25,7 +25,7 @@ use crate::{
     clock::{Moment, unix_seconds},
     forward::{self, Exchange, LoopWatch},
     metrics::{Cells, Dropped, Metrics, Rejection, Transport},
-    resolve::{AtOnce, Begun, Client, From, Job, Next, Pending, Reason, Resolver, Settled, Waiter, Way},
+    resolve::{AtOnce, Begun, Client, From, Job, Next, Outgoing, Pending, Reason, Resolver, Settled, Waiter, Way},
     sys::Outbox,
     wire::{self, Asker, ClientOptions, Query, Rcode, Reject, ReplyOptions, ReplySize, Ttls, View, flag},
 };
@@ -463,7 +463,7 @@ impl Face {
     }
 
     /// Replies to all who wait, from a task.
-    pub fn deliver(&self, settled: Vec<Settled>) {
+    pub fn deliver(&self, settled: Outgoing) {
         for Settled { response, ttls, waiters } in settled {
             for Waiter { asker, question, way } in waiters {
                 let transport = way.transport();

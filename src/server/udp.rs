@@ -27,7 +27,7 @@ use crate::{
     clock::Moment,
     forward::{Limits, News, UdpDriver},
     metrics::{Cells, Dropped, Transport},
-    resolve::{Job, Next, Settled, Waiter, Waiters, Way},
+    resolve::{Job, Next, Outgoing, Settled, Waiter, Waiters, Way},
     sys::{self, Datagram, Inbox, Outbox, Poller, Waker},
     wire::{self, Rcode},
 };
@@ -337,8 +337,8 @@ impl<I: FnMut(&[u8])> Worker<I> {
 
     /// Replies to all who wait: those of UDP from the own socket of the listener that they asked. Replies are gathered
     /// for the current one, and sent when another has its turn.
-    fn deliver(&mut self, settled: Vec<Settled>) {
-        let mut elsewhere = Vec::new();
+    fn deliver(&mut self, settled: Outgoing) {
+        let mut elsewhere = Outgoing::new();
         for Settled { response, ttls, waiters } in settled {
             let mut others = Waiters::new();
             for waiter in waiters {
