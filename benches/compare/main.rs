@@ -8,6 +8,7 @@
 //! bottleneck. All traffic stays on loopback. The whole takes a quarter of an hour; `--quick` takes seconds and writes
 //! nothing.
 
+mod changes;
 mod load;
 mod parts;
 mod peers;
@@ -37,6 +38,8 @@ struct Plan {
     cached_names: &'static [u32],
     rules: &'static [u32],
     outstanding: &'static [usize],
+    instances: &'static [u32],
+    changes: u16,
     /// How long a cache is filled at most.
     fill: Duration,
     out: Option<PathBuf>,
@@ -106,6 +109,7 @@ fn main() -> anyhow::Result<()> {
             port,
             plan.rules.iter().map(|&n| Varied::Rules(n)),
         )?,
+        plan.catalog_changes(upstream)?,
     ];
     let page = page(&peers, &charts, cores)?;
     println!("{page}");
@@ -127,6 +131,8 @@ impl Plan {
             cached_names: &[10, 10_000, 1_000_000],
             rules: &[1, 100, 10_000],
             outstanding: &[1, 4, 16, 64, 256],
+            instances: &[100, 1000, 10_000, 100_000],
+            changes: 20,
             fill: Duration::from_secs(60),
             out: None,
             only: Vec::new(),
@@ -142,6 +148,7 @@ impl Plan {
                     plan.run = Duration::from_millis(200);
                     plan.repetitions = 1;
                     (plan.cached_names, plan.rules, plan.outstanding) = (&[10, 1000], &[1, 100], &[1, 64]);
+                    (plan.instances, plan.changes) = (&[100], 2);
                     plan.fill = Duration::from_secs(10);
                     plan.only = vec![peers::WATERSHED.into()];
                 }
@@ -204,7 +211,28 @@ impl Plan {
             bail!("{title}: watershed could not be measured");
         }
         curves.retain(|curve| !curve.points.is_empty());
-        Ok(Chart { file, title, axis, curves })
+        Ok(Chart { file, title, axis, each: "query", curves })
+    }
+
+    /// What the peers do not have: a catalog that changes.
+    fn catalog_changes(&self, upstream: SocketAddr) -> anyhow::Result<Chart> {
+        let mut points = Vec::new();
+        for &instances in self.instances {
+            let mut micros = Vec::new();
+            for _ in 0..self.repetitions {
+                micros.push(changes::measure(&self.watershed, instances, self.changes, upstream)?);
+                eprintln!("{:18} {instances} instances: {:.0} us a change", peers::WATERSHED, micros[micros.len() - 1]);
+            }
+            micros.sort_by(f64::total_cmp);
+            points.push((instances.into(), micros[micros.len() / 2]));
+        }
+        Ok(Chart {
+            file: "catalog-changes",
+            title: "Changes of the catalog, by instances in it",
+            axis: "instances",
+            each: "change",
+            curves: vec![Curve { name: peers::WATERSHED.into(), points }],
+        })
     }
 
     fn measure(&self, peer: &Installed, step: Varied, upstream_port: u16) -> anyhow::Result<server::Cost> {

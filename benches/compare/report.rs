@@ -6,7 +6,7 @@ use std::fmt::Write;
 #[derive(Debug, Clone)]
 pub struct Curve {
     pub name: String,
-    /// The varied number, and the CPU time per query in microseconds.
+    /// The varied number, and the CPU time for each in microseconds.
     pub points: Vec<(f64, f64)>,
 }
 
@@ -17,6 +17,8 @@ pub struct Chart {
     pub title: &'static str,
     /// What is varied.
     pub axis: &'static str,
+    /// What takes the CPU time.
+    pub each: &'static str,
     pub curves: Vec<Curve>,
 }
 
@@ -24,7 +26,8 @@ impl Chart {
     /// As a table: a row for each server, a column for each value of what is varied.
     pub fn table(&self) -> String {
         let places = self.places();
-        let mut text = format!("\n### {}\n\nCPU time per query, in microseconds.\n\n| {} |", self.title, self.axis);
+        let mut text =
+            format!("\n### {}\n\nCPU time per {}, in microseconds.\n\n| {} |", self.title, self.each, self.axis);
         for place in &places {
             let _ = write!(text, " {} |", grouped(*place));
         }
@@ -87,12 +90,13 @@ impl Chart {
             svg,
             "<path d=\"M{LEFT} {TOP}V{bottom}H{}\" fill=\"none\" stroke=\"#555\"/>\n\
              <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\n\
-             <text transform=\"translate(16 {:.1}) rotate(-90)\" text-anchor=\"middle\">CPU time per query, us</text>",
+             <text transform=\"translate(16 {:.1}) rotate(-90)\" text-anchor=\"middle\">CPU time per {}, us</text>",
             WIDTH - RIGHT,
             (LEFT + WIDTH - RIGHT) / 2.0,
             HEIGHT - 8.0,
             self.axis,
-            (TOP + bottom) / 2.0
+            (TOP + bottom) / 2.0,
+            self.each
         );
         let mut labels: Vec<(f64, &Curve, &str)> = Vec::new();
         for (curve, color) in self.curves.iter().zip(COLORS.iter().cycle()) {

@@ -44,7 +44,8 @@ impl Process {
     }
 
     /// The CPU time of all its threads, in nanoseconds.
-    fn cpu_nanos(&self) -> io::Result<u64> {
+    /// The CPU time that it has taken.
+    pub fn cpu_nanos(&self) -> io::Result<u64> {
         let mut nanos = 0;
         for thread in fs::read_dir(format!("/proc/{}/task", self.0.id()))? {
             let mut text = String::new();
@@ -139,7 +140,7 @@ pub fn free_port() -> io::Result<u16> {
 }
 
 /// Servers run alone on this core, load and upstream on the other.
-const SERVER_CORE: u32 = 0;
+pub const SERVER_CORE: u32 = 0;
 pub const LOAD_CORE: u32 = 1;
 /// A number that no load asks for.
 const PROBE: u32 = 0xffff_ffff;
