@@ -330,7 +330,7 @@ fn loop_through(program: &str) {
 
 #[test]
 fn the_memory_of_the_cache_is_bounded() {
-    const NAMES: usize = 12_000;
+    const NAMES: usize = 1500;
     // Scripted upstreams remember what they were asked, and cost more than all this.
     let upstream = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = upstream.local_addr().unwrap();
@@ -338,8 +338,11 @@ fn the_memory_of_the_cache_is_bounded() {
         let mut query = [0; 512];
         while let Ok((length, from)) = upstream.recv_from(&mut query) {
             let mut reply = Message::from_wire(&query[..length]).unwrap().respond();
-            let line = format!("{} 300 A 192.0.2.1", reply.qname());
-            reply = reply.answer(&line);
+            // Large ones, so that few are enough.
+            for number in 0..80 {
+                let line = format!("{} 300 A 192.0.2.{number}", reply.qname());
+                reply = reply.answer(&line);
+            }
             upstream.send_to(&reply.to_wire(), from).unwrap();
         }
     });
@@ -359,5 +362,5 @@ fn the_memory_of_the_cache_is_bounded() {
     let (kept, dropped) =
         (daemon.metric("watershed_cache_entries", &[]), daemon.metric("watershed_cache_evictions_total", &[]));
     assert_eq!(kept + dropped, NAMES as f64);
-    assert!(kept > 1000.0, "{kept}");
+    assert!(kept > 300.0 && dropped > 100.0, "{kept} {dropped}");
 }
