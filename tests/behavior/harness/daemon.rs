@@ -353,6 +353,7 @@ impl Daemon {
     #[track_caller]
     pub fn wait(&mut self) -> Ended {
         let status = self.await_end_of(self.pid());
+        self.log.await_end();
         Ended { code: status.and_then(|status| status.code()), text: self.log.lines().join("\n") }
     }
 }
@@ -389,6 +390,13 @@ impl Log {
 
     fn lines(&self) -> Vec<String> {
         self.state.lock().unwrap().0.clone()
+    }
+
+    /// Waits for the last lines of a process that has ended; a successor may hold the log open.
+    fn await_end(&self) {
+        let state = self.state.lock().unwrap();
+        let is_open = |state: &mut (Vec<String>, bool)| !state.1;
+        drop(self.changed.wait_timeout_while(state, Duration::from_secs(2), is_open).unwrap());
     }
 
     fn wait(&self, from: usize, wanted: impl Fn(&str) -> bool) -> Result<String, &'static str> {
