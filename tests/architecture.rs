@@ -320,10 +320,10 @@ fn the_tests_that_the_readme_names_exist() {
     assert!(named.len() > 30, "{named:?}");
     for test in named {
         let (file, name) = test.split_once("::").unwrap_or_else(|| panic!("{test} names no file"));
-        let text = [format!("tests/behavior/{file}.rs"), format!("tests/{file}.rs")]
+        let text = ["tests/behavior/", "tests/", ""]
             .iter()
-            .find_map(|path| fs::read_to_string(root().join(path)).ok());
-        let is_there = text.is_some_and(|text| text.contains(&format!("#[test]\nfn {name}()")));
+            .find_map(|folder| fs::read_to_string(root().join(format!("{folder}{file}.rs"))).ok());
+        let is_there = text.is_some_and(|text| text.contains(&format!("fn {name}()")));
         assert!(is_there, "README.md names the test {test}, which is not there");
     }
 }
