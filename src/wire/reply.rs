@@ -216,7 +216,9 @@ fn write_unknown_key(query: &[u8], signature: &RecordView, out: &mut Vec<u8>) {
     let owner = skip_uncompressed(query, signature.owner_at).ok().and_then(|end| query.get(signature.owner_at..end));
     // The name of the algorithm, and behind it 48 bits of time and 16 of how much that may be off.
     let time_end = skip_uncompressed(query, signature.rdata.start).ok().map(|end| end + 8);
-    let kept = time_end.filter(|&end| end <= signature.rdata.end).and_then(|end| query.get(signature.rdata.start..end));
+    // Behind that it has eight octets at least, as has ours: a reply is no longer than its query.
+    let time_end = time_end.filter(|&end| end + 8 <= signature.rdata.end);
+    let kept = time_end.and_then(|end| query.get(signature.rdata.start..end));
     let (Some(owner), Some(kept)) = (owner, kept) else { return };
     let arcount = read_u16(out, 10).unwrap_or(0).saturating_add(1);
     put_u16(out, 10, arcount);
