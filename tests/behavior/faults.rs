@@ -279,6 +279,8 @@ fn forwarding_back(program: &str, own: SocketAddr, to: SocketAddr) -> Option<Pro
             "--bind-interfaces",
         ]);
         command.args(["--user=root", "--cache-size=0"]);
+        // Not the one of the system, for which others who run the tests would contend.
+        command.arg(format!("--pid-file={}", folder.path().join("pid").display()));
         command.arg(format!("--port={}", own.port())).arg(format!("--listen-address={}", own.ip()));
         command.arg(format!("--server={}#{}", to.ip(), to.port()));
     } else {
