@@ -8,9 +8,12 @@ use std::{
     time::Duration,
 };
 
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+use rustix::{
+    io::retry_on_intr,
+    net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+        SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    },
 };
 use socket2::SockRef;
 
@@ -36,7 +39,8 @@ pub fn send_message(socket: impl AsFd, text: &[u8], descriptor: Option<impl AsFd
     {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    sendmsg(socket, &[IoSlice::new(text)], &mut control, SendFlags::NOSIGNAL)?;
+    // With a timeout set, a signal interrupts the call whatever its handler was installed with (signal(7)).
+    retry_on_intr(|| sendmsg(&socket, &[IoSlice::new(text)], &mut control, SendFlags::NOSIGNAL))?;
     Ok(())
 }
 
@@ -45,7 +49,8 @@ pub fn receive_message(socket: impl AsFd) -> io::Result<Option<(Vec<u8>, Option<
     let mut text = vec![0; MOST_BYTES];
     let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut room);
-    let received = recvmsg(socket, &mut [IoSliceMut::new(&mut text)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let mut receive = || recvmsg(&socket, &mut [IoSliceMut::new(&mut text)], &mut control, RecvFlags::CMSG_CLOEXEC);
+    let received = retry_on_intr(&mut receive)?;
     if received.bytes == 0 {
         return Ok(None);
     }
@@ -64,9 +69,28 @@ const MOST_BYTES: usize = 4096;
 
 #[cfg(test)]
 mod tests {
-    use std::net::UdpSocket;
+    use std::{net::UdpSocket, os::unix::thread::JoinHandleExt, thread};
 
     use super::*;
+
+    #[test]
+    #[allow(unsafe_code)]
+    fn a_signal_does_not_end_the_waiting_for_a_message() {
+        extern "C" fn ignore(_: libc::c_int) {}
+        // SAFETY: the handler does nothing.
+        unsafe { libc::signal(libc::SIGUSR1, ignore as extern "C" fn(libc::c_int) as libc::sighandler_t) };
+        let (ours, theirs) = message_pair().unwrap();
+        set_message_timeout(&theirs, Duration::from_secs(60)).unwrap();
+        let waiting = thread::spawn(move || receive_message(&theirs));
+        let thread = waiting.as_pthread_t();
+        for _ in 0..50 {
+            // SAFETY: the thread is not joined yet.
+            assert_eq!(unsafe { libc::pthread_kill(thread, libc::SIGUSR1) }, 0);
+            thread::sleep(Duration::from_millis(2));
+        }
+        send_message(&ours, b"late", None::<&UdpSocket>).unwrap();
+        assert_eq!(waiting.join().unwrap().unwrap().unwrap().0, b"late");
+    }
 
     #[test]
     fn a_message_brings_a_descriptor_and_the_end_is_seen() {
