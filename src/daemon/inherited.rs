@@ -80,7 +80,7 @@ impl Inherited {
     }
 
     fn add_tcp(&mut self, owner: Owner, socket: TcpListener) -> io::Result<()> {
-        socket.set_nonblocking(true)?;
+        sys::adopt_tcp(&socket)?;
         self.tcp.push(Kept { owner, address: socket.local_addr()?, socket });
         Ok(())
     }

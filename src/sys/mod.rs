@@ -11,5 +11,6 @@ pub use outbox::{Outbox, Sent};
 pub use pass::{message_pair, receive_message, send_message, set_message_timeout};
 pub use poll::{Poller, Waker};
 pub use socket::{
-    adopt_udp, bind_tcp, bind_udp, connect_udp, is_exhaustion, kernel_drops, open_files_limit, raise_open_files_limit,
+    adopt_tcp, adopt_udp, bind_tcp, bind_udp, connect_udp, is_exhaustion, kernel_drops, open_files_limit,
+    raise_open_files_limit,
 };

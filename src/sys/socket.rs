@@ -15,12 +15,20 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 pub fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = open(address, Type::STREAM, Protocol::TCP)?;
     socket.set_reuse_address(true)?;
-    // What is accepted inherits both. By itself the kernel would keep 4 MiB for each client that does not read.
-    socket.set_tcp_nodelay(true)?;
-    socket.set_send_buffer_size(TCP_SEND_BUFFER_BYTES)?;
     socket.bind(&address.into())?;
-    socket.listen(TCP_BACKLOG)?;
-    Ok(socket.into())
+    let listener = socket.into();
+    adopt_tcp(&listener)?;
+    SockRef::from(&listener).listen(TCP_BACKLOG)?;
+    Ok(listener)
+}
+
+/// Sets a bound TCP socket up as [`bind_tcp`] does; for one that somebody else has bound.
+pub fn adopt_tcp(listener: &TcpListener) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let options = SockRef::from(listener);
+    // What is accepted inherits both. By itself the kernel would keep 4 MiB for each client that does not read.
+    options.set_tcp_nodelay(true)?;
+    options.set_send_buffer_size(TCP_SEND_BUFFER_BYTES)
 }
 
 /// One of several UDP sockets of an address, nonblocking; the kernel shares the clients out among them.
@@ -147,13 +155,16 @@ mod tests {
 
     #[test]
     fn a_client_that_does_not_read_is_kept_little_for() {
-        let listener = bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
-        listener.set_nonblocking(false).unwrap();
-        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (stream, _) = listener.accept().unwrap();
-        // The kernel doubles what is asked for, for its own needs.
-        let bytes = SockRef::from(&stream).send_buffer_size().unwrap();
-        assert!(bytes <= 2 * TCP_SEND_BUFFER_BYTES, "{bytes}");
+        let units = TcpListener::bind("127.0.0.1:0").unwrap();
+        adopt_tcp(&units).unwrap();
+        for listener in [bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap(), units] {
+            listener.set_nonblocking(false).unwrap();
+            let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (stream, _) = listener.accept().unwrap();
+            // The kernel doubles what is asked for, for its own needs.
+            let bytes = SockRef::from(&stream).send_buffer_size().unwrap();
+            assert!(bytes <= 2 * TCP_SEND_BUFFER_BYTES, "{bytes}");
+        }
     }
 
     #[test]
