@@ -141,7 +141,7 @@ impl Tail {
 const PIPE_BYTES: usize = 64 * 1024;
 
 /// What the service manager tells us, and us alone.
-const OURS: [&str; 7] = [
+const OURS: [&str; 8] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_PID",
     "WATCHDOG_USEC",
@@ -149,6 +149,7 @@ const OURS: [&str; 7] = [
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
     "CREDENTIALS_DIRECTORY",
+    "WATERSHED_HAND_OVER",
 ];
 
 #[cfg(test)]
