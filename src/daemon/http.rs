@@ -81,7 +81,8 @@ impl Http {
             let stays = configured.contains(&(open.face, open.configured));
             if !stays {
                 open.closing.cancel();
-                store::forget(open.configured);
+                // By where it is, not by what is configured: any port is no port.
+                open.socket.local_addr().into_iter().for_each(store::forget);
             }
             stays
         });
