@@ -1,6 +1,7 @@
 //! The HTTP listeners: for operators, and for Consul's API alone.
 
 use std::{
+    io,
     net::{SocketAddr, TcpListener},
     os::fd::{AsFd, BorrowedFd},
     time::Duration,
@@ -97,7 +98,7 @@ impl Http {
                     let (shown, closing) = (shown.clone(), closing.clone());
                     self.tasks.spawn(run_lasting("control", move || {
                         let (listener, shown, closing) = (listen(), shown.clone(), closing.clone());
-                        async move { control::serve(listener?, shown, closing).await }
+                        async move { note_end(key, async { control::serve(listener?, shown, closing).await }.await) }
                     }));
                     tracing::info!(%address, "control listening");
                 }
@@ -105,7 +106,7 @@ impl Http {
                     let (feed, closing) = (shown.catalog.clone(), closing.clone());
                     self.tasks.spawn(run_lasting("api", move || {
                         let (listener, feed, closing) = (listen(), feed.clone(), closing.clone());
-                        async move { control::serve_consul(listener?, feed, closing).await }
+                        async move { note_end(key, async { control::serve_consul(listener?, feed, closing).await }.await) }
                     }));
                     tracing::info!(%address, "serving Consul's API");
                 }
@@ -155,6 +156,13 @@ impl Face {
             Self::Control => "control.listen",
             Self::Consul => "catalog.api.listen",
         }
+    }
+}
+
+/// One that ends by itself is served no more.
+fn note_end(key: &str, outcome: io::Result<()>) {
+    if let Err(error) = outcome {
+        tracing::error!(key, %error, "HTTP is not served any more; restart the daemon");
     }
 }
 
