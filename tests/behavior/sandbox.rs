@@ -106,6 +106,12 @@ fn the_daemon_makes_no_call_that_its_unit_denies() {
     assert!(said.contains(&format!("\"{}\"", host.trim())), "{host}: {said}");
     let reloaded = daemon.reload();
     assert!(reloaded.contains("reloaded"), "{reloaded}");
+    // Once to a process that is refused, and has to be done away with.
+    let from = daemon.log_length();
+    daemon.edit_config(|config| config.replace("[server]", "[servant]"));
+    signal(daemon.pid(), "USR2");
+    daemon.wait_for_log(from, |line| line.contains("not handed over"));
+    daemon.edit_config(|config| config.replace("[servant]", "[server]"));
     daemon.hand_over();
     expect("an answer of the next process", &["@127.0.0.1", "www.site.example"], "192.0.2.11");
     stop(daemon);
