@@ -109,6 +109,8 @@ struct Daemon {
     watch: Watch,
     changed: mpsc::Receiver<()>,
     signals: Signals,
+    /// Sockets that were open before, and are not configured any more.
+    unclaimed: Inherited,
 }
 
 /// Why it stops.
@@ -179,6 +181,7 @@ impl Daemon {
             watch: Watch::new(change).context("cannot watch files")?,
             changed,
             signals: Signals::new().context("cannot hear signals")?,
+            unclaimed: Inherited::default(),
             loaded,
         };
         daemon.identity.set(certificate);
@@ -190,7 +193,7 @@ impl Daemon {
         }
         daemon.observe();
         daemon.serve_control(control)?;
-        inherited.close();
+        daemon.unclaimed = inherited;
         daemon.probe_upstreams();
         daemon.metrics.reloaded(Reload::Started);
         daemon.note_state(0);
@@ -209,6 +212,8 @@ impl Daemon {
     async fn serve(&mut self) -> End {
         tracing::info!("ready");
         notify_manager(&[NotifyState::Ready]);
+        // Not before: the service manager hears the main process alone, and a predecessor may still have to serve on.
+        std::mem::take(&mut self.unclaimed).close();
         self.keep_sockets();
         if let Some(file) = snapshot_file(&self.loaded) {
             saved::restore_cache(self.face.resolver().clone(), file);

@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::{SocketAddr, TcpListener},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     thread,
 };
 
@@ -26,6 +26,15 @@ impl House {
         let (address, control) = (free_address(), free_address());
         let manager = Manager::new(folder.path());
         Self { upstream: Upstream::saying("192.0.2.1"), address, control, manager, folder }
+    }
+
+    /// Waits until what the manager keeps is what belongs to these addresses: of the first TCP and two workers' UDP.
+    #[track_caller]
+    fn wait_for_stored(&self, address: SocketAddr) {
+        let name = |address: SocketAddr| format!("watershed/{}", address.to_string().replace(':', ";"));
+        let mut expected = [vec![name(address); 3], vec![name(self.control)]].concat();
+        expected.sort();
+        wait_until("the manager's word", PATIENCE, || (self.manager.stored() == expected).then_some(()));
     }
 
     fn setup(&self, workers: usize) -> Setup {
@@ -98,25 +107,19 @@ fn sockets_that_are_no_longer_configured_are_closed_and_not_kept() {
     // By a reload: the new one is kept, the old one not.
     daemon.edit_config(|config| config.replace(&before.to_string(), &house.address.to_string()));
     assert!(daemon.reload().contains("reloaded"));
-    let name = |address: SocketAddr| format!("watershed/{}", address.to_string().replace(':', ";"));
-    let names = |address| vec![name(address); 3];
-    let stored = |address, control| {
-        let mut names = [names(address), vec![name(control)]].concat();
-        names.sort();
-        names
-    };
-    wait_until("the manager's word", PATIENCE, || {
-        (house.manager.stored() == stored(house.address, house.control)).then_some(())
-    });
+    house.wait_for_stored(house.address);
     daemon.stop();
     // And by a start.
     let kept = house.address;
     house.address = before;
-    let _daemon = house.manager.start(house.setup(2));
-    wait_until("the manager's word", PATIENCE, || {
-        (house.manager.stored() == stored(before, house.control)).then_some(())
-    });
+    let mut daemon = house.manager.start(house.setup(2).reachable_by_all());
+    house.wait_for_stored(before);
     assert!(TcpListener::bind(kept).is_ok());
+    // And by a hand-over: the manager does not listen to the new process before it is the main one.
+    daemon.edit_config(|config| config.replace(&before.to_string(), &kept.to_string()));
+    daemon.hand_over();
+    house.wait_for_stored(kept);
+    assert!(TcpListener::bind(before).is_ok());
 }
 
 #[test]
@@ -192,7 +195,7 @@ fn a_process_that_does_not_come_up_changes_nothing() {
                 daemon.write("watershed.toml", &config);
                 fs::remove_file(&binary).unwrap();
                 fs::write(&binary, "#!/bin/sh\nkill -SEGV $$\n").unwrap();
-                fs::set_permissions(&binary, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+                fs::set_permissions(&binary, PermissionsExt::from_mode(0o755)).unwrap();
             }
             _ => fs::remove_file(&binary).unwrap(),
         }

@@ -1,4 +1,5 @@
-//! A service manager as far as sockets go: it hears what the daemon notifies, and keeps the descriptors that it stores.
+//! A service manager as far as sockets go: it hears what the daemon notifies, and keeps the descriptors that it stores. As with
+//! `NotifyAccess=main`, only the main process is heard: the first that speaks, until it names another.
 
 use std::{
     fs::File,
@@ -14,7 +15,7 @@ use std::{
     thread,
 };
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg, sockopt};
 
 use super::{Daemon, PATIENCE, Setup, wait_until};
 
@@ -26,6 +27,7 @@ pub struct Manager {
 
 #[derive(Default)]
 struct State {
+    main_process: Option<i32>,
     /// Name and descriptor, each socket once.
     stored: Vec<(String, OwnedFd)>,
     messages: Vec<String>,
@@ -36,12 +38,13 @@ impl Manager {
     pub fn new(folder: &Path) -> Self {
         let path = folder.join("manager");
         let socket = UnixDatagram::bind(&path).unwrap();
+        sockopt::set_socket_passcred(&socket, true).unwrap();
         let state = Arc::<Mutex<State>>::default();
         thread::spawn({
             let state = state.clone();
             move || {
-                while let Some((text, descriptor)) = receive(&socket) {
-                    state.lock().unwrap().hear(text, descriptor);
+                while let Some((text, descriptor, process)) = receive(&socket) {
+                    state.lock().unwrap().hear(text, descriptor, process);
                 }
             }
         });
@@ -51,6 +54,7 @@ impl Manager {
     /// Starts the daemon, with the descriptors that are stored.
     pub fn start(&self, setup: Setup) -> Daemon {
         let setup = setup.env("NOTIFY_SOCKET", &self.path.display().to_string());
+        self.state.lock().unwrap().main_process = None;
         setup.start_with(|daemon| {
             let stored: Vec<(String, OwnedFd)> = {
                 let state = self.state.lock().unwrap();
@@ -106,8 +110,14 @@ impl Manager {
 }
 
 impl State {
-    fn hear(&mut self, text: String, descriptor: Option<OwnedFd>) {
+    fn hear(&mut self, text: String, descriptor: Option<OwnedFd>, process: i32) {
+        if *self.main_process.get_or_insert(process) != process {
+            return;
+        }
         let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).map(str::to_owned);
+        if let Some(main_process) = value("MAINPID=") {
+            self.main_process = Some(main_process.parse().unwrap());
+        }
         let name = value("FDNAME=").unwrap_or_else(|| "stored".to_owned());
         if value("FDSTORE=").is_some()
             && let Some(descriptor) = descriptor
@@ -133,15 +143,20 @@ impl ManuallyOwned {
     }
 }
 
-fn receive(socket: &UnixDatagram) -> Option<(String, Option<OwnedFd>)> {
+/// A message, the descriptor that it brings, and the process that has sent it.
+fn receive(socket: &UnixDatagram) -> Option<(String, Option<OwnedFd>, i32)> {
     let mut text = vec![0; 4096];
-    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1), ScmCredentials(1))];
     let mut control = RecvAncillaryBuffer::new(&mut room);
     let received = recvmsg(socket, &mut [IoSliceMut::new(&mut text)], &mut control, RecvFlags::CMSG_CLOEXEC).ok()?;
     text.truncate(received.bytes);
-    let descriptor = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    });
-    Some((String::from_utf8_lossy(&text).into_owned(), descriptor))
+    let (mut descriptor, mut process) = (None, None);
+    for message in control.drain() {
+        match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => descriptor = fds.next(),
+            RecvAncillaryMessage::ScmCredentials(sender) => process = Some(sender.pid.as_raw_nonzero().get()),
+            _ => {}
+        }
+    }
+    Some((String::from_utf8_lossy(&text).into_owned(), descriptor, process?))
 }
