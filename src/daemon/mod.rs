@@ -133,14 +133,15 @@ impl Daemon {
     fn start(loaded: Loaded, predecessor: Option<&Predecessor>, runtime: Runtime) -> Result<Self> {
         let config = &loaded.config;
         let worker_count = workers(config.server.workers);
-        // The sockets first: their absence is the most frequent fault, and the lock against a second daemon.
         let handed_over =
             predecessor.map(Predecessor::sockets).transpose().context("cannot hear the process that runs")?;
         let mut inherited = Inherited::take(handed_over.unwrap_or_default())?;
         let units = inherited.take_units(worker_count)?;
         let is_of_units = |(service, _)| service == Service::Plain && !units.is_empty();
-        let configured = serving::open_all(&config.server, worker_count, is_of_units, &mut inherited)?;
-        let open: Vec<_> = units.into_iter().map(|listener| (listener, None)).chain(configured).collect();
+        let mut open_all = || serving::open_all(&config.server, worker_count, is_of_units, &mut inherited);
+        // The sockets first: their absence is the most frequent fault, and the lock against a second daemon. But not beside a
+        // predecessor: the kernel would at once give a further socket its share of the queries, and here is nobody yet.
+        let first = predecessor.is_none().then(&mut open_all).transpose()?;
         let outcome = load_zones(&loaded, None);
         if !outcome.faults.is_empty() {
             return Err(Refused::new(outcome.faults).into());
@@ -153,6 +154,8 @@ impl Daemon {
         let epoch = Epoch(1);
         let groups = forward::Group::build_all(&loaded.rules, &[], &metrics).map_err(Refused::new)?;
         let certificate = server::load_certificate(&config.server).map_err(|error| Refused::new([error]))?;
+        let configured = first.map_or_else(open_all, Ok)?;
+        let open: Vec<_> = units.into_iter().map(|listener| (listener, None)).chain(configured).collect();
         let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
         let catalog = plan.map(|plan| Catalog::start(plan, metrics.clone(), &tasks, &stopping));
         catalog.iter().for_each(|catalog| catalog.keep_registrations(registrations_place(&loaded)));

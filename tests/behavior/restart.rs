@@ -2,8 +2,11 @@
 
 use std::{
     fs,
+    io::Write,
     net::{SocketAddr, TcpListener},
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::Command,
     thread,
 };
 
@@ -207,6 +210,42 @@ fn a_process_that_does_not_come_up_changes_nothing() {
     }
     daemon.replace_binary();
     daemon.hand_over();
+    stream.wait_for_more(50);
+    stream.end();
+}
+
+/// Makes a file whose reader waits until somebody writes to it.
+fn make_gate(daemon: &Daemon) -> PathBuf {
+    let gate = daemon.folder().join("gate");
+    assert!(Command::new("mkfifo").arg(&gate).status().unwrap().success());
+    gate
+}
+
+/// Waits until somebody reads it.
+#[track_caller]
+fn open_gate(gate: &Path) -> fs::File {
+    // Without waiting (O_NONBLOCK) it can be opened only then.
+    wait_until("a reader", PATIENCE, || fs::OpenOptions::new().write(true).custom_flags(0o4000).open(gate).ok())
+}
+
+#[test]
+fn a_process_that_reads_its_files_for_long_and_is_refused_gets_no_query() {
+    let house = House::new();
+    let daemon = house.setup(2).reachable_by_all().start();
+    let gate = make_gate(&daemon);
+    // More workers want more sockets, which the kernel gives queries as soon as they are there.
+    daemon.edit_config(|config| {
+        let gate = gate.display();
+        let tls = format!("tls_listen = [\"127.0.0.1:0\"]\ncertificate = \"{gate}\"\nprivate_key = \"{gate}\"");
+        config.replace("workers = 2", &format!("workers = 8\n{tls}"))
+    });
+    let stream = Stream::start(house.address);
+    signal(daemon.pid(), "USR2");
+    let mut file = open_gate(&gate);
+    stream.wait_for_more(100);
+    file.write_all(b"no certificate\n").unwrap();
+    drop(file);
+    daemon.wait_for_log(0, |line| line.contains("not handed over"));
     stream.wait_for_more(50);
     stream.end();
 }
