@@ -90,6 +90,8 @@ pub(super) struct Shared {
     changed: Notify,
     /// The registrations are others than those that are saved.
     pub(super) unsaved: Notify,
+    /// Held while a file is written. Whether the files are another process's now.
+    pub(super) files_left: tokio::sync::Mutex<bool>,
     metrics: Arc<Metrics>,
 }
 
@@ -188,6 +190,7 @@ impl Catalog {
             }),
             changed: Notify::new(),
             unsaved: Notify::new(),
+            files_left: tokio::sync::Mutex::new(false),
             metrics: metrics.clone(),
         });
         let closing = stopping.child_token();
@@ -216,6 +219,18 @@ impl Catalog {
     /// Keeps registrations at this place.
     pub fn keep_registrations(&self, place: Place) {
         self.shared.keep_registrations(place);
+    }
+
+    /// Saves what there is to save, and from then on leaves the files to another process.
+    pub async fn leave_files(&self) {
+        self.shared.save_all().await;
+        *self.shared.files_left.lock().await = true;
+    }
+
+    /// The files are ours again.
+    pub async fn take_back_files(&self) {
+        *self.shared.files_left.lock().await = false;
+        self.shared.save_all().await;
     }
 
     /// The catalog as the API serves it: as before, unless something about that has changed.

@@ -246,7 +246,7 @@ impl Daemon {
                             tracing::info!(process, "handed over");
                             return End::Succeeded;
                         }
-                        Err(error) => self.go_on(&error),
+                        Err(error) => self.go_on(&error).await,
                     }
                 }
                 Some(_) = async { Some(watchdog.as_mut()?.tick().await) } => notify_manager(&[NotifyState::Watchdog]),
@@ -258,6 +258,9 @@ impl Daemon {
     async fn start_successor(&mut self) -> JoinHandle<Result<Successor>> {
         tracing::info!("handing over to a new process");
         self.http.pause().await;
+        if let Some(catalog) = &self.catalog {
+            catalog.leave_files().await;
+        }
         let sockets = self.serving.sockets().chain(self.http.sockets());
         let sockets: io::Result<Vec<_>> =
             sockets.map(|(name, socket)| Ok((name, socket.try_clone_to_owned()?))).collect();
@@ -271,8 +274,11 @@ impl Daemon {
     }
 
     /// Serves on after a hand-over has failed.
-    fn go_on(&mut self, error: &anyhow::Error) {
+    async fn go_on(&mut self, error: &anyhow::Error) {
         tracing::error!(error = format!("{error:#}"), "not handed over; this process serves on");
+        if let Some(catalog) = &self.catalog {
+            catalog.take_back_files().await;
+        }
         let paused = self.http.resume();
         if let Err(error) = self.serve_control(paused) {
             tracing::error!(error = format!("{error:#}"), "HTTP is not served any more");

@@ -187,11 +187,21 @@ impl Shared {
                 }
             }
         }
+        self.save_all().await;
+    }
+
+    /// Saves all that is not saved yet.
+    pub(super) async fn save_all(&self) {
+        // What fails is logged, and tried again with the next change.
         let _ = self.save().await;
         self.save_states().await;
     }
 
     async fn save(&self) -> Result<(), Refused> {
+        let files_left = self.files_left.lock().await;
+        if *files_left {
+            return Ok(());
+        }
         let to_save = self.state.lock().registrations.take_unsaved();
         let Some((file, contents)) = to_save else { return Ok(()) };
         write(file, contents).await.map_err(|error| {
@@ -202,6 +212,10 @@ impl Shared {
     }
 
     async fn save_states(&self) {
+        let files_left = self.files_left.lock().await;
+        if *files_left {
+            return;
+        }
         let to_save = {
             let mut state = self.state.lock();
             let folder = state.registrations.place.folder.clone();

@@ -256,9 +256,12 @@ fn what_is_registered_survives_a_hand_over() {
     let api =
         "[catalog]\nnode_name = \"monitor1\"\naddress = \"192.0.2.5\"\n[catalog.api]\nenable_registration = true\n";
     let mut daemon = house.setup(2).configured(|config| config + api).reachable_by_all().start();
-    let body = r#"{"Name": "web", "Port": 80}"#;
+    let body = r#"{"Name": "web", "Port": 80, "Check": {"TTL": "1h"}}"#;
     let registered = http::request(house.control, "PUT", "/v1/agent/service/register", body).unwrap();
     assert_eq!(registered.0, 200, "{}", registered.1);
+    // What a check is told is saved a second later, or now.
+    let told = http::request(house.control, "PUT", "/v1/agent/check/pass/service:web", "").unwrap();
+    assert_eq!(told.0, 200, "{}", told.1);
     daemon.hand_over();
     assert_eq!(daemon.ask("web.service.consul A").one(), "192.0.2.5");
     let deregistered = http::request(house.control, "PUT", "/v1/agent/service/deregister/web", "").unwrap();
