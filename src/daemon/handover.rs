@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::sys;
 
@@ -74,10 +75,13 @@ impl Successor {
         self.process.id()
     }
 
-    /// Lets it speak to the service manager: it is the main process now.
-    pub fn release(self) {
+    /// Lets it speak to the service manager: it is the main process now. If it `is_outdated`, it has to reload first of all.
+    pub fn release(self, is_outdated: bool) {
         // If it has ended meanwhile, whoever supervises it sees that.
         let _ = self.say(RELEASED);
+        if is_outdated && let Some(process) = i32::try_from(self.process_id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(process, Signal::HUP);
+        }
     }
 
     fn say(&self, text: &[u8]) -> Result<()> {

@@ -242,7 +242,9 @@ impl Daemon {
                         Ok(successor) => {
                             let process = successor.process_id();
                             notify_manager(&[NotifyState::MainPid(process)]);
-                            successor.release();
+                            // It may have read its files before they were changed.
+                            let is_outdated = self.signals.has_hung_up().await;
+                            successor.release(is_outdated);
                             tracing::info!(process, "handed over");
                             return End::Succeeded;
                         }
@@ -541,6 +543,15 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             hand_over: signal(SignalKind::user_defined2())?,
         })
+    }
+
+    /// Whether it was told to reload and has not done so yet.
+    async fn has_hung_up(&mut self) -> bool {
+        tokio::select! {
+            biased;
+            hangup = self.hangup.recv() => hangup.is_some(),
+            () = std::future::ready(()) => false,
+        }
     }
 }
 

@@ -251,6 +251,28 @@ fn a_process_that_reads_its_files_for_long_and_is_refused_gets_no_query() {
 }
 
 #[test]
+fn a_reload_that_is_asked_for_during_a_hand_over_is_done_by_whoever_serves_then() {
+    let house = House::new();
+    let mut daemon = house.setup(2).reachable_by_all().start();
+    let gate = make_gate(&daemon);
+    let binary = daemon.folder().join("watershed");
+    let real = daemon.folder().join("real");
+    fs::rename(&binary, &real).unwrap();
+    let script = format!("#!/bin/sh\nread line <'{}'\nexec '{}' \"$@\"\n", gate.display(), real.display());
+    fs::write(&binary, script).unwrap();
+    fs::set_permissions(&binary, PermissionsExt::from_mode(0o755)).unwrap();
+    let (from, old) = (daemon.log_length(), daemon.pid());
+    signal(old, "USR2");
+    let mut file = open_gate(&gate);
+    signal(old, "HUP");
+    file.write_all(b"go\n").unwrap();
+    drop(file);
+    daemon.await_hand_over(from, old);
+    daemon.wait_for_log(from, |line| line.contains("reloaded"));
+    assert_eq!(daemon.get("/live").0, 200);
+}
+
+#[test]
 fn what_is_registered_survives_a_hand_over() {
     let house = House::new();
     let api =

@@ -251,6 +251,12 @@ impl Daemon {
     pub fn hand_over(&mut self) {
         let (from, old) = (self.log_length(), self.pid());
         signal(old, "USR2");
+        self.await_hand_over(from, old);
+    }
+
+    /// Waits until it has handed over, which it was told behind the first `from` lines of the log.
+    #[track_caller]
+    pub fn await_hand_over(&mut self, from: usize, old: u32) {
         let line = self.wait_for_log(from, |line| line.contains("handed over"));
         let new = line.split("process=").nth(1).and_then(|rest| rest.split(' ').next()).expect("a process");
         self.await_end_of(old);
