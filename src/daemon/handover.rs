@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::sys;
@@ -30,6 +30,8 @@ pub(super) struct Predecessor {
 impl Successor {
     /// Starts it, passes it the sockets with their names, and waits until it serves. Blocks.
     pub fn start(sockets: Vec<(String, OwnedFd)>) -> Result<Self> {
+        // With the first process of a PID namespace, all others are killed (pid_namespaces(7)).
+        ensure!(std::process::id() != 1, "this process is number 1 of a container, which ends with it; restart that");
         let (channel, theirs) = sys::message_pair().context("cannot open a channel to the new process")?;
         let mut arguments = env::args_os();
         // Not `/proc/self/exe`: that is the old binary, also when a new one stands in its place.

@@ -273,6 +273,21 @@ fn a_reload_that_is_asked_for_during_a_hand_over_is_done_by_whoever_serves_then(
 }
 
 #[test]
+fn the_first_process_of_a_container_does_not_hand_over() {
+    if !require::root() {
+        return;
+    }
+    let house = House::new();
+    let daemon = house.setup(2).by(&["unshare", "--pid", "--fork", "--kill-child"]).start();
+    let parent = daemon.pid();
+    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
+    signal(children.trim().parse().unwrap(), "USR2");
+    daemon.wait_for_log(0, |line| line.contains("not handed over") && line.contains("container"));
+    assert_eq!(daemon.ask("www.example A").one(), "192.0.2.1");
+    assert_eq!(daemon.get("/live").0, 200);
+}
+
+#[test]
 fn what_is_registered_survives_a_hand_over() {
     let house = House::new();
     let api =
