@@ -26,9 +26,10 @@ impl Netns {
             return None;
         }
         require::program("ip")?;
-        let number = std::process::id() % 4096 * 16 + NEXT.fetch_add(1, Ordering::Relaxed) % 16;
-        // A /30 of the block for tests between networks (RFC 2544): neither private nor in use anywhere.
-        let base = 0xc612_0000 + (number % 0x8000) * 4;
+        // As many as there are /30s in the block for tests between networks (RFC 2544), which is neither private nor in use
+        // anywhere: two processes that run at a time have the same only if their numbers are 4096 apart.
+        let number = std::process::id() % 4096 * 8 + NEXT.fetch_add(1, Ordering::Relaxed) % 8;
+        let base = 0xc612_0000 + number * 4;
         let name = format!("watershed{number}");
         let netns = Self {
             files: Path::new("/etc/netns").join(&name),
