@@ -176,8 +176,9 @@ fn lower(variant: impl std::fmt::Debug) -> String {
     format!("{variant:?}").to_lowercase()
 }
 
-/// Hickory has a line for every query, and for every client that breaks off.
-const LOG_FILTER: &str = "info,hickory=error";
+/// Hickory has a line for every query, and for every client that breaks off; h2 has one for every frame that a client should
+/// not have sent, and so for as many as it likes.
+const LOG_FILTER: &str = "info,hickory=error,h2=error";
 /// Filters log lines.
 const LOG_VARIABLE: &str = "WATERSHED_LOG";
 const AFTER_HELP: &str = "WATERSHED_LOG filters the log: error, warn, info (default), debug, or watershed::ROOM=LEVEL.\n\
@@ -192,6 +193,20 @@ mod tests {
     #[test]
     fn the_definition_of_the_arguments_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_client_fills_the_log() {
+        use tracing::{Level, enabled, subscriber::with_default};
+        let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(LOG_FILTER)).with_writer(io::sink).finish();
+        let shown = with_default(log, || {
+            [
+                enabled!(target: "watershed::server", Level::INFO),
+                enabled!(target: "hickory_net::udp", Level::WARN),
+                enabled!(target: "h2::proto::ping_pong", Level::WARN),
+            ]
+        });
+        assert_eq!(shown, [true, false, false]);
     }
 
     #[test]
