@@ -6,12 +6,17 @@
 //! those that its CNAME records lead to, in the authority section those of names above these, and proofs that a name does
 //! not exist, in the additional section those of names for which the same rule speaks.
 
-use crate::wire::{Name, Question, RecordView, Response, Rtype, Section};
+use crate::wire::{Name, NameError, Question, RecordView, Response, Rtype, Section};
 
-/// Leaves out what is beside the way. `is_ours` tells whether who has said it speaks for a name.
-pub(super) fn confine(response: &mut Response, asked: &Question, is_ours: impl Fn(&Name) -> bool) {
+/// Leaves out what is beside the way. `is_ours` tells whether who has said it speaks for a name. It fails where something is
+/// to be left out and a name of the rest cannot be read: then nothing of it is to be relayed.
+pub(super) fn confine(
+    response: &mut Response,
+    asked: &Question,
+    is_ours: impl Fn(&Name) -> bool,
+) -> Result<(), NameError> {
     if response.records().all(|record| is_plain(response, &record, asked)) {
-        return;
+        return Ok(());
     }
     let way = way(response, asked, &is_ours);
     let serves_the_way = |owner: &Name| way.iter().any(|name| name.is_at_or_below(owner));
@@ -26,9 +31,10 @@ pub(super) fn confine(response: &mut Response, asked: &Question, is_ours: impl F
             (Section::Additional, _) => is_ours(&owner),
         }
     };
-    if let Some(confined) = response.retain(belongs) {
+    if let Some(confined) = response.retain(belongs)? {
         *response = confined;
     }
+    Ok(())
 }
 
 /// Whether a record belongs to the question without a doubt, as all records of almost every response do.
@@ -115,7 +121,7 @@ mod tests {
                 let [answer, authority, additional] = sections.clone();
                 let whole = Answer { answer, authority, additional, ..Answer::default() };
                 let mut response = whole.encode(&asked);
-                confine(&mut response, &asked, |name| name.is_at_or_below(&"example".parse().unwrap()));
+                confine(&mut response, &asked, |name| name.is_at_or_below(&"example".parse().unwrap())).unwrap();
                 if !stays {
                     sections[section].pop();
                 }
@@ -131,8 +137,27 @@ mod tests {
         for (qtype, left) in [(Rtype::A, 3), (Rtype::ANY, 2), (Rtype::CNAME, 2), (Rtype::RRSIG, 2)] {
             let asked = Question { qname: "a.example".parse().unwrap(), qtype, qclass: Class::IN };
             let mut response = Answer { answer: answer.clone(), ..Answer::default() }.encode(&asked);
-            confine(&mut response, &asked, |name| name.is_at_or_below(&"example".parse().unwrap()));
+            confine(&mut response, &asked, |name| name.is_at_or_below(&"example".parse().unwrap())).unwrap();
             assert_eq!(response.to_answer().unwrap().answer, answer[..left], "{qtype}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_read_lets_nothing_slip_through() {
+        let asked = Question { qname: "www.site.example".parse().unwrap(), qtype: Rtype::A, qclass: Class::IN };
+        // Its target leads forward, which no name may.
+        let unreadable = |owner: &str| Record::new(owner.parse().unwrap(), Rtype::SRV, 60, *b"\0\0\0\0\0\0\xff\xff");
+        for (odd, foreign, is_relayed) in [
+            ("www.site.example", "victim.corp.test A", false),
+            ("victim.corp.test", "victim.corp.test A", true), // it is left out itself
+            ("www.site.example", "www.site.example A", true), // nothing has to be left out
+        ] {
+            let records = vec![record("www.site.example A"), unreadable(odd), record(foreign)];
+            let mut response = Answer { answer: records, ..Answer::default() }.encode(&asked);
+            let confined = confine(&mut response, &asked, |name| name.is_at_or_below(&"example".parse().unwrap()));
+            assert_eq!(confined.is_ok(), is_relayed, "{odd}, {foreign}");
+            let is_ours = response.records().all(|record| response.owner(&record).unwrap() == asked.qname);
+            assert_eq!(is_ours, is_relayed, "{odd}, {foreign}");
         }
     }
 
@@ -141,7 +166,7 @@ mod tests {
         let asked = Question { qname: "a.example".parse().unwrap(), qtype: Rtype::A, qclass: Class::IN };
         let answer = ["a.example CNAME b.example", "b.example CNAME a.example"].map(record).to_vec();
         let mut response = Answer { answer: answer.clone(), ..Answer::default() }.encode(&asked);
-        confine(&mut response, &asked, |_| true);
+        confine(&mut response, &asked, |_| true).unwrap();
         assert_eq!(response.to_answer().unwrap().answer, answer);
     }
 }

@@ -11,7 +11,7 @@ use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     Client, Resolver,
-    chase::{Arrival, Said, Walk},
+    chase::{Arrival, Broken, Said, Walk},
     confine::confine,
     hit::{Asking, Denial, FromCache, STALE_ANSWER},
     inflight::{Join, Landing, Party, Verdict as Lands, Waiter, Waiters, Whose},
@@ -292,7 +292,7 @@ impl Resolver {
         let tables = self.tables();
         let asked = job.walk.asked();
         let Question { qtype, qclass, .. } = *asked;
-        confine(&mut response, asked, |owner| {
+        let confined = confine(&mut response, asked, |owner| {
             let rule = |qname: &Name, qtype| {
                 tables.rule_of(&Question { qname: qname.clone(), qtype, qclass }, job.client, now)
             };
@@ -307,7 +307,8 @@ impl Resolver {
             tables.rule_of(&target, job.client, now) == Some(route.id)
                 && tables.sharing(&target, job.client) == Sharing::All
         };
-        let look = match job.walk.take_in(Said::Forwarded(response, route.lifetimes), stays) {
+        let said = Said::Forwarded(response, route.lifetimes);
+        let look = match confined.map_err(Broken::from).and_then(|()| job.walk.take_in(said, stays)) {
             Ok(None) => {
                 let chance = Chance { random: rng.random(), now };
                 self.look(&tables, &mut job.walk, job.party.key.variant(), job.client, chance)

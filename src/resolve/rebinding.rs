@@ -7,7 +7,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::wire::{Class, ExtendedError, Name, NameError, RecordView, Response, Rtype, read_u16};
+use crate::wire::{Class, ExtendedError, Name, NameError, RecordView, Response, Rtype, flag, read_u16};
 
 /// Leaves out the records that name an address of a site, and says so; whether there were any.
 pub(super) fn withhold(response: &mut Response) -> Result<bool, NameError> {
@@ -26,8 +26,12 @@ pub(super) fn withhold(response: &mut Response) -> Result<bool, NameError> {
         record.rtype == Rtype::RRSIG
             && response.owner(record).is_ok_and(|owner| found.iter().any(|f| f.0 == owner && Some(f.1) == covered))
     };
-    let rest = response.without(|record| is_private_record(response, record) || is_signature_of_found(record))?;
-    *response = rest;
+    let stays = |record: &RecordView| !is_private_record(response, record) && !is_signature_of_found(record);
+    if let Some(rest) = response.retain(stays)? {
+        *response = rest;
+    }
+    // Nobody has validated what is left.
+    response.set_flag(flag::AD, false);
     response.add_error(&ExtendedError { code: EDE_BLOCKED, text: "addresses within a site were left out".into() });
     Ok(true)
 }
@@ -109,7 +113,7 @@ const KEY_IPV6_HINT: u16 = 6;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Answer, Question, Record, flag};
+    use crate::wire::{Answer, Question, Record};
 
     #[test]
     fn addresses_within_a_site_are_known_in_every_guise() {

@@ -168,35 +168,24 @@ impl Response {
                 put_u16(&mut response.message, 10, arcount);
             } else {
                 // Names behind the OPT record may point to places behind it: those have to be written anew.
-                *response = response.retain(|record| record.owner_at != opt.start)?;
+                *response = response.retain(|record| record.owner_at != opt.start).ok()??;
             }
         }
         Some(received)
     }
 
-    /// The response with those records alone that are to `stay`; `None` if all of them are, or a name cannot be read.
-    pub fn retain(&self, stay: impl Fn(&RecordView) -> bool) -> Option<Self> {
+    /// The response with those records alone that are to `stay`, in their places; `None` if all of them are. It fails if
+    /// one of these holds a name that cannot be read, and so cannot be written anew.
+    pub fn retain(&self, stay: impl Fn(&RecordView) -> bool) -> Result<Option<Self>, NameError> {
         if self.records().all(|record| stay(&record)) {
-            return None;
+            return Ok(None);
         }
         let mut sections = [Vec::new(), Vec::new(), Vec::new()];
         for record in self.records().filter(stay) {
-            sections[record.section as usize].push(self.record(&record).ok()?);
-        }
-        let message = answer::write_message(&self.message[..self.records_at], &sections);
-        Some(Self { message, extended_errors: self.extended_errors.clone(), plan: Vec::new(), ..*self })
-    }
-
-    /// The response without some of its records; the others keep their places. Nobody has validated that: AD is clear.
-    pub fn without(&self, is_left_out: impl Fn(&RecordView) -> bool) -> Result<Self, NameError> {
-        let mut sections = [Vec::new(), Vec::new(), Vec::new()];
-        for record in self.records().filter(|record| !is_left_out(record)) {
             sections[record.section as usize].push(self.record(&record)?);
         }
         let message = answer::write_message(&self.message[..self.records_at], &sections);
-        let mut rest = Self { message, plan: Vec::new(), extended_errors: self.extended_errors.clone(), ..*self };
-        rest.set_flag(super::flag::AD, false);
-        Ok(rest)
+        Ok(Some(Self { message, extended_errors: self.extended_errors.clone(), plan: Vec::new(), ..*self }))
     }
 
     /// A response with a header and the question, and no records: for errors.
