@@ -138,6 +138,8 @@ pub(super) fn write_message(head: &[u8], sections: &[Vec<Record>; 3]) -> Vec<u8>
 /// Writes records behind `head` until the message is full; what then is missing is not counted, and TC is set.
 fn write_sections(head: &[u8], sections: [&Vec<Record>; 3]) -> Vec<u8> {
     let mut message = head.to_vec();
+    // The head may be that of a message with other records.
+    message[6..HEADER_BYTES].fill(0);
     let mut names = Names::default();
     if head.len() > HEADER_BYTES {
         names.note(&message, HEADER_BYTES);

@@ -52,6 +52,21 @@ fn reply(response: &Response, asker: &Asker, ttls: Ttls) -> Vec<u8> {
 }
 
 #[test]
+fn what_no_longer_fits_when_it_is_written_anew_is_not_counted() {
+    // Each target is a pointer to a long name, which is to be spelled out (RFC 3597 §4).
+    let qname = name(&[&"a".repeat(63); 3].map(String::as_str).join("."));
+    let srv = Record::new(qname.clone(), Rtype::SRV, 60, *b"\0\0\0\0\0\0\xc0\x0c");
+    let authority = vec![Record::new(name("a"), Rtype::NS, 60, name("ns").wire())];
+    let answer = Answer { answer: vec![srv; 3000], authority: authority.clone(), additional: authority, ..sample() };
+    let response = answer.encode(&Question { qname, qtype: Rtype::SRV, qclass: Class::IN });
+    assert_eq!(response.counts(), [3000, 1, 1]);
+    let rest = response.retain(|record| record.section != Section::Additional).unwrap().unwrap();
+    assert!(rest.has_flag(flag::TC));
+    assert_eq!(rest.counts(), [rest.records().count() as u16, 0, 0]);
+    assert!(Response::read(rest.message()).is_ok());
+}
+
+#[test]
 fn records_are_compressed_and_read_back_equal() {
     let question = question("www.example", Rtype::MX);
     let answer = sample();
