@@ -1,4 +1,9 @@
-use std::{fs, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,7 +19,7 @@ use crate::{
     forward::{self, Exchange, Group, Options},
     metrics::Metrics,
     resolve::{Resolver, Route, Rules, Tables},
-    server::{Face, serve_tcp},
+    server::{Connections, Face, https, serve_tcp},
     wire::{Class, Name, Question, Rcode, Rtype},
     zone::Overlays,
 };
@@ -207,6 +212,41 @@ async fn an_idle_connection_of_https_ends_with_its_listener() {
     let ended = tokio::time::timeout(Duration::from_secs(10), async { (connection.await, face.tasks().wait().await) });
     let (told, ()) = ended.await.expect("the end of all connections");
     assert!(told.unwrap().is_ok(), "not cut off, but told that this is the end");
+}
+
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+#[tokio::test]
+async fn a_client_of_https_that_asks_and_asks_does_not_keep_a_place_that_it_has_lost() {
+    let house = House::open(&[], |config| config.tcp_message_timeout = Duration::from_millis(400)).await;
+    let connections = Arc::<Connections>::default();
+    let (place, _) = connections.enter(CLIENT, (1, 2)).unwrap();
+    let (mut client, ours) = tokio::io::duplex(1 << 16);
+    let face = house.face.clone();
+    let mut conversation =
+        tokio::spawn(async move { https::converse(ours, CLIENT, &place, &face, &CancellationToken::new()).await });
+    // Preface and SETTINGS (RFC 9113 §3.4). It says nothing to what it is told, not even to a PING.
+    client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut displacing = None;
+    let mut asking = tokio::time::interval(Duration::from_millis(100));
+    for stream in (1..200u8).step_by(2) {
+        // Whose body never comes, so that one at least is always open.
+        let post = b"\x83\x87\x04\x0a/dns-query\x0f\x10\x17application/dns-message";
+        let head = [0, 0, post.len() as u8, 1, 4, 0, 0, 0, stream];
+        tokio::select! {
+            ended = &mut conversation => {
+                assert!(displacing.is_some());
+                return ended.unwrap().unwrap();
+            }
+            _ = asking.tick() => {}
+        }
+        // It may have ended meanwhile.
+        let _ = client.write_all(&[&head[..], post].concat()).await;
+        if stream == 5 {
+            displacing = connections.enter(CLIENT, (1, 2));
+        }
+    }
+    panic!("it goes on");
 }
 
 #[test]

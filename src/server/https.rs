@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Face, Incoming,
     face::Fate,
-    tcp::{MOST_WAIT, Place},
+    tcp::{MOST_LINGERING, MOST_WAIT, Place},
 };
 use crate::{
     metrics::{Dropped, Transport},
@@ -53,6 +53,8 @@ pub(super) async fn converse(
     let mut requests = JoinSet::new();
     let mut active = Instant::now();
     let mut phase = Phase::Open;
+    // After it was told to close: until when it goes on for a client that is asking.
+    let mut lingers_until = None;
     loop {
         let patience = match (phase, requests.len()) {
             (Phase::Open, 0) => face.config().tcp_idle_timeout,
@@ -60,14 +62,21 @@ pub(super) async fn converse(
             (Phase::Over, _) => message_timeout,
             _ => MOST_WAIT,
         };
-        let is_full = requests.len() >= MOST_OPEN;
+        let takes_more = requests.len() < MOST_OPEN && lingers_until.is_none_or(|until| Instant::now() < until);
         tokio::select! {
-            // In this order, so that replies have left before the end.
+            // In this order, so that replies have left before the end, and no client puts it off by what it sends.
             biased;
+            () = place.told_to_close(shutdown), if phase == Phase::Open => {
+                phase = Phase::Ending;
+                lingers_until = Some(Instant::now() + MOST_LINGERING);
+                if !requests.is_empty() {
+                    http.graceful_shutdown();
+                }
+            }
             // A client may take back requests that are still seen to, and make others: no more of them, but replies leave.
-            accepted = poll_fn(|context| match is_full {
-                true => http.poll_closed(context).map(|closed| closed.err().map(Err)),
-                false => http.poll_accept(context),
+            accepted = poll_fn(|context| match takes_more {
+                true => http.poll_accept(context),
+                false => http.poll_closed(context).map(|closed| closed.err().map(Err)),
             }) => match accepted {
                 Some(request) => {
                     let (request, respond) = request.map_err(io::Error::other)?;
@@ -76,12 +85,6 @@ pub(super) async fn converse(
                 None => return Ok(()),
             },
             Some(_) = requests.join_next() => {}
-            () = place.told_to_close(shutdown), if phase == Phase::Open => {
-                phase = Phase::Ending;
-                if !requests.is_empty() {
-                    http.graceful_shutdown();
-                }
-            }
             () = sleep_until(active + patience) => {
                 if phase == Phase::Over || !requests.is_empty() {
                     return Ok(());
@@ -99,7 +102,7 @@ pub(super) async fn converse(
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Open,
-    /// No further requests; those that are open are replied to.
+    /// Soon no further requests, whether the client heeds that or not; those that are open are replied to.
     Ending,
     /// The client has to be told so, and then it is closed.
     Over,

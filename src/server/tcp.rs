@@ -262,7 +262,11 @@ impl Connections {
 
     /// Takes a place; `None` if this client has as many as it may. If all are taken, the one that was idle longest has
     /// to close, which is told.
-    fn enter(self: &Arc<Self>, peer: IpAddr, (most, most_per_client): (usize, usize)) -> Option<(Place, bool)> {
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        peer: IpAddr,
+        (most, most_per_client): (usize, usize),
+    ) -> Option<(Place, bool)> {
         let mut open = self.open.lock();
         if open.values().filter(|seat| seat.peer == peer).count() >= most_per_client {
             return None;
@@ -318,7 +322,7 @@ pub(super) const MOST_WAIT: Duration = Duration::from_secs(5);
 /// ask, and a query on its way when the connection closes is lost.
 const LINGERING: Duration = Duration::from_millis(200);
 /// How long a client that is never silent for so long may go on; it has to ask again elsewhere (RFC 7766 §6.2.4).
-const MOST_LINGERING: Duration = Duration::from_secs(1);
+pub(super) const MOST_LINGERING: Duration = Duration::from_secs(1);
 /// Room for the queries that come in one segment.
 const READ_BYTES: usize = 4096;
 /// How long it must have lasted no more to be worth another word.
