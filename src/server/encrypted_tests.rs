@@ -217,6 +217,16 @@ async fn an_idle_connection_of_https_ends_with_its_listener() {
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 #[tokio::test]
+async fn a_client_of_https_that_never_speaks_is_counted_as_slow() {
+    let house = House::open(&[], |config| config.tcp_message_timeout = Duration::from_millis(100)).await;
+    let (place, _) = Arc::<Connections>::default().enter(CLIENT, (1, 1)).unwrap();
+    let (_client, ours) = tokio::io::duplex(1 << 16);
+    assert!(https::converse(ours, CLIENT, &place, &house.face, &CancellationToken::new()).await.is_err());
+    let counts = house.metrics.render();
+    assert!(counts.contains("watershed_server_tcp_refused_total{reason=\"slow\"} 1"), "{counts}");
+}
+
+#[tokio::test]
 async fn a_client_of_https_that_asks_and_asks_does_not_keep_a_place_that_it_has_lost() {
     let house = House::open(&[], |config| config.tcp_message_timeout = Duration::from_millis(400)).await;
     let connections = Arc::<Connections>::default();

@@ -31,7 +31,7 @@ use super::{
     tcp::{MOST_LINGERING, MOST_WAIT, Place},
 };
 use crate::{
-    metrics::{Dropped, Transport},
+    metrics::{Dropped, Refusal, Transport},
     wire::{self, MAX_MESSAGE_BYTES, Section},
 };
 
@@ -48,7 +48,8 @@ pub(super) async fn converse(
         .max_header_list_size(MOST_HEADER_BYTES)
         .max_send_buffer_size(MAX_MESSAGE_BYTES);
     let message_timeout = face.config().tcp_message_timeout;
-    let mut http = timeout(message_timeout, http.handshake(stream)).await?.map_err(io::Error::other)?;
+    let handshake = timeout(message_timeout, http.handshake(stream)).await;
+    let mut http = handshake.inspect_err(|_| face.cells().refuse(Refusal::Slow))?.map_err(io::Error::other)?;
     // Those whose connection is gone end with it.
     let mut requests = JoinSet::new();
     let mut active = Instant::now();
