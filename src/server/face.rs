@@ -218,16 +218,17 @@ impl Face {
         out: &mut Vec<u8>,
     ) -> HeldBack {
         let Incoming { wire, client, peer, transport } = incoming;
-        let allowance = self.limiter.get_or_init(Limiter::new).take(peer, &config.rate_limit, desk.now);
-        if allowance == Allowance::Reply {
-            return HeldBack::Nothing;
-        }
         // Who is not served would find no service by TCP either.
         let asking = Query::parse(wire).ok().zip(client);
         let asking = asking.map(|(query, client)| (query, self.asker(&query, client, peer, transport)));
-        let (query, asker) = match asking {
-            Some((_, asker)) if asker.is_proven() => return HeldBack::Nothing,
-            Some(asking) if allowance == Allowance::Truncated => asking,
+        // It takes nothing of what the others of its network may be sent.
+        if asking.is_some_and(|(_, asker)| asker.is_proven()) {
+            return HeldBack::Nothing;
+        }
+        let allowance = self.limiter.get_or_init(Limiter::new).take(peer, &config.rate_limit, desk.now);
+        let (query, asker) = match (allowance, asking) {
+            (Allowance::Reply, _) => return HeldBack::Nothing,
+            (Allowance::Truncated, Some(asking)) => asking,
             _ => {
                 desk.cells.dropped(Dropped::RateLimit);
                 return HeldBack::All;

@@ -2,9 +2,9 @@
 //!
 //! A bucket for each network, /24 and /56 unless told otherwise: it holds the replies of one second, and fills as fast as it
 //! may be emptied. Who finds it empty gets nothing, but every so often a reply that is only truncated: it is no longer
-//! than the query, and brings a true client back by TCP, whose address nobody can forge. The buckets lie in a table of one
-//! size, found by a hash that nobody else can compute; networks that share one share what it holds. There is no lock:
-//! a bucket is one word, and a look at it one exchange.
+//! than the query, but for the 16 octets of a cookie that it may tell, and brings a true client back by TCP, whose address
+//! nobody can forge. The buckets lie in a table of one size, found by a hash that nobody else can compute; networks that
+//! share one share what it holds. There is no lock: a bucket is one word, and a look at it one exchange.
 
 use std::{
     hash::{BuildHasher, RandomState},

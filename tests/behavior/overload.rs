@@ -232,21 +232,33 @@ fn a_network_gets_no_more_replies_than_its_limit_and_true_clients_come_by_tcp() 
     }
     // Nor does it hold for who shows a cookie of ours: nobody forges that address.
     let with_cookie = |cookie: &[u8]| query("www.example A").edns(1232).option(COOKIE, cookie).to_wire();
-    connection.write_all(&framed(&with_cookie(&[7; 8]))).unwrap();
-    let reply = Message::from_wire(&client::read_framed(&mut connection).expect("a reply")).unwrap();
-    let (_, cookie) = reply.edns.unwrap().options.into_iter().find(|(code, _)| *code == COOKIE).expect("a cookie");
+    let cookie_by = |connection: &mut TcpStream| {
+        connection.write_all(&framed(&with_cookie(&[7; 8]))).unwrap();
+        let reply = Message::from_wire(&client::read_framed(connection).expect("a reply")).unwrap();
+        reply.edns.unwrap().options.into_iter().find(|(code, _)| *code == COOKIE).expect("a cookie").1
+    };
     let proven = client_at([127, 5, 0, 1], daemon.address());
-    send_again(&proven, &with_cookie(&cookie), 300);
+    send_again(&proven, &with_cookie(&cookie_by(&mut connection)), 300);
     Account::settled(&daemon, 1142);
     let replies = gather(&[proven], 300);
     assert_eq!(replies.iter().filter(|reply| !reply.has(TC)).count(), 300);
+    // What it is sent is not taken from the others of its network.
+    let [proven, other] = [1, 2].map(|host| client_at([127, 7, 0, host], daemon.address()));
+    let mut connection = connect_from([127, 7, 0, 1].into(), daemon.address()).unwrap();
+    send_again(&proven, &with_cookie(&cookie_by(&mut connection)), 300);
+    send_again(&other, &wire, 40);
+    Account::settled(&daemon, 1483);
+    for (client, queries) in [(proven, 300), (other, 40)] {
+        let replies = gather(&[client], queries);
+        assert_eq!(replies.iter().filter(|reply| !reply.has(TC)).count(), queries);
+    }
     // A reload turns it off.
     daemon.edit_config(|config| config.replace("responses_per_second = 40", "responses_per_second = 0"));
     daemon.reload();
     let client = client_at([127, 5, 0, 1], daemon.address());
     send_again(&client, &wire, 200);
     assert_eq!(gather(&[client], 200).len(), 200);
-    Account::settled(&daemon, 1342);
+    Account::settled(&daemon, 1683);
 }
 
 #[test]
