@@ -127,7 +127,8 @@ fn summary(loaded: &Loaded) -> String {
     let mut out = String::new();
     let mut line = |what: &str, value: &str| writeln!(out, "{what:<8} {value}").expect("a string takes all");
     line("listen", &join(&config.server.listen));
-    for (what, listen) in [("tls", &config.server.tls_listen), ("https", &config.server.https_listen)] {
+    let server::Config { tls_listen, https_listen, quic_listen, .. } = &config.server;
+    for (what, listen) in [("tls", tls_listen), ("https", https_listen), ("quic", quic_listen)] {
         if !listen.is_empty() {
             line(what, &join(listen));
         }
@@ -178,7 +179,7 @@ fn lower(variant: impl std::fmt::Debug) -> String {
 
 /// Hickory has a line for every query, and for every client that breaks off; h2 has one for every frame that a client should
 /// not have sent, and so for as many as it likes.
-const LOG_FILTER: &str = "info,hickory=error,h2=error";
+const LOG_FILTER: &str = "info,hickory=error,h2=error,quinn=error";
 /// Filters log lines.
 const LOG_VARIABLE: &str = "WATERSHED_LOG";
 const AFTER_HELP: &str = "WATERSHED_LOG filters the log: error, warn, info (default), debug, or watershed::ROOM=LEVEL.\n\

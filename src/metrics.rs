@@ -227,6 +227,8 @@ labels! {
         Tls "tls",
         /// DNS over HTTPS.
         Https "https",
+        /// DNS over QUIC.
+        Quic "quic",
 }
 
 labels! {

@@ -182,7 +182,9 @@ pub fn catalog_domains(catalog: &catalog::Config) -> impl Iterator<Item = (&'sta
 
 /// Port 0 is whatever is free.
 fn is_taken(address: SocketAddr, server: &server::Config) -> bool {
-    address.port() != 0 && server.listeners().any(|(_, taken)| taken == address)
+    // That of QUIC is a port of UDP.
+    let mut listeners = server.listeners().filter(|(service, _)| *service != server::Service::Quic);
+    address.port() != 0 && listeners.any(|(_, taken)| taken == address)
 }
 
 /// What stands for the file in faults of what no file says.

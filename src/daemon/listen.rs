@@ -14,7 +14,8 @@ pub(super) struct Listener {
     pub service: Service,
     pub address: SocketAddr,
     pub tcp: Option<TcpListener>,
-    /// One for each worker; of sockets that were open already, some may have to share one. None for what is encrypted.
+    /// One for each worker; of sockets that were open already, some may have to share one. QUIC has one, which is no worker's.
+    /// None for TLS and HTTPS.
     pub udp: Vec<Arc<UdpSocket>>,
 }
 
@@ -63,6 +64,11 @@ impl Listener {
     }
 
     fn bind(service: Service, address: SocketAddr, workers: usize, inherited: &mut Inherited) -> io::Result<Vec<Self>> {
+        if service == Service::Quic {
+            // Never one that was open already: a connection cannot go on in another process.
+            let socket = Arc::new(sys::bind_udp(address)?);
+            return Ok(vec![Self { service, address: socket.local_addr()?, tcp: None, udp: vec![socket] }]);
+        }
         let tcp = inherited.take_tcp(address).map_or_else(|| sys::bind_tcp(address), Ok)?;
         let address = tcp.local_addr()?;
         let mut udp = Vec::new();

@@ -516,6 +516,9 @@ impl Daemon {
         }
         tracing::info!("stopping");
         self.status.lock().is_stopping = true;
+        if end == End::Succeeded {
+            self.serving.leave_to_successor();
+        }
         self.stopping.cancel();
         self.serving.stop_workers().await?;
         // A successor has taken in what there was.

@@ -37,6 +37,7 @@ struct Open {
     configured: Option<(Service, SocketAddr)>,
     address: SocketAddr,
     tcp: Option<TcpListener>,
+    /// Those that may be served by another process: not that of QUIC.
     udp: Vec<Arc<UdpSocket>>,
     /// Whether the service manager has them too.
     is_kept: bool,
@@ -94,7 +95,7 @@ impl Serving {
         let number = self.next_listener;
         self.next_listener += 1;
         let closing = self.stopping.child_token();
-        let Listener { service, address, tcp, udp } = listener;
+        let Listener { service, address, tcp, mut udp } = listener;
         if let Some(tcp) = &tcp {
             self.serve_stream(service, tcp, &closing)?;
         }
@@ -102,6 +103,9 @@ impl Serving {
             self.kernel_drops.watch(&udp, &metrics.listener(&address.to_string()));
         }
         self.face.set_socket(number, udp.first().cloned());
+        if service == Service::Quic {
+            udp.drain(..).for_each(|socket| self.serve_quic(socket, &closing));
+        }
         for ((worker, _), socket) in self.workers.iter().zip(&udp) {
             worker.add(number, socket.clone());
         }
@@ -120,6 +124,19 @@ impl Serving {
         };
         self.tasks.spawn(run_lasting("tcp", serve));
         Ok(())
+    }
+
+    fn serve_quic(&self, socket: Arc<UdpSocket>, closing: &CancellationToken) {
+        let (identity, face, until) = (self.identity.clone(), self.face.clone(), closing.clone());
+        let serve = move || server::serve_quic(socket.clone(), identity.clone(), face.clone(), until.clone());
+        self.tasks.spawn(run_lasting("quic", serve));
+    }
+
+    /// Leaves what comes in from now on to the process that follows, where that has sockets of its own: those of QUIC.
+    pub fn leave_to_successor(&self) {
+        let is_quic = |open: &Open| open.configured.is_some_and(|(service, _)| service == Service::Quic);
+        let quic = self.listeners.iter().filter(|(_, open)| is_quic(open));
+        quic.for_each(|(&number, _)| self.face.deafen_socket(number));
     }
 
     /// Has the service manager keep the sockets that it does not have, so that nothing is lost while no process runs.
@@ -146,7 +163,10 @@ impl Serving {
         for number in gone {
             let Some(open) = self.listeners.remove(&number) else { continue };
             open.closing.cancel();
-            store::forget(open.address);
+            // Of QUIC nothing is kept, and at its address TLS may go on.
+            if open.tcp.is_some() || !open.udp.is_empty() {
+                store::forget(open.address);
+            }
             for (worker, _) in &self.workers {
                 worker.remove(number);
             }

@@ -32,7 +32,13 @@ pub struct Config {
     /// Default: none. Applies at reload.
     #[serde(deserialize_with = "deserialize_listen::<_, HTTPS_PORT>")]
     pub https_listen: Vec<SocketAddr>,
-    /// The certificate that both of them show, and those between it and its authority: a file in PEM format.
+    /// The addresses served by DNS over QUIC (RFC 9250), written likewise; the port is 853 unless given, and may not be 53.
+    /// Only silence ends its connections, `tcp_idle_timeout` as it was when the address was opened, and 30 seconds: it is for
+    /// clients that are known.
+    /// Default: none. Applies at reload.
+    #[serde(deserialize_with = "deserialize_listen::<_, TLS_PORT>")]
+    pub quic_listen: Vec<SocketAddr>,
+    /// The certificate that all of them show, and those between it and its authority: a file in PEM format.
     /// No default. Read anew at reload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificate: Option<PathBuf>,
@@ -116,8 +122,11 @@ pub enum Problem {
         /// The address.
         address: SocketAddr,
     },
+    /// DNS over QUIC where DNS over UDP is expected (RFC 9250 §4.1.1).
+    #[error("DNS over QUIC may not use port 53, where {0} has DNS over UDP; take port 853")]
+    QuicOnDnsPort(SocketAddr),
     /// Encryption without a certificate, or with half of one.
-    #[error("{0} is missing, without which there is no TLS and no HTTPS; name a file in PEM format")]
+    #[error("{0} is missing, without which there is no TLS, HTTPS or QUIC; name a file in PEM format")]
     NoCertificate(&'static str),
 }
 
@@ -129,6 +138,7 @@ impl Problem {
             Self::OutOfRange { key, .. } => key.split('.').next().unwrap_or(key),
             Self::ListenTwice { key, .. } | Self::NoCertificate(key) => key,
             Self::NoListen => "listen",
+            Self::QuicOnDnsPort(_) => "quic_listen",
         }
     }
 }
@@ -142,6 +152,8 @@ pub enum Service {
     Tls,
     /// DNS over HTTPS.
     Https,
+    /// DNS over QUIC.
+    Quic,
 }
 
 impl Service {
@@ -151,15 +163,35 @@ impl Service {
             Self::Plain => "listen",
             Self::Tls => "tls_listen",
             Self::Https => "https_listen",
+            Self::Quic => "quic_listen",
         }
     }
+
+    /// Whether it needs the UDP or the TCP port of its address.
+    fn ports(self) -> &'static [Port] {
+        match self {
+            Self::Plain => &[Port::Udp, Port::Tcp],
+            Self::Tls | Self::Https => &[Port::Tcp],
+            Self::Quic => &[Port::Udp],
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Port {
+    Udp,
+    Tcp,
 }
 
 impl Config {
     /// All addresses served, and what is spoken there.
     pub fn listeners(&self) -> impl Iterator<Item = (Service, SocketAddr)> {
-        let lists =
-            [(Service::Plain, &self.listen), (Service::Tls, &self.tls_listen), (Service::Https, &self.https_listen)];
+        let lists = [
+            (Service::Plain, &self.listen),
+            (Service::Tls, &self.tls_listen),
+            (Service::Https, &self.https_listen),
+            (Service::Quic, &self.quic_listen),
+        ];
         lists.into_iter().flat_map(|(service, list)| list.iter().map(move |&address| (service, address)))
     }
 
@@ -173,12 +205,17 @@ impl Config {
         let mut problems = Vec::new();
         let mut seen = HashSet::new();
         // Port 0 is any free port, and another one each time.
-        let repeated = self.listeners().filter(|(_, address)| address.port() != 0 && !seen.insert(*address));
+        let repeated = self.listeners().filter(|(service, address)| {
+            let taken = service.ports().iter().filter(|port| !seen.insert((**port, *address))).count();
+            address.port() != 0 && taken > 0
+        });
         problems.extend(repeated.map(|(service, address)| Problem::ListenTwice { key: service.key(), address }));
         if self.listen.is_empty() {
             problems.push(Problem::NoListen);
         }
-        let is_encrypted = !self.tls_listen.is_empty() || !self.https_listen.is_empty();
+        let on_dns_port = self.quic_listen.iter().filter(|address| address.port() == DNS_PORT);
+        problems.extend(on_dns_port.map(|&address| Problem::QuicOnDnsPort(address)));
+        let is_encrypted = self.listeners().any(|(service, _)| service != Service::Plain);
         for (key, file, other) in [
             ("certificate", &self.certificate, &self.private_key),
             ("private_key", &self.private_key, &self.certificate),
@@ -236,6 +273,7 @@ impl Default for Config {
             listen: vec![(Ipv4Addr::LOCALHOST, DNS_PORT).into(), (Ipv6Addr::LOCALHOST, DNS_PORT).into()],
             tls_listen: Vec::new(),
             https_listen: Vec::new(),
+            quic_listen: Vec::new(),
             certificate: None,
             private_key: None,
             allow: Acl::default(),
@@ -345,12 +383,16 @@ mod tests {
         assert_eq!(faults(|c| c.listen = vec![([127, 0, 0, 1], 0).into(); 2]), [""; 0]);
         assert_eq!(faults(|c| c.listen = vec![([127, 0, 0, 1], 1).into(); 2]).len(), 1);
         let certified = |c: &mut Config| (c.certificate, c.private_key) = (Some("c".into()), Some("k".into()));
-        let [plain, tls] = [1, 853].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let [plain, tls, dns] = [1, 853, 53].map(|port| SocketAddr::from(([127, 0, 0, 7], port)));
         for (change, expected) in [
             (&certified as &dyn Fn(&mut Config), vec![]),
             (&|c| c.tls_listen.push(tls), vec!["certificate", "private_key"]),
             (&|c| c.private_key = Some("k".into()), vec!["certificate"]),
             (&|c| (certified(c), c.listen = vec![plain], c.https_listen = vec![plain]).0, vec!["https_listen"]),
+            (&|c| c.quic_listen.push(tls), vec!["certificate", "private_key"]),
+            (&|c| (certified(c), c.tls_listen = vec![tls], c.quic_listen = vec![tls]).0, vec![]), // TCP and UDP
+            (&|c| (certified(c), c.listen = vec![plain], c.quic_listen = vec![plain]).0, vec!["quic_listen"]),
+            (&|c| (certified(c), c.quic_listen = vec![dns]).0, vec!["quic_listen"]),
         ] {
             let mut config = Config::default();
             change(&mut config);

@@ -1,4 +1,4 @@
-//! What TLS and HTTPS need to begin with: the certificate that proves who we are, and the protocols offered.
+//! What TLS, HTTPS and QUIC need to begin with: the certificate that proves who we are, and the protocols offered.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -92,7 +92,7 @@ pub fn load_certificate(config: &Config) -> Result<Option<Certificate>, Certific
     }
 }
 
-/// What a listener needs to speak what it shall.
+/// What a TCP listener needs to speak what it shall.
 pub fn spoken(service: Service, identity: Arc<Identity>) -> Result<Spoken, rustls::Error> {
     let acceptor = |protocol: &[u8]| {
         let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()));
@@ -102,7 +102,8 @@ pub fn spoken(service: Service, identity: Arc<Identity>) -> Result<Spoken, rustl
         Ok(TlsAcceptor::from(Arc::new(config)))
     };
     match service {
-        Service::Plain => Ok(Spoken::Plain),
+        // QUIC has no connections of TCP.
+        Service::Plain | Service::Quic => Ok(Spoken::Plain),
         Service::Tls => acceptor(b"dot").map(Spoken::Tls),
         Service::Https => acceptor(b"h2").map(Spoken::Https),
     }
@@ -110,4 +111,4 @@ pub fn spoken(service: Service, identity: Arc<Identity>) -> Result<Spoken, rustl
 
 #[cfg(test)]
 #[path = "encrypted_tests.rs"]
-mod tests;
+pub(super) mod tests;

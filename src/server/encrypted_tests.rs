@@ -9,6 +9,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
     runtime::Handle,
+    sync::Notify,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -19,24 +20,31 @@ use crate::{
     forward::{self, Exchange, Group, Options},
     metrics::Metrics,
     resolve::{Resolver, Route, Rules, Tables},
-    server::{Connections, Face, https, serve_tcp},
+    server::{Connections, Face, https, serve_quic, serve_tcp},
     wire::{Class, Name, Question, Rcode, Rtype},
     zone::Overlays,
 };
 
 /// Our listeners in front of an upstream, with a certificate for `dns.example`.
-struct House {
-    folder: tempfile::TempDir,
+pub(in crate::server) struct House {
+    pub folder: tempfile::TempDir,
     tls: SocketAddr,
     https: SocketAddr,
-    metrics: Metrics,
+    pub quic: SocketAddr,
+    pub metrics: Metrics,
+    pub identity: Arc<Identity>,
     face: Arc<Face>,
-    closing: tokio_util::sync::DropGuard,
+    pub closing: tokio_util::sync::DropGuard,
+    /// What serves QUIC.
+    pub serving: tokio::task::JoinHandle<()>,
+    /// Has the upstream answer what it is slow with.
+    pub release: Arc<Notify>,
 }
 
 impl House {
-    /// The upstream answers everything with these records.
-    async fn open(records: &[&[u8]], change: impl FnOnce(&mut Config)) -> Self {
+    /// The upstream answers everything with these records; but names below `nx` do not exist, and for those below `slow` it
+    /// takes its time.
+    pub async fn open(records: &[&[u8]], change: impl FnOnce(&mut Config)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         issue(folder.path());
         let mut config = Config {
@@ -49,7 +57,9 @@ impl House {
         identity.set(load_certificate(&config).unwrap());
 
         let metrics = Metrics::new();
-        let (rule, group) = rule(&format!("upstreams = ['tcp://{}']", serve_records(records).await));
+        let release = Arc::<Notify>::default();
+        let upstream = serve_records(records, release.clone()).await;
+        let (rule, group) = rule(&format!("upstreams = ['tcp://{upstream}']"));
         let route = Route::new(&rule, group, cache::Config::default().policy(Duration::ZERO));
         let rules = Rules {
             overlays: Overlays::default(),
@@ -68,7 +78,12 @@ impl House {
             let spoken = spoken(service, identity.clone()).unwrap();
             tokio::spawn(serve_tcp(listener.into(), spoken, face.clone(), Arc::default(), closing.clone()));
         }
-        Self { folder, tls, https, metrics, face, closing: closing.drop_guard() }
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let quic = socket.local_addr().unwrap();
+        let serving = tokio::spawn(serve_quic(socket.into(), identity.clone(), face.clone(), closing.clone()));
+        let closing = closing.drop_guard();
+        Self { folder, tls, https, quic, metrics, identity, face, closing, serving, release }
     }
 
     /// Asks a listener as our own forwarder does.
@@ -91,7 +106,7 @@ fn rule(text: &str) -> (forward::Rule, Arc<Group>) {
 }
 
 /// Writes `authority.pem`, and `certificate.pem` and `private_key.pem` for `dns.example`.
-fn issue(folder: &Path) {
+pub(in crate::server) fn issue(folder: &Path) {
     let mut authority = rcgen::CertificateParams::default();
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let authority = rcgen::CertifiedIssuer::self_signed(authority, rcgen::KeyPair::generate().unwrap()).unwrap();
@@ -114,33 +129,47 @@ async fn listen() -> (TcpListener, SocketAddr) {
 }
 
 /// An upstream by TCP.
-async fn serve_records(records: &[&[u8]]) -> SocketAddr {
+async fn serve_records(records: &[&[u8]], release: Arc<Notify>) -> SocketAddr {
     let (listener, address) = listen().await;
     let (count, records) = (records.len() as u8, records.concat());
     tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let (mut stream, replies) = stream.into_split();
+        let replies = Arc::new(tokio::sync::Mutex::new(replies));
         while let Ok(length) = stream.read_u16().await {
             let mut message = vec![0; length.into()];
             stream.read_exact(&mut message).await.unwrap();
             let question_end = 12 + message[12..].iter().position(|&octet| octet == 0).unwrap() + 5;
             message.truncate(question_end);
-            message[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, count, 0, 0, 0, 0]);
-            message.extend_from_slice(&records);
-            stream.write_u16(message.len() as u16).await.unwrap();
-            stream.write_all(&message).await.unwrap();
+            let starts_with = |label: &[u8]| message[12..].to_ascii_lowercase().starts_with(label);
+            let (is_slow, exists) = (starts_with(b"\x04slow"), !starts_with(b"\x02nx"));
+            let (rcode, count) = if exists { (0, count) } else { (3, 0) };
+            message[2..12].copy_from_slice(&[0x81, 0x80 | rcode, 0, 1, 0, count, 0, 0, 0, 0]);
+            if exists {
+                message.extend_from_slice(&records);
+            }
+            let (release, replies) = (release.clone(), replies.clone());
+            tokio::spawn(async move {
+                if is_slow {
+                    release.notified().await;
+                }
+                let mut replies = replies.lock().await;
+                replies.write_u16(message.len() as u16).await.unwrap();
+                replies.write_all(&message).await.unwrap();
+            });
         }
     });
     address
 }
 
 /// Records of the qname: of an unknown type, of a private type, and a TXT with letters in both cases.
-const ODD_RECORDS: [&[u8]; 3] = [
+pub(in crate::server) const ODD_RECORDS: [&[u8]; 3] = [
     b"\xc0\x0c\xff\x00\x00\x01\x00\x00\x00\x3c\x00\x03abc",
     b"\xc0\x0c\xff\xfe\x00\x01\x00\x00\x00\x3c\x00\x02\x00\xff",
     b"\xc0\x0c\x00\x10\x00\x01\x00\x00\x00\x3c\x00\x03\x02aB",
 ];
 /// Records that a reader may stumble over: without RDATA, and an address of three octets.
-const BROKEN_RECORDS: [&[u8]; 2] = [
+pub(in crate::server) const BROKEN_RECORDS: [&[u8]; 2] = [
     b"\xc0\x0c\xff\x01\x00\x01\x00\x00\x00\x3c\x00\x00",
     b"\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x03\xc0\x00\x02",
 ];

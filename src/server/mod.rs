@@ -8,6 +8,7 @@ mod face;
 mod https;
 mod kernel;
 mod limit;
+mod quic;
 mod tcp;
 mod udp;
 
@@ -18,5 +19,6 @@ pub use encrypted::{CertificateError, Identity, load_certificate, spoken};
 pub use face::{Desk, Face, Incoming, Taken};
 pub use kernel::KernelDrops;
 pub use limit::Config as RateLimitConfig;
+pub use quic::serve as serve_quic;
 pub use tcp::{Connections, serve as serve_tcp};
 pub use udp::{Handle, WORKER, spawn as spawn_worker};

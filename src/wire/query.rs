@@ -294,7 +294,7 @@ pub(super) const OPTION_COOKIE: u16 = 10;
 /// The option code edns-tcp-keepalive (RFC 7828 §3.1).
 pub(super) const OPTION_KEEPALIVE: u16 = 11;
 /// The option code Padding (RFC 7830 §3).
-pub(super) const OPTION_PADDING: u16 = 12;
+pub const OPTION_PADDING: u16 = 12;
 /// The option code of extended errors (RFC 8914 §5.1).
 pub(super) const OPTION_EXTENDED_ERROR: u16 = 15;
 

@@ -87,9 +87,9 @@ fn write_option_head(code: u16, length: usize, out: &mut Vec<u8>) {
     out.extend_from_slice(&(length as u16).to_be_bytes());
 }
 
-/// How many octets a Padding option has behind `length` octets of message: it is rounded up to a multiple of
+/// How many octets the data of a Padding option have behind `length` octets of message: it is rounded up to a multiple of
 /// 468 octets (RFC 8467 §4.1), or to what is the limit.
-fn padding(length: usize, limit_bytes: usize) -> Option<usize> {
+pub fn padding(length: usize, limit_bytes: usize) -> Option<usize> {
     let least = length + 4;
     least.next_multiple_of(BLOCK_BYTES).min(limit_bytes).checked_sub(least)
 }

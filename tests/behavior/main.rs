@@ -28,6 +28,7 @@ mod messages;
 mod negative_answers;
 mod overload;
 mod overrides;
+mod quic;
 mod real_upstreams;
 mod rebinding;
 mod reload;

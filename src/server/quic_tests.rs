@@ -1,0 +1,203 @@
+use std::{net::SocketAddr, path::Path};
+
+use quinn::{Connection, ConnectionError, Endpoint, crypto::rustls::QuicClientConfig};
+use tokio_rustls::rustls::{
+    self,
+    crypto::ring::default_provider,
+    pki_types::{CertificateDer, pem::PemObject},
+};
+
+use super::*;
+use crate::{
+    server::{
+        Config,
+        encrypted::{
+            load_certificate,
+            tests::{BROKEN_RECORDS, House, ODD_RECORDS, issue},
+        },
+    },
+    wire::Rcode,
+};
+
+/// Connects as a client that trusts the authority of this folder.
+async fn connect(address: SocketAddr, folder: &Path) -> Result<Connection, ConnectionError> {
+    connect_for(address, folder, b"doq").await
+}
+
+async fn connect_for(address: SocketAddr, folder: &Path, protocol: &[u8]) -> Result<Connection, ConnectionError> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(folder.join("authority.pem")).unwrap()).unwrap();
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::new(default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
+    let mut config = builder.with_no_client_auth();
+    config.alpn_protocols = vec![protocol.to_vec()];
+    let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).unwrap()));
+    let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    timeout(LIMIT, endpoint.connect_with(config, address, "dns.example").unwrap()).await.expect("an end")
+}
+
+/// What comes back for a query, to the end of its stream: a message, or nothing.
+async fn ask(connection: &Connection, query: &[u8]) -> Vec<u8> {
+    let exchange = async {
+        let (mut out, mut back) = connection.open_bi().await.unwrap();
+        out.write_all(&[&(query.len() as u16).to_be_bytes(), query].concat()).await.unwrap();
+        out.finish().unwrap();
+        back.read_to_end(MAX_MESSAGE_BYTES + 2).await.unwrap()
+    };
+    let back = timeout(LIMIT, exchange).await.expect("the end of the stream");
+    match back.split_first_chunk() {
+        None => Vec::new(),
+        Some((length, message)) => {
+            assert_eq!(usize::from(u16::from_be_bytes(*length)), message.len());
+            message.to_vec()
+        }
+    }
+}
+
+/// A query for TXT records of `LABEL.example.`, with these options in its OPT record.
+fn query(id: u16, label: &str, options: &[u8]) -> Vec<u8> {
+    let name = [&[label.len() as u8], label.as_bytes(), b"\x07example\0"].concat();
+    let opt = [&[0, 0, 41, 4, 208, 0, 0, 0, 0, 0, options.len() as u8], options].concat();
+    [&id.to_be_bytes()[..], &[1, 0, 0, 1, 0, 0, 0, 0, 0, 1], &name, &[0, 16, 0, 1], &opt].concat()
+}
+
+fn read(reply: &[u8]) -> wire::Response {
+    let received = wire::Response::read(reply).unwrap();
+    assert_eq!((received.id, received.has_question, received.has_edns), (0, true, true));
+    received.response
+}
+
+/// The sum of the samples of a counter of what came, or went, by QUIC.
+fn count(house: &House, counter: &str) -> u64 {
+    let text = house.metrics.render();
+    let samples = text.lines().filter_map(|line| line.strip_prefix(counter)?.rsplit_once(' '));
+    samples.filter(|(labels, _)| labels.contains("quic")).map(|(_, value)| value.parse::<u64>().unwrap()).sum()
+}
+
+#[tokio::test]
+async fn every_record_passes_by_quic_from_end_to_end() {
+    let every_record: Vec<_> = ODD_RECORDS.into_iter().chain(BROKEN_RECORDS).collect();
+    // As many and as long as a message holds, of different letters, which nothing compresses.
+    let long: Vec<Vec<u8>> = (0..230u8)
+        .map(|number| [&b"\xc0\x0c\x00\x10\x00\x01\x00\x00\x00\x3c\x00\xf1\xf0"[..], &[number; 240]].concat())
+        .collect();
+    let long: Vec<&[u8]> = long.iter().map(Vec::as_slice).collect();
+    for (label, records, rcode) in [
+        ("odd", &every_record[..], Rcode::NOERROR),
+        ("long", &long, Rcode::NOERROR),
+        ("none", &[], Rcode::NOERROR),
+        ("nx", &[], Rcode::NXDOMAIN),
+    ] {
+        let house = House::open(records, |_| {}).await;
+        let connection = connect(house.quic, house.folder.path()).await.unwrap();
+        for repetition in 1..=2 {
+            let response = read(&ask(&connection, &query(0, label, &[])).await);
+            assert_eq!((response.rcode(), response.counts()), (rcode, [records.len() as u16, 0, 0]), "{label}");
+            for (record, expected) in response.records().zip(records) {
+                assert_eq!(record.rtype.0.to_be_bytes(), expected[2..4], "{label}");
+                assert_eq!(response.message()[record.rdata], expected[12..], "{label}");
+            }
+            for counter in ["received_total", "replies_total", "queries_total"] {
+                assert_eq!(count(&house, &format!("watershed_server_{counter}")), repetition, "{label}: {counter}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_is_not_served_is_told_so_by_quic() {
+    let change =
+        |config: &mut Config| config.allow = toml::from_str::<Config>("allow = ['192.0.2.0/24']").unwrap().allow;
+    let house = House::open(&ODD_RECORDS, change).await;
+    let connection = connect(house.quic, house.folder.path()).await.unwrap();
+    let response = read(&ask(&connection, &query(0, "odd", &[])).await);
+    assert_eq!((response.rcode(), response.counts()), (Rcode::REFUSED, [0, 0, 0]));
+    assert_eq!(count(&house, "watershed_server_received_total"), 1);
+    assert_eq!(count(&house, "watershed_server_replies_total"), 1);
+}
+
+#[tokio::test]
+async fn options_are_answered_as_quic_has_them() {
+    let house = House::open(&ODD_RECORDS, |_| {}).await;
+    let connection = connect(house.quic, house.folder.path()).await.unwrap();
+    for (what, id, options, expected) in [
+        ("none", 0, &[][..], Some(false)),
+        ("padding", 0, &[0, 12, 0, 3, 0, 0, 0], Some(true)),
+        ("empty padding", 0, &[0, 12, 0, 0], Some(true)),
+        // RFC 9250 §4.3.3 calls both fatal.
+        ("keepalive", 0, &[0, 11, 0, 0], None),
+        ("a message id", 1, &[], None),
+    ] {
+        let reply = ask(&connection, &query(id, "odd", options)).await;
+        assert_eq!(reply.is_empty(), expected.is_none(), "{what}");
+        if let Some(is_padded) = expected {
+            assert_eq!(read(&reply).counts(), [3, 0, 0], "{what}");
+            assert_eq!(reply.len() % 468 == 0, is_padded, "{what}: {}", reply.len());
+        }
+    }
+    let [received, replies] =
+        ["received", "replies"].map(|name| count(&house, &format!("watershed_server_{name}_total")));
+    assert_eq!((received, replies), (5, 3));
+    assert!(house.metrics.render().contains("watershed_server_dropped_total{reason=\"not_a_query\"} 2"));
+}
+
+#[tokio::test]
+async fn a_new_certificate_is_shown_to_new_connections() {
+    let house = House::open(&ODD_RECORDS, |_| {}).await;
+    let old = connect(house.quic, house.folder.path()).await.unwrap();
+    let other = tempfile::tempdir().unwrap();
+    issue(other.path());
+    assert!(connect(house.quic, other.path()).await.is_err());
+    house.identity.set(load_certificate(&certified(other.path())).unwrap());
+    let new = connect(house.quic, other.path()).await.unwrap();
+    assert!(connect(house.quic, house.folder.path()).await.is_err());
+    for connection in [old, new] {
+        assert_eq!(read(&ask(&connection, &query(0, "odd", &[])).await).counts(), [3, 0, 0]);
+    }
+    let spoken = connect_for(house.quic, other.path(), b"h3").await;
+    assert!(matches!(spoken, Err(ConnectionError::ConnectionClosed(_))), "{spoken:?}: only DNS is spoken here");
+}
+
+fn certified(folder: &Path) -> Config {
+    let [certificate, private_key] = ["certificate.pem", "private_key.pem"].map(|file| Some(folder.join(file)));
+    Config { certificate, private_key, ..Config::default() }
+}
+
+#[tokio::test]
+async fn a_slow_query_delays_no_other_and_is_answered_after_the_listeners_end() {
+    let house = House::open(&ODD_RECORDS, |_| {}).await;
+    let connection = connect(house.quic, house.folder.path()).await.unwrap();
+    let slow = tokio::spawn({
+        let connection = connection.clone();
+        async move { ask(&connection, &query(0, "slow", &[])).await }
+    });
+    let is_asked = async {
+        while count(&house, "watershed_server_queries_total") == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LIMIT, is_asked).await.expect("a query");
+    assert_eq!(read(&ask(&connection, &query(0, "odd", &[])).await).counts(), [3, 0, 0]);
+    assert!(!slow.is_finished());
+    drop(house.closing);
+    timeout(LIMIT, house.serving).await.expect("its end").unwrap();
+    house.release.notify_one();
+    assert_eq!(read(&slow.await.unwrap()).counts(), [3, 0, 0]);
+    let end = timeout(LIMIT, connection.closed()).await.expect("the end of the connection");
+    assert!(matches!(end, ConnectionError::ApplicationClosed(_)), "{end}: the client is told");
+}
+
+/// The listener ends a connection after as many.
+#[tokio::test]
+async fn the_hundredth_reply_of_a_connection_arrives_too() {
+    let house = House::open(&ODD_RECORDS, |_| {}).await;
+    let connection = connect(house.quic, house.folder.path()).await.unwrap();
+    for number in 1..=100 {
+        assert_eq!(read(&ask(&connection, &query(0, "odd", &[])).await).counts(), [3, 0, 0], "{number}");
+    }
+    timeout(LIMIT, connection.closed()).await.expect("the end of the connection");
+    let next = connect(house.quic, house.folder.path()).await.unwrap();
+    assert_eq!(read(&ask(&next, &query(0, "odd", &[])).await).counts(), [3, 0, 0]);
+}
+
+const LIMIT: Duration = Duration::from_secs(20);
