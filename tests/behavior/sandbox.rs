@@ -31,8 +31,9 @@ fn systemd_finds_no_fault_in_the_unit_and_rates_it_safe() {
     assert!(rated.status.success() && said.contains("exposure level"), "{said}");
 }
 
-/// Start on port 53, UDP and TCP, IPv4 and IPv6, checks, files that change, reload, HTTP, registration, a hand-over, stop, and
-/// start again from what was saved: as a user with one capability, who sees of /proc what `ProcSubset=pid` leaves.
+/// Start on port 53, UDP and TCP, IPv4 and IPv6, TLS and QUIC, checks, files that change, reload, HTTP, registration, a
+/// hand-over, stop, and start again from what was saved: as a user with one capability, who sees of /proc what
+/// `ProcSubset=pid` leaves.
 #[test]
 fn the_daemon_makes_no_call_that_its_unit_denies() {
     let Some(netns) = Netns::new("nameserver 127.0.0.1\n") else { return };
@@ -51,7 +52,7 @@ fn the_daemon_makes_no_call_that_its_unit_denies() {
         {"tcp": "127.0.0.1:8653", "interval": "1s"}, {"http": "http://127.0.0.1:8653/live", "interval": "1s"},
         {"ttl": "1h", "status": "passing"}]}]}"#;
     let config = forward(".", &[address])
-        + "[server]\ntls_listen = [\"127.0.0.1:853\"]\ncertificate = \"DIR/certificate\"\nprivate_key = \"DIR/key\"\n\
+        + "[server]\ntls_listen = [\"127.0.0.1:853\"]\nquic_listen = [\"127.0.0.1:853\"]\ncertificate = \"DIR/certificate\"\nprivate_key = \"DIR/key\"\n\
            listen = [\"127.0.0.1:53\", \"[::1]:53\"]\n[zones]\ndirectory = \"DIR/zones\"\n\
            hosts = [\"/etc/hosts\"]\n[catalog]\naddress = \"192.0.2.5\"\n[catalog.files]\ndirectory = \"DIR/definitions\"\n\
            [catalog.api]\nlisten = \"127.0.0.1:8500\"\nenable_registration = true\n[control]\nlisten = \"127.0.0.1:8653\"\n";
@@ -93,8 +94,10 @@ fn the_daemon_makes_no_call_that_its_unit_denies() {
     expect("an upstream's answer", &["@127.0.0.1", "www.example"], "192.0.2.80");
     expect("an answer over TCP and IPv6", &["@::1", "+tcp", "www.site.example"], "192.0.2.10");
     expect("a service that is well", &["@127.0.0.1", "web.service.consul"], "127.0.0.1");
-    let encrypted = ["@127.0.0.1", "+tls", "+short", "www.site.example"];
-    assert_eq!(run(netns.command("kdig").args(encrypted)).trim(), "192.0.2.10");
+    for encrypted in ["+tls", "+quic"] {
+        let words = ["@127.0.0.1", encrypted, "+short", "www.site.example"];
+        assert_eq!(run(netns.command("kdig").args(words)).trim(), "192.0.2.10", "{encrypted}");
+    }
     daemon.write("zones/site.example.overlay", "www 60 A 192.0.2.11\n");
     expect("a changed file", &["@127.0.0.1", "www.site.example"], "192.0.2.11");
     let body = r#"{"Name": "registered", "Address": "192.0.2.30"}"#;
