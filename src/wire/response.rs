@@ -478,8 +478,9 @@ fn skip_name(wire: &[u8], at: usize) -> Option<usize> {
 /// Makes sure that the owner can be read, in every reply too: it may not lead to what replies have otherwise, the header
 /// and TTLs. RDATA is not looked into: it passes through whatever it holds.
 fn check_owner(message: &[u8], record: &RecordView, ttls_at: &[u16]) -> Option<()> {
-    // A pointer to the question's name is by far the most frequent owner, and is known to be good.
-    if points_to_qname(message, record.owner_at) {
+    // A pointer to the question's name is by far the most frequent owner, and is known to be good. Where there is no
+    // question, the first record stands in its place.
+    if points_to_qname(message, record.owner_at) && record.owner_at != HEADER_BYTES {
         return Some(());
     }
     Name::read(message, record.owner_at).ok()?;
