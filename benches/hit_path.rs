@@ -9,7 +9,6 @@ use watershed::{
     clock::Moment,
     resolve::{AtOnce, Client, Resolver, Rules, Tables},
     wire::{Answer, Class, Name, Query, Question, Record, ReplySize, Rtype, Shape, UpstreamQuery},
-    zone::Overlays,
 };
 
 const NAMES: usize = 10_000;
@@ -28,14 +27,7 @@ fn query(question: &Question) -> Vec<u8> {
 }
 
 fn resolver(now: Moment) -> Arc<Resolver> {
-    let rules = Rules {
-        overlays: Overlays::default(),
-        zones: Vec::new(),
-        forwards: Vec::new(),
-        refused: Vec::new(),
-        catalog: None,
-        prefetch: false,
-    };
+    let rules = Rules::default();
     let cache = Cache::new(64 << 20);
     let origin = Origin { rule: RuleId(1), epoch: Epoch(1), chained: false, loopback_only: false };
     let life = Life::Timed { fresh: Duration::from_secs(3600), stale: Duration::ZERO };

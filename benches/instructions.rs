@@ -20,7 +20,6 @@ use watershed::{
     wire::{
         Answer, Class, Name, Query, Question, Rcode, Record, ReplySize, Rtype, Shape, Soa, UpstreamEdns, UpstreamQuery,
     },
-    zone::Overlays,
 };
 
 /// The kinds of hits.
@@ -96,14 +95,7 @@ fn run(case: Case) {
             .write(&mut query);
         queries.push(query);
     }
-    let rules = Rules {
-        overlays: Overlays::default(),
-        zones: Vec::new(),
-        forwards: Vec::new(),
-        refused: Vec::new(),
-        catalog: None,
-        prefetch: false,
-    };
+    let rules = Rules::default();
     let resolver = Resolver::new(cache, Tables::new(rules, Epoch(1)), 100);
     // TTLs have to be aged, as most have.
     let later = now + Duration::from_millis(1500);

@@ -12,7 +12,6 @@ use watershed::{
     resolve::{Client, Resolver, Rules, Tables},
     server::{self, Desk, Face, Incoming, Taken},
     wire::{Answer, Class, Name, Question, Record, ReplySize, Rtype, Shape, UpstreamEdns, UpstreamQuery},
-    zone::Overlays,
 };
 
 #[test]
@@ -50,14 +49,7 @@ fn a_hit_allocates_nothing() {
     let key = Key::new(instances.wire(), Rtype::SRV, Class::IN, Variant::default());
     let origin = Origin { rule: RuleId(1), epoch: Epoch(1), chained: false, loopback_only: false };
     cache.insert(&key, &response, Life::Local { until: None }, &origin.into(), now);
-    let rules = Rules {
-        overlays: Overlays::default(),
-        zones: Vec::new(),
-        forwards: Vec::new(),
-        refused: Vec::new(),
-        catalog: None,
-        prefetch: true,
-    };
+    let rules = Rules { prefetch: true, ..Rules::default() };
     let resolver = Arc::new(Resolver::new(cache, Tables::new(rules, Epoch(1)), 100));
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let (metrics, config) = (Metrics::new(), server::Config::default());

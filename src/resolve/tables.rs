@@ -31,6 +31,7 @@ pub type Catalog = Arc<Live>;
 
 /// What tables are made of. At the same suffix a zone precedes the catalog, that a forward rule, and that a refusal; and
 /// the forward rule there is asked when the catalog's source is lost.
+#[derive(Default)]
 pub struct Rules {
     /// Overlays and hosts files, in their order.
     pub overlays: Overlays,

@@ -22,7 +22,6 @@ use crate::{
     resolve::{Resolver, Route, Rules, Tables},
     server::{Connections, Face, https, serve_quic, serve_tcp},
     wire::{Class, Name, Question, Rcode, Rtype},
-    zone::Overlays,
 };
 
 /// Our listeners in front of an upstream, with a certificate for `dns.example`.
@@ -61,14 +60,7 @@ impl House {
         let upstream = serve_records(records, release.clone()).await;
         let (rule, group) = rule(&format!("upstreams = ['tcp://{upstream}']"));
         let route = Route::new(&rule, group, cache::Config::default().policy(Duration::ZERO));
-        let rules = Rules {
-            overlays: Overlays::default(),
-            zones: Vec::new(),
-            forwards: vec![(vec![Name::root()], route)],
-            refused: Vec::new(),
-            catalog: None,
-            prefetch: false,
-        };
+        let rules = Rules { forwards: vec![(vec![Name::root()], route)], ..Rules::default() };
         let resolver = Resolver::new(Cache::new(1 << 20), Tables::new(rules, Epoch(1)), 16);
         let face = Arc::new(Face::new(Arc::new(resolver), config, &metrics, Handle::current()));
 

@@ -10,7 +10,6 @@ use crate::{
     resolve::{Resolver, Route, Rules, Tables},
     server::Config,
     wire::Name,
-    zone::Overlays,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -36,14 +35,7 @@ impl House {
         let rules = vec![config.rule().unwrap()];
         let group = Group::build_all(&rules, &[], &metrics).unwrap().remove(0);
         let route = Route::new(&rules[0], group, cache::Config::default().policy(Duration::ZERO));
-        let rules = Rules {
-            overlays: Overlays::default(),
-            zones: Vec::new(),
-            forwards: vec![(vec![Name::root()], route)],
-            refused: Vec::new(),
-            catalog: None,
-            prefetch: false,
-        };
+        let rules = Rules { forwards: vec![(vec![Name::root()], route)], ..Rules::default() };
         let resolver = Resolver::new(Cache::new(1 << 20), Tables::new(rules, Epoch(1)), 16);
         let face = Face::new(Arc::new(resolver), Config::default(), &metrics, runtime.handle().clone());
         let panics = |query: &[u8]| assert!(!query.windows(5).any(|octets| octets == b"panic"), "as the test wants");
