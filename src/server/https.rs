@@ -119,7 +119,8 @@ async fn respond_to(request: Request<RecvStream>, mut respond: SendResponse<Byte
     };
     // The body stays until all is said: a request of which the rest is not wanted would be taken for a canceled one.
     let (head, mut body) = request.into_parts();
-    let outcome = match timeout(patience, query_of(&head, &mut body)).await {
+    // It is heard to its end even where nobody wants it: curl, told of a failure while it sends, tells of a broken stream instead.
+    let outcome = match timeout(patience, heard(&mut body)).await.map(|body| query_of(&head, body)) {
         Ok(Ok(query)) => reply_to(&query, peer, &face).await,
         Ok(Err(status)) => no_query(status),
         Err(_) => no_query(StatusCode::REQUEST_TIMEOUT),
@@ -163,8 +164,28 @@ async fn respond_to(request: Request<RecvStream>, mut respond: SendResponse<Byte
     }
 }
 
+/// The body of a request, if it is not longer than any message.
+async fn heard(body: &mut RecvStream) -> Result<Bytes, StatusCode> {
+    let mut message = BytesMut::new();
+    let mut length = 0;
+    while let Some(part) = body.data().await {
+        let part = part.map_err(|_| StatusCode::BAD_REQUEST)?;
+        let _ = body.flow_control().release_capacity(part.len());
+        length += part.len();
+        if length <= MAX_MESSAGE_BYTES {
+            message.extend_from_slice(&part);
+        } else if length > MOST_BODY_BYTES {
+            break;
+        }
+    }
+    match length <= MAX_MESSAGE_BYTES {
+        true => Ok(message.freeze()),
+        false => Err(StatusCode::PAYLOAD_TOO_LARGE),
+    }
+}
+
 /// The message that a request holds: in its body or, of GET, in its URI (RFC 8484 §4.1).
-async fn query_of(head: &Parts, body: &mut RecvStream) -> Result<Bytes, StatusCode> {
+fn query_of(head: &Parts, body: Result<Bytes, StatusCode>) -> Result<Bytes, StatusCode> {
     if head.uri.path() != PATH {
         return Err(StatusCode::NOT_FOUND);
     }
@@ -177,18 +198,7 @@ async fn query_of(head: &Parts, body: &mut RecvStream) -> Result<Bytes, StatusCo
             message.map(Bytes::from).ok_or(StatusCode::BAD_REQUEST)
         }
         Method::POST if !is_dns_message(&head.headers) => Err(StatusCode::UNSUPPORTED_MEDIA_TYPE),
-        Method::POST => {
-            let mut message = BytesMut::new();
-            while let Some(part) = body.data().await {
-                let part = part.map_err(|_| StatusCode::BAD_REQUEST)?;
-                let _ = body.flow_control().release_capacity(part.len());
-                if message.len() + part.len() > MAX_MESSAGE_BYTES {
-                    return Err(StatusCode::PAYLOAD_TOO_LARGE);
-                }
-                message.extend_from_slice(&part);
-            }
-            Ok(message.freeze())
-        }
+        Method::POST => body,
         _ => Err(StatusCode::METHOD_NOT_ALLOWED),
     }
 }
@@ -230,5 +240,7 @@ const PATH: &str = "/dns-query";
 const DNS_MESSAGE: &str = "application/dns-message";
 /// Requests of one connection that may be open at a time: as many as HTTP/2 would have at least (RFC 9113 §6.5.2).
 const MOST_OPEN: usize = 100;
+/// What is heard of a body, most of it to be forgotten, before its sender is told that it is too long.
+const MOST_BODY_BYTES: usize = 4 * MAX_MESSAGE_BYTES;
 /// The headers of a request: a GET has the whole message in its URI, half as long again.
 const MOST_HEADER_BYTES: u32 = 16 << 10;

@@ -1,6 +1,11 @@
 //! DNS over HTTPS and TLS, as programs of others speak it: `curl`, `kdig` and `dig`.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 
 use data_encoding::BASE64URL_NOPAD;
 
@@ -37,14 +42,20 @@ impl Encrypted {
         self.daemon.folder().join("authority.pem")
     }
 
-    /// What `curl` is told with these arguments of a path, on standard output.
-    #[track_caller]
-    fn curl(&self, arguments: &[&str], path: &str) -> Vec<u8> {
+    fn command(&self, arguments: &[&str], path: &str) -> Command {
         let port = self.daemon.addresses[2].port();
         let mut command = Command::new("curl");
         command.args(["-s", "-S", "--http2", "--cacert"]).arg(self.authority());
         command.args(["--resolve", &format!("dns.example:{port}:127.0.0.1"), "--noproxy", "*"]);
-        let output = command.args(arguments).arg(format!("https://dns.example:{port}{path}")).output().unwrap();
+        command.args(arguments).arg(format!("https://dns.example:{port}{path}"));
+        command
+    }
+
+    /// What `curl` is told with these arguments of a path, on standard output.
+    #[track_caller]
+    fn curl(&self, arguments: &[&str], path: &str) -> Vec<u8> {
+        let mut command = self.command(arguments, path);
+        let output = command.output().unwrap();
         assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
         output.stdout
     }
@@ -77,7 +88,7 @@ fn get_and_post_are_answered_with_the_octets_of_tcp() {
     ] {
         let asked = asked.to_wire();
         let mut tcp = Tcp::connect(encrypted.daemon.address());
-        std::io::Write::write_all(&mut tcp.stream, &client::framed(&asked)).unwrap();
+        tcp.stream.write_all(&client::framed(&asked)).unwrap();
         let expected = tcp.receive_wire().unwrap();
         assert_eq!(encrypted.get(&asked), expected);
         assert_eq!(encrypted.post(&asked), expected);
@@ -117,6 +128,33 @@ fn what_is_no_dns_request_has_its_status() {
         let output = encrypted.daemon.folder().join("output").display().to_string();
         let status = encrypted.curl(&[arguments, &["-w", "%{http_code}", "-o", &output]].concat(), &path);
         assert_eq!(String::from_utf8_lossy(&status), expected, "{case}");
+    }
+}
+
+/// Told of a failure while it sends, `curl` tells of a broken stream instead.
+#[test]
+fn a_body_that_is_not_wanted_is_heard_to_its_end() {
+    let Some(_) = require::program("curl") else { return };
+    let upstream = Upstream::saying("192.0.2.1");
+    let encrypted = Encrypted::new(&upstream, "");
+    for (case, method, path, expected) in [
+        ("another type", "POST", "/dns-query", "415"),
+        ("another path", "POST", "/other", "404"),
+        ("another method", "PUT", "/dns-query", "405"),
+    ] {
+        let arguments = ["-v", "-X", method, "-H", "content-type: text/plain", "-T", "-", "-w", "%{http_code}"];
+        let mut command = encrypted.command(&arguments, path);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut told = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        told.find(|line| line.starts_with("> content-type")).expect("the request");
+        for part in ["some", "more"] {
+            child.stdin.as_mut().unwrap().write_all(part.as_bytes()).unwrap();
+        }
+        drop(child.stdin.take());
+        let rest: Vec<String> = told.collect();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{case}: {rest:?}");
+        assert!(output.status.success(), "{case}: {rest:?}");
     }
 }
 
