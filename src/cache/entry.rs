@@ -138,11 +138,14 @@ impl Entry {
         self.kind() == Kind::Nodata
     }
 
-    /// Whether it is a failure that stands, and not void by a reload.
-    pub(super) fn is_failing(&self, now: Tick, epoch: Epoch) -> bool {
+    /// Whether it is a failure that somebody may just have been told, and not void by a reload.
+    pub(super) fn belies_its_sister(&self, now: Tick, epoch: Epoch) -> bool {
         match self {
             Self::Packed(_) => false,
-            Self::Whole(whole) => whole.kind == Kind::Failure && now < whole.times.expires && whole.epoch == epoch,
+            Self::Whole(whole) => {
+                let until = whole.times.expires.after_ticks(PAIR_TICKS);
+                whole.kind == Kind::Failure && now < until && whole.epoch == epoch
+            }
         }
     }
 
@@ -161,9 +164,9 @@ impl Entry {
         }
     }
 
-    /// When the last failure ends.
-    pub(super) fn failing_until(&self, standings: &Standings) -> Tick {
-        self.times(standings).failing_until
+    /// When a failure no longer [belies its sister](Self::belies_its_sister).
+    pub(super) fn belies_until(&self, standings: &Standings) -> Tick {
+        self.times(standings).failing_until.after_ticks(PAIR_TICKS)
     }
 
     fn kind(&self) -> Kind {
@@ -320,6 +323,10 @@ const fn allocated(bytes: usize) -> usize {
     let block = (bytes + 8).next_multiple_of(16);
     if block < 32 { 32 } else { block }
 }
+
+/// How long after a failure has ended its sister's NODATA is still belied: of two queries sent together one may be answered
+/// before the end and one after it, and a failure beside an empty answer is "no such host" to libc.
+const PAIR_TICKS: u32 = 2;
 
 /// An answer asked for so often in one life is worth a prefetch.
 const POPULAR_HITS: u8 = 3;

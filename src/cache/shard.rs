@@ -26,8 +26,8 @@ pub(super) struct Shard {
     bytes: usize,
     bound_bytes: usize,
     evictions: u64,
-    /// All failures end by then: until then, and only until then, a NODATA has to ask for its sister.
-    failing_until: Tick,
+    /// No failure belies its sister after that: until then, and only until then, a NODATA has to ask for its sister.
+    belied_until: Tick,
 }
 
 impl Shard {
@@ -38,7 +38,7 @@ impl Shard {
             bytes: 0,
             bound_bytes,
             evictions: 0,
-            failing_until: Tick::ORIGIN,
+            belied_until: Tick::ORIGIN,
         }
     }
 
@@ -64,11 +64,11 @@ impl Shard {
 
     /// The failure that stands for A if the key is AAAA's, and the reverse.
     pub(super) fn sister_failure(&self, key: &Key, now: Tick, epoch: Epoch) -> Option<&Entry> {
-        if now >= self.failing_until {
+        if now >= self.belied_until {
             return None;
         }
         let sister = key.sister()?;
-        self.peek(&sister).filter(|entry| entry.is_failing(now, epoch))
+        self.peek(&sister).filter(|entry| entry.belies_its_sister(now, epoch))
     }
 
     pub(super) fn insert(&mut self, key: &Key, draft: Draft) {
@@ -102,7 +102,7 @@ impl Shard {
             return;
         }
         let failure = Entry::failure(key, response, basis, self.peek(key), now);
-        self.failing_until = self.failing_until.max(failure.failing_until(&self.standings));
+        self.belied_until = self.belied_until.max(failure.belies_until(&self.standings));
         self.put(key, failure);
     }
 

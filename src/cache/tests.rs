@@ -214,7 +214,12 @@ fn nodata_fails_while_its_sister_does() {
         assert_eq!(state(&cache, &aaaa, NOW), Some(State::SisterFails));
         assert_eq!(rcode(&cache, &aaaa, NOW), Some(Rcode::SERVFAIL));
         assert_eq!(state(&cache, &a, NOW), FRESH);
-        assert_eq!(rcode(&cache, &aaaa, after(1000)), Some(Rcode::NOERROR), "the failure has ended");
+        assert_eq!(
+            state(&cache, &aaaa, after(1100)),
+            Some(State::SisterFails),
+            "asked beside one that was told the failure"
+        );
+        assert_eq!(rcode(&cache, &aaaa, after(1250)), Some(Rcode::NOERROR), "the failure has ended");
         cache.fail(&a, &servfail(&a), &ORIGIN.into(), after(60_000));
         assert_eq!(state(&cache, &aaaa, after(60_000)), Some(State::SisterFails), "stale, and yet belied");
         cache.insert(&a, &address(1), timed(60, 0), &ORIGIN.into(), after(60_000));
