@@ -36,8 +36,10 @@ pub fn adopt_tcp(listener: &TcpListener) -> io::Result<()> {
 /// On a wildcard address every datagram tells which address it was sent to, so that the reply can leave from there.
 pub fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = open(address, Type::DGRAM, Protocol::UDP)?;
-    socket.set_reuse_port(true)?;
+    // A port that is given may be shared; one that the kernel is to choose it would choose among those that others share.
+    socket.set_reuse_port(address.port() != 0)?;
     socket.bind(&address.into())?;
+    socket.set_reuse_port(true)?;
     let socket = socket.into();
     adopt_udp(&socket)?;
     Ok(socket)
@@ -146,11 +148,20 @@ mod tests {
 
     #[test]
     fn a_second_listener_on_an_address_is_refused_but_more_udp_sockets_are_not() {
-        let listener = bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
-        let address = listener.local_addr().unwrap();
-        assert_eq!(bind_tcp(address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        let _first = bind_udp(address).unwrap();
-        let _second = bind_udp(address).unwrap();
+        let any = "127.0.0.1:0".parse().unwrap();
+        let listener = bind_tcp(any).unwrap();
+        let refused = bind_tcp(listener.local_addr().unwrap()).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+        let first = bind_udp(any).unwrap();
+        let _second = bind_udp(first.local_addr().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_port_that_the_kernel_chooses_is_nobody_elses() {
+        let sockets: Vec<UdpSocket> = (0..600).map(|_| bind_udp("127.0.0.1:0".parse().unwrap()).unwrap()).collect();
+        let ports: std::collections::HashSet<u16> =
+            sockets.iter().map(|socket| socket.local_addr().unwrap().port()).collect();
+        assert_eq!(ports.len(), sockets.len());
     }
 
     #[test]
