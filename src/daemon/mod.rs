@@ -510,7 +510,8 @@ impl Daemon {
 
     /// Takes in no more, and replies to those who wait.
     async fn stop(mut self, end: End) -> Result<()> {
-        let ends = tokio::time::Instant::now() + DRAIN;
+        let patience = if end == End::Told { PATIENCE } else { DRAIN };
+        let ends = tokio::time::Instant::now() + patience;
         if end == End::Told {
             notify_manager(&[NotifyState::Stopping]);
         }
@@ -520,7 +521,7 @@ impl Daemon {
             self.serving.leave_to_successor();
         }
         self.stopping.cancel();
-        self.serving.stop_workers().await?;
+        self.serving.stop_workers(patience).await?;
         // A successor has taken in what there was.
         if let Some(file) = snapshot_file(&self.loaded).filter(|_| end == End::Told) {
             saved::save_cache(self.face.resolver(), file);
@@ -529,8 +530,11 @@ impl Daemon {
         trackers.iter().for_each(|tasks| {
             tasks.close();
         });
+        if tokio::time::timeout_at(ends, self.face.tasks().wait()).await.is_err() {
+            self.face.cut_short();
+        }
         let tasks = async { tokio::join!(trackers[0].wait(), trackers[1].wait(), trackers[2].wait()) };
-        if tokio::time::timeout_at(ends, tasks).await.is_err() {
+        if tokio::time::timeout_at(ends + FAREWELL, tasks).await.is_err() {
             tracing::warn!("some tasks are cut off");
         }
         tracing::info!("stopped");
@@ -632,6 +636,12 @@ fn notify_manager(state: &[NotifyState<'_>]) {
     }
 }
 
+/// How long clients may go on waiting for upstreams once the daemon was told to stop. What comes in meanwhile waits in the
+/// sockets for the next process, and may wait there again, up to the deadline of any query: together that is less than the
+/// five seconds after which libc asks again.
+const PATIENCE: Duration = Duration::from_millis(800);
+/// How long replies then have to leave.
+const FAREWELL: Duration = Duration::from_millis(500);
 /// How long files are left to settle after a change.
 const SETTLING: Duration = Duration::from_millis(100);
 /// How often it is looked whether an upstream is due for a probe.

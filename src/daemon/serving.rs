@@ -182,11 +182,11 @@ impl Serving {
         }
     }
 
-    /// Has the workers reply to what is queued and to those who wait, and waits for their end.
-    pub async fn stop_workers(&mut self) -> Result<()> {
+    /// Has the workers reply to what is queued and to those who wait, `patience` at most, and waits for their end.
+    pub async fn stop_workers(&mut self, patience: Duration) -> Result<()> {
         let workers = std::mem::take(&mut self.workers);
         for (worker, _) in &workers {
-            worker.stop();
+            worker.stop(patience);
         }
         let join = move || workers.into_iter().all(|(_, thread)| thread.join().is_ok());
         let have_ended = tokio::task::spawn_blocking(join).await.context("cannot wait for the workers")?;

@@ -288,7 +288,7 @@ impl Resolver {
             Ok(response) => response,
             Err(failure) => return Next::Settled(self.fail(&job, failure.response, now)),
         };
-        let Some(route) = job.route.take() else { return Next::Settled(self.abandon(&job)) };
+        let Some(route) = job.route.take() else { return Next::Settled(self.abandon(&job, LOST)) };
         let tables = self.tables();
         let asked = job.walk.asked();
         let Question { qtype, qclass, .. } = *asked;
@@ -572,9 +572,9 @@ impl Resolver {
         Some(stale)
     }
 
-    /// Settles a question whose exchange was lost, by a failure.
-    pub fn abandon(&self, job: &Job) -> Outgoing {
-        let lost = job.walk.error(Rcode::SERVFAIL, 0, "the exchange was lost; the log has more");
+    /// Settles a question that nobody sees to any longer, by a failure that says why.
+    pub fn abandon(&self, job: &Job, why: &str) -> Outgoing {
+        let lost = job.walk.error(Rcode::SERVFAIL, 0, why);
         self.land_failed(job, lost.response, || {})
     }
 
@@ -676,6 +676,8 @@ fn minimal_any(asked: &Question) -> Answer {
     Answer { authoritative: false, answer: vec![hinfo], ..Answer::default() }
 }
 
+/// Why those who wait are told a failure when whoever saw to their query has panicked.
+pub const LOST: &str = "the exchange was lost; the log has more";
 /// Extended error 0 for those who find no room to wait (RFC 8914 §4.1), encoded.
 const OVERLOAD: &[u8] = b"\x00\x0f\x00\x17\x00\x00too many queries wait";
 const _: () = assert!(OVERLOAD.len() == 4 + 0x17);

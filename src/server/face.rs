@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use parking_lot::RwLock;
 use rand::Rng;
 use tokio::{runtime, sync::mpsc};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Config,
@@ -25,7 +25,9 @@ use crate::{
     clock::{Moment, unix_seconds},
     forward::{self, Exchange, LoopWatch},
     metrics::{Cells, Dropped, Metrics, Rejection, Transport},
-    resolve::{AtOnce, Begun, Client, From, Job, Next, Outgoing, Pending, Reason, Resolver, Settled, Waiter, Way},
+    resolve::{
+        AtOnce, Begun, Client, From, Job, LOST, Next, Outgoing, Pending, Reason, Resolver, Settled, Waiter, Way,
+    },
     sys::Outbox,
     wire::{self, Asker, ClientOptions, Query, Rcode, Reject, ReplyOptions, ReplySize, Ttls, View, flag},
 };
@@ -44,6 +46,8 @@ pub struct Face {
     runtime: runtime::Handle,
     /// How many questions tasks see to.
     exchanges: AtomicUsize,
+    /// Ends them, when the process does.
+    hurry: CancellationToken,
     loops: LoopWatch,
     /// Counts for all tasks; workers have cells of their own.
     cells: Arc<Cells>,
@@ -96,8 +100,25 @@ struct Driven {
 }
 
 impl Driven {
-    fn disarm(&mut self) {
-        self.job = None;
+    async fn see_to(&mut self, mut next: Next) {
+        let (face, resolver) = (&self.face, &self.face.resolver);
+        loop {
+            next = match next {
+                Next::Settled(settled) => {
+                    self.job = None;
+                    return face.deliver(settled);
+                }
+                Next::Exchange(exchange, job) => {
+                    let impatient = || face.deliver(resolver.lose_patience(&job, Moment::now()));
+                    let outcome = forward::run(exchange, impatient).await;
+                    resolver.finish(job, outcome, Moment::now(), &mut rand::rng())
+                }
+                Next::Wait(pending, job) => {
+                    pending.wait().await;
+                    resolver.resume(job, Moment::now(), &mut rand::rng())
+                }
+            }
+        }
     }
 }
 
@@ -105,7 +126,8 @@ impl Drop for Driven {
     fn drop(&mut self) {
         self.face.exchanges.fetch_sub(1, Relaxed);
         if let Some(job) = self.job.take() {
-            self.face.deliver(self.face.resolver.abandon(&job));
+            let why = if self.face.hurry.is_cancelled() { STOPPING } else { LOST };
+            self.face.deliver(self.face.resolver.abandon(&job, why));
         }
     }
 }
@@ -144,6 +166,7 @@ impl Face {
             tasks: TaskTracker::new(),
             runtime,
             exchanges: AtomicUsize::new(0),
+            hurry: CancellationToken::new(),
             loops: LoopWatch::default(),
             cells: metrics.shared_cells(),
         }
@@ -416,7 +439,7 @@ impl Face {
     }
 
     /// Drives what follows until all who wait are replied to, in a task of its own. With too many under way, it fails.
-    pub fn drive(self: &Arc<Self>, mut next: Next) {
+    pub fn drive(self: &Arc<Self>, next: Next) {
         let job = match &next {
             Next::Settled(_) => None,
             Next::Exchange(_, job) | Next::Wait(_, job) => Some(job.clone()),
@@ -426,41 +449,23 @@ impl Face {
             self.cells.reject(Rejection::Overload);
             return self.deliver(match next {
                 Next::Settled(settled) => settled,
-                Next::Wait(_, job) => self.resolver.abandon(&job),
+                Next::Wait(_, job) => self.resolver.abandon(&job, OVERLOAD),
                 Next::Exchange(exchange, job) => {
-                    let outcome = exchange.give_up("too many queries wait for streams");
+                    let outcome = exchange.give_up(OVERLOAD);
                     match self.resolver.finish(job, outcome, Moment::now(), &mut rand::rng()) {
                         Next::Settled(settled) => settled,
-                        Next::Exchange(_, job) | Next::Wait(_, job) => self.resolver.abandon(&job),
+                        Next::Exchange(_, job) | Next::Wait(_, job) => self.resolver.abandon(&job, OVERLOAD),
                     }
                 }
             });
         }
-        let mut driven = Driven { face: self.clone(), job };
-        self.tasks.spawn_on(
-            async move {
-                let face = driven.face.clone();
-                let resolver = &face.resolver;
-                loop {
-                    next = match next {
-                        Next::Settled(settled) => {
-                            driven.disarm();
-                            return face.deliver(settled);
-                        }
-                        Next::Exchange(exchange, job) => {
-                            let impatient = || face.deliver(resolver.lose_patience(&job, Moment::now()));
-                            let outcome = forward::run(exchange, impatient).await;
-                            resolver.finish(job, outcome, Moment::now(), &mut rand::rng())
-                        }
-                        Next::Wait(pending, job) => {
-                            pending.wait().await;
-                            resolver.resume(job, Moment::now(), &mut rand::rng())
-                        }
-                    }
-                }
-            },
-            &self.runtime,
-        );
+        let (mut driven, hurry) = (Driven { face: self.clone(), job }, self.hurry.clone());
+        self.tasks.spawn_on(async move { hurry.run_until_cancelled(driven.see_to(next)).await }, &self.runtime);
+    }
+
+    /// Ends what tasks see to: those who wait are told that the server stops.
+    pub fn cut_short(&self) {
+        self.hurry.cancel();
     }
 
     /// Replies to all who wait, from a task.
@@ -497,3 +502,7 @@ impl Face {
         }
     }
 }
+
+/// Why those who wait are told a failure.
+pub(super) const STOPPING: &str = "the server is stopping";
+const OVERLOAD: &str = "too many queries wait for streams";

@@ -22,12 +22,15 @@ use std::{
 
 use rand::{SeedableRng, rngs::StdRng};
 
-use super::{Desk, Face, Incoming, Taken, face::HeldBack};
+use super::{
+    Desk, Face, Incoming, Taken,
+    face::{HeldBack, STOPPING},
+};
 use crate::{
     clock::Moment,
     forward::{Limits, News, UdpDriver},
     metrics::{Cells, Dropped, Transport},
-    resolve::{Job, Next, Outgoing, Settled, Waiter, Waiters, Way},
+    resolve::{Job, LOST, Next, Outgoing, Settled, Waiter, Waiters, Way},
     sys::{self, Datagram, Inbox, Outbox, Poller, Waker},
     wire::{self, Rcode},
 };
@@ -70,7 +73,7 @@ pub struct Handle {
 enum Command {
     Add(Listener),
     Remove(u32),
-    Stop,
+    Stop(Duration),
 }
 
 #[derive(Clone)]
@@ -146,6 +149,10 @@ impl<I: FnMut(&[u8])> Worker<I> {
     fn run(&mut self) -> io::Result<()> {
         let mut tokens = Vec::new();
         loop {
+            if self.ends.is_some_and(|ends| self.driver.in_flight() == 0 || self.now >= ends) {
+                self.abandon(STOPPING);
+                return Ok(());
+            }
             let wake_at = [self.driver.wake_at(), self.ends].into_iter().flatten().min();
             self.poller.wait(&mut tokens, wake_at.map(|at| at.since(self.now)))?;
             self.now = Moment::now();
@@ -163,9 +170,6 @@ impl<I: FnMut(&[u8])> Worker<I> {
             self.drive(UdpDriver::expire);
             self.take_reports();
             self.drive(|driver, _, _| driver.flush());
-            if self.ends.is_some_and(|ends| self.driver.in_flight() == 0 || self.now >= ends) {
-                return Ok(());
-            }
         }
     }
 
@@ -198,10 +202,7 @@ impl<I: FnMut(&[u8])> Worker<I> {
             for listener in &self.listeners {
                 self.poller.add(listener.socket.as_fd(), listener.number.into())?;
             }
-            let unsound = mem::replace(&mut self.driver, driver(&mut self.rng));
-            for job in unsound.into_tags() {
-                self.face.deliver(self.face.resolver().abandon(&job));
-            }
+            self.abandon(LOST);
         }
         self.now = Moment::now();
         if let Some(at) = self.current.take().filter(|at| *at < self.listeners.len() && !self.batch.is_empty()) {
@@ -209,6 +210,14 @@ impl<I: FnMut(&[u8])> Worker<I> {
         }
         // It may have been told so when it panicked.
         self.leave()
+    }
+
+    /// Tells all who wait for an upstream that it will not be; those exchanges end.
+    fn abandon(&mut self, why: &str) {
+        let ended = mem::replace(&mut self.driver, driver(&mut self.rng));
+        for job in ended.into_tags() {
+            self.face.deliver(self.face.resolver().abandon(&job, why));
+        }
     }
 
     fn obey(&mut self) -> io::Result<()> {
@@ -220,9 +229,9 @@ impl<I: FnMut(&[u8])> Worker<I> {
                     self.listeners.push(listener);
                 }
                 Command::Remove(number) => self.leaving.push(number),
-                Command::Stop => {
+                Command::Stop(patience) => {
                     self.leaving.extend(self.listeners.iter().map(|listener| listener.number));
-                    self.ends = Some(self.now + DRAIN);
+                    self.ends = Some(self.now + patience);
                 }
             }
         }
@@ -404,9 +413,9 @@ impl Handle {
         self.tell(Command::Remove(number));
     }
 
-    /// Reply to what is queued and to those who wait, then end.
-    pub fn stop(&self) {
-        self.tell(Command::Stop);
+    /// Reply to what is queued and to those who wait, a failure to those who still wait after `patience`, then end.
+    pub fn stop(&self, patience: Duration) {
+        self.tell(Command::Stop(patience));
     }
 
     fn tell(&self, command: Command) {
@@ -431,8 +440,6 @@ const MOST_EXCHANGES: usize = 1 << 20;
 const MOST_UPSTREAM_SOCKETS: usize = 4096;
 /// Of all descriptors that there may be: a quarter for four workers.
 const WORKERS_SHARE: usize = 16;
-/// How long a worker that ends goes on for those who wait: a bit longer than the deadline of any query.
-const DRAIN: Duration = Duration::from_millis(4000);
 /// Between a system call that has failed and the next.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);
 /// What the names of the workers' threads begin with.

@@ -62,7 +62,7 @@ impl House {
     }
 
     fn end(self) {
-        self.handle.stop();
+        self.handle.stop(PATIENCE);
         self.thread.join().unwrap();
     }
 }
@@ -107,7 +107,7 @@ fn a_worker_that_panics_while_it_is_told_to_end_serves_what_is_queued_and_ends()
     }
     // Both in one go: it serves the listener for the first time when it lets it go.
     house.serve();
-    house.handle.stop();
+    house.handle.stop(PATIENCE);
     let mut replies: Vec<_> = (0..3).map(|_| receive(&client)).collect();
     replies.sort_unstable();
     assert_eq!(replies, [(1, 0), (2, 2), (3, 0)]);

@@ -184,6 +184,28 @@ fn who_waits_for_an_upstream_is_answered_by_the_process_that_hands_over() {
     daemon.wait_for_log(0, |line| line.contains("stopped"));
 }
 
+/// Those who ask the next process have its whole deadline before them: nobody may hold it up for as long.
+#[test]
+fn who_waits_for_an_upstream_is_told_when_the_daemon_is_to_end() {
+    let house = House::new();
+    house.upstream.change(|_| vec![]);
+    let daemon = house.setup(2).start();
+    thread::scope(|scope| {
+        let clients = [
+            scope.spawn(|| udp(house.address, &query("udp.example A").edns(1232))),
+            scope.spawn(|| tcp(house.address, &query("tcp.example A").edns(1232))),
+        ];
+        house.upstream.wait_for("udp.example A", 1);
+        house.upstream.wait_for("tcp.example A", 1);
+        assert_eq!(daemon.stop().code, Some(0));
+        for client in clients {
+            let reply = client.join().unwrap();
+            assert_eq!(reply.rcode_name(), "SERVFAIL");
+            assert_eq!(reply.error_texts(), ["the server is stopping"]);
+        }
+    });
+}
+
 #[test]
 fn a_process_that_does_not_come_up_changes_nothing() {
     let house = House::new();

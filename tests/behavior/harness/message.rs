@@ -190,13 +190,19 @@ impl Message {
         self.authority.iter().find(|record| record.rtype == 6)
     }
 
+    fn options(&self, wanted: u16) -> impl Iterator<Item = &[u8]> {
+        let options = self.edns.iter().flat_map(|edns| &edns.options);
+        options.filter(move |(code, _)| *code == wanted).map(|(_, data)| data.as_slice())
+    }
+
     /// The codes of the extended errors.
     pub fn extended_errors(&self) -> Vec<u16> {
-        let options = self.edns.iter().flat_map(|edns| &edns.options);
-        options
-            .filter(|(code, _)| *code == OPTION_EDE)
-            .map(|(_, data)| u16::from_be_bytes([data[0], data[1]]))
-            .collect()
+        self.options(OPTION_EDE).map(|data| u16::from_be_bytes([data[0], data[1]])).collect()
+    }
+
+    /// The texts of the extended errors.
+    pub fn error_texts(&self) -> Vec<String> {
+        self.options(OPTION_EDE).map(|data| String::from_utf8_lossy(&data[2..]).into_owned()).collect()
     }
 
     /// The message on the wire, names uncompressed.
