@@ -73,6 +73,8 @@ pub(super) enum Broken {
     Loop,
     #[error("the CNAME chain changes rules more than {MOST_STEPS} times")]
     Long,
+    #[error("a response holds a CNAME chain of more than {MOST_LINKS} records")]
+    Links,
     #[error("the response holds a malformed name")]
     Malformed(#[from] NameError),
 }
@@ -280,7 +282,7 @@ fn leaving(asked: &Question, answer: &[Record], stays: impl Fn(&Name) -> bool) -
     }
     let mut current = asked.qname.clone();
     let mut records = Vec::new();
-    for _ in 0..=answer.len() {
+    for _ in 0..=answer.len().min(MOST_LINKS) {
         let cname = answer.iter().find(|record| record.rtype == Rtype::CNAME && record.owner == current);
         let Some(target) = cname.and_then(Record::target) else { return Ok(None) };
         let leads = |record: &&Record| match if record.rtype == Rtype::RRSIG { covered(record) } else { record.rtype } {
@@ -295,7 +297,7 @@ fn leaving(asked: &Question, answer: &[Record], stays: impl Fn(&Name) -> bool) -
         }
         current = target;
     }
-    Err(Broken::Loop)
+    Err(if answer.len() > MOST_LINKS { Broken::Links } else { Broken::Loop })
 }
 
 /// The type that an RRSIG record signs (RFC 4034 §3.1.1).
@@ -305,6 +307,9 @@ fn covered(rrsig: &Record) -> Rtype {
 
 /// Longest way over the borders of rules.
 const MOST_STEPS: usize = 8;
+/// Longest way within a response. Recursors stop at 11 or 16; one of the thousands that a message over TCP can hold would
+/// be walked again and again for each of them.
+pub(super) const MOST_LINKS: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -427,6 +432,16 @@ mod tests {
             assert_eq!(step(&mut walk, &format!("{i}.test"), &format!("{}.test", i + 1)), Ok(true), "{i}");
         }
         assert_eq!(step(&mut walk, "8.test", "9.test"), Err(Broken::Long));
+    }
+
+    #[test]
+    fn a_chain_of_thousands_is_not_walked() {
+        let chain: Vec<Record> =
+            (0..2000).map(|link| cname(&format!("{link}.test"), &format!("{}.test", link + 1))).collect();
+        let followed = |links: usize| leaving(&question("0.test", Rtype::A), &chain[..links], |_| true);
+        assert!(matches!(followed(MOST_LINKS), Ok(None)));
+        assert!(matches!(followed(MOST_LINKS + 1), Err(Broken::Links)));
+        assert!(matches!(followed(2000), Err(Broken::Links)));
     }
 
     #[test]

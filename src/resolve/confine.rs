@@ -6,19 +6,20 @@
 //! those that its CNAME records lead to, in the authority section those of names above these, and proofs that a name does
 //! not exist, in the additional section those of names for which the same rule speaks.
 
-use crate::wire::{Name, NameError, Question, RecordView, Response, Rtype, Section};
+use super::chase::{Broken, MOST_LINKS};
+use crate::wire::{Name, Question, RecordView, Response, Rtype, Section};
 
-/// Leaves out what is beside the way. `is_ours` tells whether who has said it speaks for a name. It fails where something is
-/// to be left out and a name of the rest cannot be read: then nothing of it is to be relayed.
+/// Leaves out what is beside the way. `is_ours` tells whether who has said it speaks for a name. It fails where the way is
+/// too long, or something is to be left out and a name of the rest cannot be read: then nothing of it is to be relayed.
 pub(super) fn confine(
     response: &mut Response,
     asked: &Question,
     is_ours: impl Fn(&Name) -> bool,
-) -> Result<(), NameError> {
+) -> Result<(), Broken> {
     if response.records().all(|record| is_plain(response, &record, asked)) {
         return Ok(());
     }
-    let way = way(response, asked, &is_ours);
+    let way = way(response, asked, &is_ours)?;
     let serves_the_way = |owner: &Name| way.iter().any(|name| name.is_at_or_below(owner));
     let belongs = |record: &RecordView| {
         let Ok(owner) = response.owner(record) else { return false };
@@ -50,7 +51,7 @@ fn is_plain(response: &Response, record: &RecordView, asked: &Question) -> bool 
 
 /// The name asked for, and those that CNAME records lead to from there. Where one of these belongs to others, the answer is
 /// cut by whoever follows it; but if all that is said of the name itself was asked for, nobody does.
-fn way(response: &Response, asked: &Question, is_ours: impl Fn(&Name) -> bool) -> Vec<Name> {
+fn way(response: &Response, asked: &Question, is_ours: impl Fn(&Name) -> bool) -> Result<Vec<Name>, Broken> {
     let is_followed = !matches!(asked.qtype, Rtype::CNAME | Rtype::ANY | Rtype::RRSIG);
     let is_alias = |record: &RecordView| record.section == Section::Answer && record.rtype == Rtype::CNAME;
     let aliases = response.records().filter(is_alias);
@@ -63,9 +64,12 @@ fn way(response: &Response, asked: &Question, is_ours: impl Fn(&Name) -> bool) -
         if !is_followed && !is_ours(target) {
             break;
         }
+        if way.len() > MOST_LINKS {
+            return Err(Broken::Links);
+        }
         way.push(target.clone());
     }
-    way
+    Ok(way)
 }
 
 #[cfg(test)]
@@ -158,6 +162,18 @@ mod tests {
             assert_eq!(confined.is_ok(), is_relayed, "{odd}, {foreign}");
             let is_ours = response.records().all(|record| response.owner(&record).unwrap() == asked.qname);
             assert_eq!(is_ours, is_relayed, "{odd}, {foreign}");
+        }
+    }
+
+    #[test]
+    fn a_way_of_thousands_is_not_gone() {
+        let asked = Question { qname: "0.example".parse().unwrap(), qtype: Rtype::A, qclass: Class::IN };
+        for (links, outcome) in [(MOST_LINKS, Ok(())), (MOST_LINKS + 1, Err(Broken::Links)), (2000, Err(Broken::Links))]
+        {
+            let answer = (0..links).map(|link| record(&format!("{link}.example CNAME {}.example", link + 1))).collect();
+            let mut response = Answer { answer, ..Answer::default() }.encode(&asked);
+            assert_eq!(confine(&mut response, &asked, |_| true), outcome, "{links}");
+            assert_eq!(response.records().count(), links);
         }
     }
 

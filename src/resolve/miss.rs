@@ -11,7 +11,7 @@ use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     Client, Resolver,
-    chase::{Arrival, Broken, Said, Walk},
+    chase::{Arrival, Said, Walk},
     confine::confine,
     hit::{Asking, Denial, FromCache, STALE_ANSWER},
     inflight::{Join, Landing, Party, Verdict as Lands, Waiter, Waiters, Whose},
@@ -308,7 +308,7 @@ impl Resolver {
                 && tables.sharing(&target, job.client) == Sharing::All
         };
         let said = Said::Forwarded(response, route.lifetimes);
-        let look = match confined.map_err(Broken::from).and_then(|()| job.walk.take_in(said, stays)) {
+        let look = match confined.and_then(|()| job.walk.take_in(said, stays)) {
             Ok(None) => {
                 let chance = Chance { random: rng.random(), now };
                 self.look(&tables, &mut job.walk, job.party.key.variant(), job.client, chance)
