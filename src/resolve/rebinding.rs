@@ -42,7 +42,8 @@ fn is_private_record(response: &Response, record: &RecordView) -> bool {
     };
     match record.rtype {
         Rtype::A | Rtype::AAAA => address(rdata).is_some_and(is_private),
-        Rtype::SVCB | Rtype::HTTPS => hints(rdata).unwrap_or_default().into_iter().any(is_private),
+        // Who reads a malformed one may find in it what we do not.
+        Rtype::SVCB | Rtype::HTTPS => hints(rdata).is_none_or(|hints| hints.into_iter().any(is_private)),
         _ => false,
     }
 }
@@ -52,7 +53,7 @@ fn address(octets: &[u8]) -> Option<IpAddr> {
     v4.or_else(|| <[u8; 16]>::try_from(octets).ok().map(IpAddr::from))
 }
 
-/// The addresses that a service binding suggests (RFC 9460 §7.3); `None` for RDATA that is cut.
+/// The addresses that a service binding suggests (RFC 9460 §7.3); `None` for RDATA that is malformed.
 fn hints(rdata: &[u8]) -> Option<Vec<IpAddr>> {
     let mut at = 2; // behind the priority
     loop {
@@ -67,8 +68,9 @@ fn hints(rdata: &[u8]) -> Option<Vec<IpAddr>> {
         let (key, length) = (read_u16(rdata, at)?, usize::from(read_u16(rdata, at + 2)?));
         let value = rdata.get(at + 4..at + 4 + length)?;
         match key {
-            KEY_IPV4_HINT => hints.extend(value.chunks(4).filter_map(address)),
-            KEY_IPV6_HINT => hints.extend(value.chunks(16).filter_map(address)),
+            KEY_IPV4_HINT if length.is_multiple_of(4) => hints.extend(value.chunks(4).filter_map(address)),
+            KEY_IPV6_HINT if length.is_multiple_of(16) => hints.extend(value.chunks(16).filter_map(address)),
+            KEY_IPV4_HINT | KEY_IPV6_HINT => return None,
             _ => {}
         }
         at += 4 + length;
@@ -77,8 +79,8 @@ fn hints(rdata: &[u8]) -> Option<Vec<IpAddr>> {
 }
 
 /// Whether an address means a host within a site, or this one: loopback, private (RFC 1918, 4193), shared (RFC 6598),
-/// link-local, unspecified (which reaches loopback) and broadcast, also where IPv6 wraps it: mapped and compatible (RFC 4291
-/// §2.5.5), translated (RFC 6052), 6to4 (RFC 3056).
+/// link-local, site-local (RFC 3879), unspecified (which reaches loopback) and broadcast, also where IPv6 wraps it: mapped
+/// and compatible (RFC 4291 §2.5.5), translated (RFC 6052), 6to4 (RFC 3056).
 fn is_private(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => is_private_v4(v4),
@@ -93,6 +95,7 @@ fn is_private(address: IpAddr) -> bool {
             v6 == Ipv6Addr::LOCALHOST
                 || v6.is_unique_local()
                 || v6.is_unicast_link_local()
+                || a & 0xffc0 == 0xfec0
                 || wrapped.is_some_and(is_private_v4)
         }
     }
@@ -136,6 +139,9 @@ mod tests {
             ("::", true),
             ("fd00::1", true),
             ("fe80::1", true),
+            ("fec0::1", true),
+            ("feff::1", true),
+            ("ff02::1", false),
             ("2001:db8::1", false),
             ("::ffff:10.0.0.1", true),
             ("::ffff:192.0.2.1", false),
@@ -185,6 +191,7 @@ mod tests {
         let public_hint = binding(&[0, 4, 0, 4, 192, 0, 2, 1]);
         let private_hint = binding(&[0, 4, 0, 8, 192, 0, 2, 1, 10, 0, 0, 1]);
         let cut_hint = binding(&[0, 4, 0, 8, 10]);
+        let odd_hint = binding(&[0, 4, 0, 5, 192, 0, 2, 1, 10]);
         for (records, expected) in [
             (vec![public.clone(), signature.clone()], None),
             (vec![public.clone(), private.clone(), signature.clone()], Some(vec![public.clone()])),
@@ -192,7 +199,7 @@ mod tests {
             (vec![alias.clone(), private_v6, other_signature.clone()], Some(vec![alias, other_signature])),
             (vec![text, odd], None), // no addresses
             (vec![public_hint.clone(), private_hint], Some(vec![public_hint])),
-            (vec![cut_hint], None),
+            (vec![cut_hint, odd_hint], Some(vec![])),
         ] {
             assert_eq!(left(&records), expected, "{records:?}");
         }
