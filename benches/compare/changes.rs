@@ -20,7 +20,7 @@ pub fn measure(watershed: &Path, instances: u32, changes: u16, upstream: SocketA
     let services = dir.path().join("services");
     fs::create_dir(&services)?;
     for service in 0..instances / INSTANCES {
-        fs::write(services.join(format!("s{service}.json")), definitions(service, 1))?;
+        fs::write(services.join(format!("s{service}.json")), definitions(service, INSTANCES, 1))?;
     }
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
     let config = format!(
@@ -50,13 +50,14 @@ pub fn measure(watershed: &Path, instances: u32, changes: u16, upstream: SocketA
 /// As editors do it: beside it, then in its place.
 fn change(services: &Path, port: u16) -> anyhow::Result<()> {
     let next = services.join("next");
-    fs::write(&next, definitions(0, port))?;
+    fs::write(&next, definitions(0, INSTANCES, port))?;
     Ok(fs::rename(next, services.join("s0.json"))?)
 }
 
-fn definitions(service: u32, port: u16) -> String {
+/// The file of a service: instance after instance, with addresses that count from 192.0.2.1.
+pub fn definitions(service: u32, instances: u32, port: u16) -> String {
     let mut text = String::from("{\"services\": [");
-    for instance in 1..=INSTANCES {
+    for instance in 1..=instances {
         let comma = if instance > 1 { "," } else { "" };
         let _ = write!(
             text,

@@ -2,38 +2,110 @@
 //! possible. Each runs as a process of its own.
 
 use std::{
+    collections::VecDeque,
     io,
-    net::{SocketAddr, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
     os::fd::AsFd,
+    thread,
+    time::{Duration, Instant},
 };
 
+use rand::RngExt;
 use watershed::sys::{Inbox, Outbox, Poller, bind_udp};
 
 use super::traffic;
 
-/// Answers every query at once. As an upstream it is what all servers ask; as a server it is the limit for hits, for
-/// nobody can do less than to turn datagrams round.
-pub fn answer(listen: SocketAddr) -> io::Result<()> {
+/// How an upstream answers.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Manner {
+    /// How long after the query.
+    pub delay: Duration,
+    /// How many of a thousand queries it does not hear.
+    pub lost_permille: u32,
+}
+
+/// What an upstream has seen since it was last asked.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Seen {
+    pub queries: u64,
+    /// Different source ports of them.
+    pub ports: u64,
+}
+
+/// Answers every query. As an upstream it is what all servers ask; as a server, with so many threads, it is the limit for
+/// hits, for nobody can do less than to turn datagrams round.
+pub fn answer(listen: SocketAddr, threads: u32, manner: Manner) -> io::Result<()> {
+    for _ in 1..threads {
+        thread::spawn(move || answer(listen, 1, manner));
+    }
     let socket = bind_udp(listen)?;
     let poller = Poller::new()?;
     poller.add(socket.as_fd(), 0)?;
     let (mut inbox, mut outbox, mut tokens) = (Inbox::new(BATCH, BYTES), Outbox::new(BATCH, BYTES), Vec::new());
+    let mut rng = rand::rng();
+    let (mut queries, mut ports, mut port_count) = (0_u64, vec![false; 1 << 16], 0_u64);
+    let mut delayed: VecDeque<(Instant, SocketAddr, Vec<u8>)> = VecDeque::new();
     loop {
-        poller.wait(&mut tokens, None)?;
-        let received = inbox.receive(socket.as_fd())?;
+        poller.wait(&mut tokens, delayed.front().map(|_| Duration::ZERO))?;
+        let received = if tokens.is_empty() { 0 } else { inbox.receive(socket.as_fd())? };
+        let due = (!manner.delay.is_zero()).then(|| Instant::now() + manner.delay);
         for datagram in (0..received).filter_map(|slot| inbox.get(slot)) {
-            if traffic::answer(datagram.payload, outbox.buffer()) {
+            if outbox.is_full() {
+                outbox.send(socket.as_fd());
+            }
+            if datagram.payload == SEEN {
+                outbox.buffer().clear();
+                outbox.buffer().extend([queries, port_count].map(u64::to_be_bytes).as_flattened());
                 outbox.queue(datagram.peer, None);
+                (queries, port_count) = (0, 0);
+                ports.fill(false);
+                continue;
+            }
+            queries += 1;
+            port_count += u64::from(!std::mem::replace(&mut ports[usize::from(datagram.peer.port())], true));
+            let is_lost = manner.lost_permille > 0 && rng.random_ratio(manner.lost_permille, 1000);
+            if is_lost || !traffic::answer(datagram.payload, outbox.buffer()) {
+                continue;
+            }
+            match due {
+                Some(due) => delayed.push_back((due, datagram.peer, outbox.buffer().clone())),
+                None => outbox.queue(datagram.peer, None),
             }
         }
+        while delayed.front().is_some_and(|(due, ..)| *due <= Instant::now())
+            && let Some((_, peer, message)) = delayed.pop_front()
+        {
+            if outbox.is_full() {
+                outbox.send(socket.as_fd());
+            }
+            outbox.buffer().clear();
+            outbox.buffer().extend(message);
+            outbox.queue(peer, None);
+        }
         outbox.send(socket.as_fd());
+        if received == 0 && !delayed.is_empty() {
+            // The poller counts in milliseconds.
+            thread::sleep(MOMENT);
+        }
     }
+}
+
+/// Asks an upstream what it has seen; it then starts anew.
+pub fn seen(upstream: SocketAddr) -> io::Result<Seen> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.connect(upstream)?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    socket.send(SEEN)?;
+    let mut reply = [[0; 8]; 2];
+    socket.recv(reply.as_flattened_mut())?;
+    let [queries, ports] = reply.map(u64::from_be_bytes);
+    Ok(Seen { queries, ports })
 }
 
 /// Sends every query on under another id, and its reply back: the limit for misses.
 pub fn forward(listen: SocketAddr, upstream: SocketAddr) -> io::Result<()> {
     let clients = bind_udp(listen)?;
-    let upstreams = UdpSocket::bind("127.0.0.1:0")?;
+    let upstreams = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     upstreams.set_nonblocking(true)?;
     upstreams.connect(upstream)?;
     let poller = Poller::new()?;
@@ -69,5 +141,8 @@ pub fn forward(listen: SocketAddr, upstream: SocketAddr) -> io::Result<()> {
     }
 }
 
+/// No query: what it asks is what was seen.
+const SEEN: &[u8] = b"?";
 const BATCH: usize = 64;
 const BYTES: usize = 1500;
+const MOMENT: Duration = Duration::from_micros(50);

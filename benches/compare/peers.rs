@@ -1,25 +1,45 @@
-//! The servers to compare: where their programs are, and how each is started as a forwarder with a cache on one thread,
-//! without validation and without a log.
+//! The servers to compare: where their programs are, and how each is started as a forwarder with a cache, without
+//! validation and without a log.
 
 use std::{
     fmt::Write,
+    fs,
+    io::{self, BufWriter, Write as _},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use super::traffic;
+use super::{changes, traffic};
 
 /// What a server is to be set up for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Setup {
-    /// A folder of its own.
-    pub dir: PathBuf,
-    pub port: u16,
-    pub upstream_port: u16,
+    pub upstream: SocketAddr,
     /// How many names its cache has to hold.
     pub names: u32,
     /// Rules beside the one for all names; each of them forwards its suffix to the same upstream.
     pub rules: u32,
+    pub threads: u32,
+    pub own: Own,
+}
+
+/// What a server knows by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Own {
+    Nothing,
+    /// That so many names do not exist.
+    Blocked(u32),
+    /// So many services.
+    Services(u32),
+}
+
+/// Where it is set up.
+pub struct Place<'a> {
+    pub setup: &'a Setup,
+    /// A folder of its own.
+    pub dir: &'a Path,
+    pub port: u16,
 }
 
 /// A server.
@@ -29,8 +49,28 @@ pub struct Peer {
     version_arg: &'static str,
     /// The text of its file of this name.
     file: &'static str,
-    config: fn(&Setup) -> String,
-    args: fn(&Setup) -> Vec<String>,
+    config: fn(&Place) -> String,
+    args: fn(&Place) -> Vec<String>,
+    threads: Threads,
+    blocklist: Blocklist,
+}
+
+/// How many threads a server can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Threads {
+    One,
+    Many,
+}
+
+/// How a server is told of names that do not exist: a file of them.
+struct Blocklist {
+    head: &'static str,
+    /// For each `NAME`.
+    line: &'static str,
+    /// What then follows in the configuration.
+    config: &'static str,
+    /// A further file, if that names one, and its text.
+    beside: (&'static str, &'static str),
 }
 
 /// A server whose program is here.
@@ -78,35 +118,92 @@ impl Installed {
         matches!(self.kind, Kind::Limit(_))
     }
 
+    /// Whether it can have so many threads, and know such things by itself.
+    pub fn can(&self, threads: u32, own: Own) -> bool {
+        match &self.kind {
+            Kind::Limit(_) => own == Own::Nothing,
+            Kind::Peer(peer, _) => {
+                (threads == 1 || peer.threads == Threads::Many)
+                    && (peer.name == WATERSHED || !matches!(own, Own::Services(_)))
+            }
+        }
+    }
+
     /// Writes its files; how it is then started.
-    pub fn prepare(&self, setup: &Setup) -> std::io::Result<(PathBuf, Vec<String>)> {
+    pub fn prepare(&self, place: &Place) -> io::Result<(PathBuf, Vec<String>)> {
         match &self.kind {
             Kind::Peer(peer, path) => {
-                std::fs::write(setup.dir.join(peer.file), (peer.config)(setup))?;
-                Ok((path.clone(), (peer.args)(setup)))
+                fs::write(place.dir.join(peer.file), (peer.config)(place) + &peer.prepare_own(place)?)?;
+                Ok((path.clone(), (peer.args)(place)))
             }
             Kind::Limit(part) => {
-                let [own, upstream] = [setup.port, setup.upstream_port].map(|port| format!("127.0.0.1:{port}"));
-                Ok((std::env::current_exe()?, vec![(*part).into(), own, upstream]))
+                let own = format!("127.0.0.1:{}", place.port);
+                let more = match *part {
+                    ANSWER => place.setup.threads.to_string(),
+                    _ => place.setup.upstream.to_string(),
+                };
+                Ok((std::env::current_exe()?, vec![(*part).into(), own, more]))
             }
         }
     }
 }
 
-impl Setup {
+impl Peer {
+    /// Writes the files of what it knows by itself; what it takes in the configuration.
+    fn prepare_own(&self, place: &Place) -> io::Result<String> {
+        let list = &self.blocklist;
+        match place.setup.own {
+            Own::Nothing => Ok(String::new()),
+            Own::Blocked(count) => {
+                let mut file = BufWriter::new(fs::File::create(place.dir.join("blocked"))?);
+                file.write_all(list.head.as_bytes())?;
+                for number in traffic::BLOCKED..traffic::BLOCKED + count {
+                    file.write_all(list.line.replace("NAME", &traffic::qname(number, 0)).as_bytes())?;
+                }
+                file.flush()?;
+                if !list.beside.0.is_empty() {
+                    fs::write(place.dir.join(list.beside.0), place.fill(list.beside.1))?;
+                }
+                Ok(place.fill(list.config))
+            }
+            Own::Services(count) => {
+                let services = place.dir.join("services");
+                fs::create_dir(&services)?;
+                for service in 0..count {
+                    let text = changes::definitions(service, traffic::INSTANCES.into(), 1);
+                    fs::write(services.join(format!("s{service}.json")), text)?;
+                }
+                let config = "[catalog]\nnode_name = \"bench\"\naddress = \"192.0.2.1\"\n\
+                              [catalog.files]\ndirectory = \"DIR/services\"\n";
+                Ok(place.fill(config))
+            }
+        }
+    }
+}
+
+impl Place<'_> {
+    /// `text` with what is known of the place filled in.
+    fn fill(&self, text: &str) -> String {
+        self.fill_rules(text, "")
+    }
+
     /// `text` for each rule, with its suffix in place of `SUFFIX`, and what is known of the setup filled in.
-    fn fill(&self, text: &str, rule: &str) -> String {
+    fn fill_rules(&self, text: &str, rule: &str) -> String {
+        let Setup { upstream, names, rules, threads, .. } = *self.setup;
         let mut filled = text.to_owned();
-        for number in 0..self.rules {
+        for number in 0..rules {
             let _ = write!(filled, "{}", rule.replace("SUFFIX", &traffic::rule(number)));
         }
-        let cache_bytes = (u64::from(self.names) * 2048).max(64 << 20);
+        let cache_bytes = (u64::from(names) * 2048).max(64 << 20);
         for (word, value) in [
             ("DIR", self.dir.display().to_string()),
-            ("UPSTREAM_PORT", self.upstream_port.to_string()),
+            ("UPSTREAM_IP", upstream.ip().to_string()),
+            ("UPSTREAM_PORT", upstream.port().to_string()),
             ("PORT", self.port.to_string()),
             ("CACHE_MB", (cache_bytes >> 20).to_string()),
-            ("CACHE_NAMES", (self.names + self.names / 4).max(100_000).to_string()),
+            ("CACHE_NAMES", (names + names / 4).max(1000).to_string()),
+            ("THREADS", threads.to_string()),
+            ("SHARDS", if threads == 1 { "1".into() } else { "16".into() }),
         ] {
             filled = filled.replace(word, &value);
         }
@@ -122,6 +219,11 @@ fn args<const N: usize>(args: [&str; N]) -> Vec<String> {
     args.map(str::to_owned).into()
 }
 
+const RPZ_HEAD: &str = "$TTL 3600\n@ SOA localhost. root.localhost. 1 3600 600 86400 3600\n@ NS localhost.\n";
+/// The part of this program that answers.
+pub const ANSWER: &str = "answer";
+/// The part of this program that forwards.
+pub const FORWARD: &str = "forward";
 /// The name of the least that is possible.
 pub const LIMIT: &str = "limit";
 /// Our own name.
@@ -133,48 +235,65 @@ static PEERS: [Peer; 7] = [
         program: "watershed",
         version_arg: "--version",
         file: "watershed.toml",
-        config: |setup| {
+        config: |place| {
             let text = r#"
 [server]
 listen = ["127.0.0.1:PORT"]
-workers = 1
+workers = THREADS
 [cache]
 size = "CACHE_MBMiB"
 [control]
 listen = "127.0.0.1:0"
 [[forward]]
 suffixes = ["."]
-upstreams = ["127.0.0.1:UPSTREAM_PORT"]
+upstreams = ["UPSTREAM_IP:UPSTREAM_PORT"]
 "#;
-            setup.fill(text, "[[forward]]\nsuffixes = ['SUFFIX']\nupstreams = ['127.0.0.1:UPSTREAM_PORT']\n")
+            place.fill_rules(text, "[[forward]]\nsuffixes = ['SUFFIX']\nupstreams = ['UPSTREAM_IP:UPSTREAM_PORT']\n")
         },
-        args: |setup| args(["run", "--config", &setup.path("watershed.toml")]),
+        args: |place| args(["run", "--config", &place.path("watershed.toml")]),
+        threads: Threads::Many,
+        blocklist: Blocklist {
+            head: "$TTL 60\n",
+            line: "NAME. CNAME .\n",
+            config: "[[zone]]\napex = \".\"\nfile = \"DIR/blocked\"\nmode = \"overlay\"\n",
+            beside: ("", ""),
+        },
     },
     Peer {
         name: "dnsdist",
         program: "dnsdist",
         version_arg: "--version",
         file: "dnsdist.conf",
-        config: |setup| {
+        config: |place| {
             let text = "
-setLocal('127.0.0.1:PORT', { reusePort = true })
+setLocal('127.0.0.1:PORT', { reusePort = true, maxInFlight = 1000 })
+for _ = 2, THREADS do addLocal('127.0.0.1:PORT', { reusePort = true }) end
 setACL('127.0.0.0/8')
 setUDPMultipleMessagesVectorSize(64)
 setMaxUDPOutstanding(65535)
 setSecurityPollSuffix('')
-newServer({ address = '127.0.0.1:UPSTREAM_PORT', healthCheckMode = 'up' }):setUp()
-getPool(''):setCache(newPacketCache(CACHE_NAMES, { maxTTL = 86400, numberOfShards = 1, deferrableInsertLock = false }))
+setMaxTCPClientThreads(THREADS)
+newServer({ address = 'UPSTREAM_IP:UPSTREAM_PORT', healthCheckMode = 'up' }):setUp()
+getPool(''):setCache(newPacketCache(CACHE_NAMES, { maxTTL = 86400, numberOfShards = SHARDS, deferrableInsertLock = false }))
 ";
-            setup.fill(text, "addAction('SUFFIX.', PoolAction(''))\n")
+            place.fill_rules(text, "addAction('SUFFIX.', PoolAction(''))\n")
         },
-        args: |setup| args(["--supervised", "--disable-syslog", "-C", &setup.path("dnsdist.conf")]),
+        args: |place| args(["--supervised", "--disable-syslog", "-C", &place.path("dnsdist.conf")]),
+        threads: Threads::Many,
+        blocklist: Blocklist {
+            head: "",
+            line: "NAME\n",
+            config: "blocked = newSuffixMatchNode()\nfor name in io.lines('DIR/blocked') do blocked:add(newDNSName(name)) end\n\
+                     addAction(SuffixMatchNodeRule(blocked), RCodeAction(DNSRCode.NXDOMAIN))\n",
+            beside: ("", ""),
+        },
     },
     Peer {
         name: "Unbound",
         program: "unbound",
         version_arg: "-V",
         file: "unbound.conf",
-        config: |setup| {
+        config: |place| {
             let text = r#"
 server:
   directory: "DIR"
@@ -188,35 +307,43 @@ server:
   port: PORT
   do-ip6: no
   do-not-query-localhost: no
-  num-threads: 1
+  num-threads: THREADS
   so-rcvbuf: 4m
   so-sndbuf: 4m
   module-config: "iterator"
   minimal-responses: yes
   msg-cache-size: CACHE_MBm
   rrset-cache-size: CACHE_MBm
-  msg-cache-slabs: 1
-  rrset-cache-slabs: 1
-  infra-cache-slabs: 1
-  key-cache-slabs: 1
+  msg-cache-slabs: SHARDS
+  rrset-cache-slabs: SHARDS
+  infra-cache-slabs: SHARDS
+  key-cache-slabs: SHARDS
   outgoing-range: 8192
   num-queries-per-thread: 4096
+  incoming-num-tcp: 1024
 remote-control:
   control-enable: no
 forward-zone:
   name: "."
-  forward-addr: 127.0.0.1@UPSTREAM_PORT
+  forward-addr: UPSTREAM_IP@UPSTREAM_PORT
 "#;
-            setup.fill(text, "forward-zone:\n  name: \"SUFFIX\"\n  forward-addr: 127.0.0.1@UPSTREAM_PORT\n")
+            place.fill_rules(text, "forward-zone:\n  name: \"SUFFIX\"\n  forward-addr: UPSTREAM_IP@UPSTREAM_PORT\n")
         },
-        args: |setup| args(["-d", "-c", &setup.path("unbound.conf")]),
+        args: |place| args(["-d", "-c", &place.path("unbound.conf")]),
+        threads: Threads::Many,
+        blocklist: Blocklist {
+            head: "server:\n",
+            line: "local-zone: \"NAME\" always_nxdomain\n",
+            config: "include: \"DIR/blocked\"\n",
+            beside: ("", ""),
+        },
     },
     Peer {
         name: "PowerDNS Recursor",
         program: "pdns_recursor",
         version_arg: "--version",
         file: "recursor.conf",
-        config: |setup| {
+        config: |place| {
             let text = "
 local-address=127.0.0.1
 local-port=PORT
@@ -227,8 +354,10 @@ dnssec=off
 hint-file=no
 qname-minimization=no
 export-etc-hosts=off
-threads=1
+threads=THREADS
 pdns-distributes-queries=no
+reuseport=yes
+max-tcp-clients=1024
 daemon=no
 quiet=yes
 loglevel=2
@@ -238,17 +367,24 @@ max-mthreads=8192
 max-cache-entries=CACHE_NAMES
 max-packetcache-entries=CACHE_NAMES
 security-poll-suffix=
-forward-zones-recurse=.=127.0.0.1:UPSTREAM_PORT";
-            setup.fill(text, ",SUFFIX=127.0.0.1:UPSTREAM_PORT") + "\n"
+forward-zones-recurse=.=UPSTREAM_IP:UPSTREAM_PORT";
+            place.fill_rules(text, ",SUFFIX=UPSTREAM_IP:UPSTREAM_PORT") + "\n"
         },
-        args: |setup| vec![format!("--config-dir={}", setup.dir.display())],
+        args: |place| vec![format!("--config-dir={}", place.dir.display())],
+        threads: Threads::Many,
+        blocklist: Blocklist {
+            head: RPZ_HEAD,
+            line: "NAME CNAME .\n",
+            config: "lua-config-file=DIR/rpz.lua\n",
+            beside: ("rpz.lua", "rpzFile('DIR/blocked', { policyName = 'blocked' })\n"),
+        },
     },
     Peer {
         name: "Knot Resolver",
         program: "kresd",
         version_arg: "--version",
         file: "kresd.conf",
-        config: |setup| {
+        config: |place| {
             let text = "
 net.ipv6 = false
 log_level('crit')
@@ -261,18 +397,26 @@ trust_anchors.remove('.')
 option('NO_MINIMIZE', true)
 option('NO_0X20', true)
 ";
-            let rule = "policy.add(policy.suffix(policy.FORWARD({'127.0.0.1@UPSTREAM_PORT'}), {todname('SUFFIX')}))\n";
-            setup.fill(text, rule)
-                + &setup.fill("policy.add(policy.all(policy.FORWARD({'127.0.0.1@UPSTREAM_PORT'})))\n", "")
+            let rule =
+                "policy.add(policy.suffix(policy.FORWARD({'UPSTREAM_IP@UPSTREAM_PORT'}), {todname('SUFFIX')}))\n";
+            // The first policy that fits counts.
+            let block = match place.setup.own {
+                Own::Blocked(_) => "policy.add(policy.rpz(policy.DENY, 'DIR/blocked', false))\n",
+                _ => "",
+            };
+            place.fill_rules(&(text.to_owned() + block), rule)
+                + &place.fill("policy.add(policy.all(policy.FORWARD({'UPSTREAM_IP@UPSTREAM_PORT'})))\n")
         },
-        args: |setup| args(["-n", "-c", &setup.path("kresd.conf"), &setup.dir.display().to_string()]),
+        args: |place| args(["-n", "-c", &place.path("kresd.conf"), &place.dir.display().to_string()]),
+        threads: Threads::One,
+        blocklist: Blocklist { head: RPZ_HEAD, line: "NAME CNAME .\n", config: "", beside: ("", "") },
     },
     Peer {
         name: "BIND 9",
         program: "named",
         version_arg: "-v",
         file: "named.conf",
-        config: |setup| {
+        config: |place| {
             let text = r#"
 options {
   directory "DIR";
@@ -284,7 +428,7 @@ options {
   allow-recursion { 127.0.0.0/8; };
   recursion yes;
   forward only;
-  forwarders { 127.0.0.1 port UPSTREAM_PORT; };
+  forwarders { UPSTREAM_IP port UPSTREAM_PORT; };
   dnssec-validation no;
   qname-minimization off;
   minimal-responses yes;
@@ -295,22 +439,35 @@ options {
   fetches-per-server 0;
   udp-receive-buffer 4194304;
   udp-send-buffer 4194304;
+  tcp-clients 1000;
+  RESPONSE_POLICY
 };
 logging { category default { null; }; };
 controls { };
 "#;
             let rule =
-                "zone \"SUFFIX\" { type forward; forward only; forwarders { 127.0.0.1 port UPSTREAM_PORT; }; };\n";
-            setup.fill(text, rule)
+                "zone \"SUFFIX\" { type forward; forward only; forwarders { UPSTREAM_IP port UPSTREAM_PORT; }; };\n";
+            let policy = match place.setup.own {
+                Own::Blocked(_) => "response-policy { zone \"blocked\"; } qname-wait-recurse no;",
+                _ => "",
+            };
+            place.fill_rules(&text.replace("RESPONSE_POLICY", policy), rule)
         },
-        args: |setup| args(["-f", "-n", "1", "-c", &setup.path("named.conf")]),
+        args: |place| args(["-f", "-n", &place.setup.threads.to_string(), "-c", &place.path("named.conf")]),
+        threads: Threads::Many,
+        blocklist: Blocklist {
+            head: RPZ_HEAD,
+            line: "NAME CNAME .\n",
+            config: "zone \"blocked\" { type primary; file \"DIR/blocked\"; };\n",
+            beside: ("", ""),
+        },
     },
     Peer {
         name: "dnsmasq",
         program: "dnsmasq",
         version_arg: "--version",
         file: "dnsmasq.conf",
-        config: |setup| {
+        config: |place| {
             let text = "
 port=PORT
 listen-address=127.0.0.1
@@ -318,15 +475,23 @@ bind-interfaces
 no-resolv
 no-hosts
 no-poll
-server=127.0.0.1#UPSTREAM_PORT
+server=UPSTREAM_IP#UPSTREAM_PORT
 cache-size=CACHE_NAMES
 dns-forward-max=20000
+max-tcp-connections=200
 user=root
 pid-file=DIR/pid
 log-facility=/dev/null
 ";
-            setup.fill(text, "server=/SUFFIX/127.0.0.1#UPSTREAM_PORT\n")
+            place.fill_rules(text, "server=/SUFFIX/UPSTREAM_IP#UPSTREAM_PORT\n")
         },
-        args: |setup| args(["-k", "-C", &setup.path("dnsmasq.conf")]),
+        args: |place| args(["-k", "-C", &place.path("dnsmasq.conf")]),
+        threads: Threads::One,
+        blocklist: Blocklist {
+            head: "",
+            line: "address=/NAME/\n",
+            config: "conf-file=DIR/blocked\n",
+            beside: ("", ""),
+        },
     },
 ];

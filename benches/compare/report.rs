@@ -23,6 +23,11 @@ pub struct Chart {
 }
 
 impl Chart {
+    /// Of the CPU time of a query, without curves as yet.
+    pub fn of_queries(file: &'static str, title: &'static str, axis: &'static str) -> Self {
+        Self { file, title, axis, each: "query", curves: Vec::new() }
+    }
+
     /// As a table: a row for each server, a column for each value of what is varied.
     pub fn table(&self) -> String {
         let places = self.places();
@@ -139,9 +144,9 @@ impl Chart {
 }
 
 /// A whole number with its thousands apart.
-fn grouped(number: f64) -> String {
-    let digits = format!("{number:.0}");
-    let mut text = String::new();
+pub fn grouped(number: f64) -> String {
+    let digits = format!("{:.0}", number.abs());
+    let mut text = String::from(if number <= -0.5 { "-" } else { "" });
     for (index, digit) in digits.chars().enumerate() {
         if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');

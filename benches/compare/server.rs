@@ -1,18 +1,21 @@
-//! A server under measurement: started on a core of its own, and asked what CPU time it has used.
+//! A server under measurement: started on a core of its own, and asked what CPU time and memory it uses.
 
 use std::{
     fs,
-    io::{self, Read},
+    io::{self, ErrorKind, Read},
     net::{Ipv4Addr, SocketAddr, UdpSocket},
+    path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
+use anyhow::ensure;
 use tempfile::TempDir;
 
 use super::{
     load::{Load, Names, Outcome},
-    peers::{Installed, Setup},
+    parts::{self, Manner},
+    peers::{ANSWER, Installed, Place, Setup},
     traffic,
 };
 
@@ -20,44 +23,68 @@ use super::{
 pub struct Process(Child);
 
 pub struct Server {
-    process: Process,
+    pub process: Process,
     pub address: SocketAddr,
+    /// From its start to its first answer.
+    pub started_in: Duration,
     _dir: TempDir,
 }
 
+/// The part of this program that all servers ask.
+pub struct Upstream {
+    _process: Process,
+    pub address: SocketAddr,
+}
+
 /// What a load has cost a server.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Cost {
     pub micros_per_query: f64,
     pub queries_per_second: f64,
-    pub wrong: u64,
-    pub lost: u64,
-    pub answered: u64,
+    pub outcome: Outcome,
 }
 
 impl Process {
-    /// Starts a program on one core; errors of its own it keeps to itself.
-    pub fn start(program: &std::path::Path, args: &[String], core: u32) -> io::Result<Self> {
+    /// Starts a program on some cores, as `taskset` writes them; errors of its own it keeps to itself.
+    pub fn start(program: &Path, args: &[String], cores: &str) -> io::Result<Self> {
         let mut command = Command::new("taskset");
-        command.arg("-c").arg(core.to_string()).arg(program).args(args);
+        command.args(["-c", cores]).arg(program).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map(Self)
     }
 
-    /// The CPU time of all its threads, in nanoseconds.
-    /// The CPU time that it has taken.
+    /// The CPU time of all its threads and of the processes it has started, in nanoseconds.
     pub fn cpu_nanos(&self) -> io::Result<u64> {
-        let mut nanos = 0;
-        for thread in fs::read_dir(format!("/proc/{}/task", self.0.id()))? {
-            let mut text = String::new();
-            // A thread may end meanwhile.
-            if fs::File::open(thread?.path().join("schedstat"))
-                .and_then(|mut file| file.read_to_string(&mut text))
-                .is_ok()
-            {
+        let mut nanos = ended_children_nanos(self.0.id());
+        for process in self.with_children()? {
+            for thread in fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten() {
+                // A thread may end meanwhile.
+                let text = read(&thread?.path().join("schedstat"));
                 nanos += text.split(' ').next().and_then(|first| first.parse::<u64>().ok()).unwrap_or(0);
             }
         }
         Ok(nanos)
+    }
+
+    /// What it and its children have in memory.
+    pub fn resident_bytes(&self) -> io::Result<u64> {
+        let resident = |process: u32| {
+            let text = read(Path::new(&format!("/proc/{process}/status")));
+            let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+            line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
+        };
+        Ok(self.with_children()?.into_iter().map(resident).sum::<u64>() << 10)
+    }
+
+    fn with_children(&self) -> io::Result<Vec<u32>> {
+        let own = self.0.id();
+        let mut processes = vec![own];
+        for entry in fs::read_dir("/proc")? {
+            let Some(process) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            if stat(process).get(PARENT).is_some_and(|parent| *parent == u64::from(own)) {
+                processes.push(process);
+            }
+        }
+        Ok(processes)
     }
 }
 
@@ -68,50 +95,80 @@ impl Drop for Process {
     }
 }
 
+impl Upstream {
+    /// Starts it at a free port of this address.
+    pub fn start(ip: Ipv4Addr, manner: Manner) -> io::Result<Self> {
+        let address = SocketAddr::from((ip, free_port()?));
+        let delay = manner.delay.as_micros().to_string();
+        let args = [ANSWER.into(), address.to_string(), "1".into(), delay, manner.lost_permille.to_string()];
+        let process = Process::start(&std::env::current_exe()?, &args, LOAD_CORE)?;
+        wait_for(address, || Ok(true))?;
+        Ok(Self { _process: process, address })
+    }
+
+    /// How many queries reach it meanwhile, from how many ports.
+    pub fn seen_during<T>(&self, run: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, parts::Seen)> {
+        parts::seen(self.address)?;
+        let outcome = run()?;
+        Ok((outcome, parts::seen(self.address)?))
+    }
+}
+
 impl Server {
-    /// Starts a server and waits until it answers.
-    pub fn start(peer: &Installed, names: u32, rules: u32, upstream_port: u16) -> io::Result<Self> {
+    /// Starts a server and waits until it answers: on its core, or on all if it has several threads.
+    pub fn start(peer: &Installed, setup: &Setup) -> io::Result<Self> {
         let dir = tempfile::tempdir()?;
         let port = free_port()?;
-        let setup = Setup { dir: dir.path().to_owned(), port, upstream_port, names, rules };
-        let (program, args) = peer.prepare(&setup)?;
-        let process = Process::start(&program, &args, SERVER_CORE)?;
-        let mut server = Self { process, address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), _dir: dir };
+        let (program, args) = peer.prepare(&Place { setup, dir: dir.path(), port })?;
+        let start = Instant::now();
+        let process = Process::start(&program, &args, if setup.threads == 1 { SERVER_CORE } else { BOTH_CORES })?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut server = Self { process, address, started_in: Duration::ZERO, _dir: dir };
         wait_for(server.address, || Ok(server.process.0.try_wait()?.is_none()))
             .map_err(|error| io::Error::other(format!("{} has not started: {error}", peer.name)))?;
+        server.started_in = start.elapsed();
         Ok(server)
     }
 
-    /// Has names come into its cache; false if not all did in time.
-    pub fn fill(&self, names: u32, rules: u32, patience: Duration) -> io::Result<bool> {
-        let load = Load { names: Names::Each { first: 0, count: names }, rules, outstanding: 100, lasts: patience };
+    /// Has names come into its cache; an error if not all did in the time that the load is given.
+    pub fn fill(&self, load: Load, first: u32, count: u32) -> anyhow::Result<()> {
+        let load = Load { names: Names::Each { first, count }, outstanding: 100, pace: None, ..load };
         // What was lost at the first pass comes with the second.
-        let first = load.run(self.address)?;
-        let left = first.answered < u64::from(names) && first.answered + first.lost >= u64::from(names);
-        Ok(first.answered >= u64::from(names) || left && load.run(self.address)?.answered >= u64::from(names))
+        for _ in 0..2 {
+            let filled = load.run(self.address)?;
+            if filled.answered - filled.failed >= u64::from(count) {
+                return Ok(());
+            }
+            ensure!(filled.answered + filled.lost >= u64::from(count), "the cache was not filled in time");
+        }
+        anyhow::bail!("the cache could not be filled")
     }
 
     /// Runs a load, and measures.
     pub fn measure(&self, load: &Load) -> io::Result<Cost> {
         let (before, start) = (self.process.cpu_nanos()?, Instant::now());
-        let Outcome { answered, wrong, lost } = load.run(self.address)?;
-        let (nanos, seconds) = (self.process.cpu_nanos()? - before, start.elapsed().as_secs_f64());
-        let per_query = |total: f64| total / answered.max(1) as f64;
-        Ok(Cost {
-            micros_per_query: per_query(nanos as f64 / 1000.0),
-            queries_per_second: answered as f64 / seconds,
-            wrong,
-            lost,
-            answered,
-        })
+        let outcome = load.run(self.address)?;
+        let (nanos, seconds) = (self.process.cpu_nanos()?.saturating_sub(before), start.elapsed().as_secs_f64());
+        let answered = outcome.answered as f64;
+        let micros_per_query = nanos as f64 / 1000.0 / answered.max(1.0);
+        Ok(Cost { micros_per_query, queries_per_second: answered / seconds, outcome })
+    }
+
+    /// The same, and an error if the replies are not what they have to be.
+    pub fn measure_sound(&self, load: &Load) -> anyhow::Result<Cost> {
+        let cost = self.measure(load)?;
+        let Outcome { answered, failed, wrong, lost, .. } = cost.outcome;
+        let is_sound = wrong == 0 && (lost + failed) * 1000 <= answered && answered > 0;
+        ensure!(is_sound, "{answered} answered, {failed} failed, {wrong} wrong, {lost} lost");
+        Ok(cost)
     }
 }
 
 /// Waits until a query is answered.
 pub fn wait_for(server: SocketAddr, mut is_alive: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.connect(server)?;
-    socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+    socket.set_read_timeout(Some(Duration::from_millis(20)))?;
     let start = Instant::now();
     let (mut query, mut reply) = (Vec::new(), [0; 1500]);
     traffic::query(PROBE, 0, 1, &mut query);
@@ -120,11 +177,12 @@ pub fn wait_for(server: SocketAddr, mut is_alive: impl FnMut() -> io::Result<boo
             return Err(io::Error::other("it has ended"));
         }
         let received = socket.send(&query).and_then(|_| socket.recv(&mut reply));
-        if received.is_ok_and(|length| traffic::is_reply(&reply[..length], PROBE)) {
-            return Ok(());
+        match received {
+            Ok(length) if traffic::is_reply(&reply[..length], PROBE) => return Ok(()),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            // Nobody listens yet, and the error came at once; or the server is not ready.
+            _ => std::thread::sleep(Duration::from_micros(500)),
         }
-        // Nobody listens yet: the error came at once.
-        std::thread::sleep(Duration::from_millis(2));
     }
     Err(io::Error::other("it does not answer"))
 }
@@ -139,9 +197,35 @@ pub fn free_port() -> io::Result<u16> {
     }
 }
 
+/// The numbers of a process after its name and its state; 0 for what is below 0.
+fn stat(process: u32) -> Vec<u64> {
+    let text = read(Path::new(&format!("/proc/{process}/stat")));
+    let Some((_, numbers)) = text.rsplit_once(") ") else { return Vec::new() };
+    numbers.split_whitespace().skip(1).map(|number| number.parse().unwrap_or(0)).collect()
+}
+
+/// The CPU time of children that have ended, which is known to a tick.
+fn ended_children_nanos(process: u32) -> u64 {
+    stat(process).get(ENDED_CHILDREN..ENDED_CHILDREN + 2).map_or(0, |ticks| ticks.iter().sum::<u64>() * TICK_NANOS)
+}
+
+/// The text of a file, empty if it is gone.
+fn read(path: &Path) -> String {
+    let mut text = String::new();
+    let _ = fs::File::open(path).and_then(|mut file| file.read_to_string(&mut text));
+    text
+}
+
 /// Servers run alone on this core, load and upstream on the other.
-pub const SERVER_CORE: u32 = 0;
-pub const LOAD_CORE: u32 = 1;
+pub const SERVER_CORE: &str = "0";
+pub const LOAD_CORE: &str = "1";
+/// Where a server with two threads runs.
+const BOTH_CORES: &str = "0,1";
+/// Places in what `stat` gives.
+const PARENT: usize = 0;
+const ENDED_CHILDREN: usize = 12;
+const TICK_NANOS: u64 = 10_000_000;
 /// A number that no load asks for.
 const PROBE: u32 = 0xffff_ffff;
-const START_PATIENCE: Duration = Duration::from_secs(60);
+/// A million blocked names take some servers their time.
+const START_PATIENCE: Duration = Duration::from_secs(120);
