@@ -65,7 +65,7 @@ enum Threads {
 /// How a server is told of names that do not exist: a file of them.
 struct Blocklist {
     head: &'static str,
-    /// For each `NAME`.
+    /// For each `OWNER`.
     line: &'static str,
     /// What then follows in the configuration.
     config: &'static str,
@@ -158,7 +158,7 @@ impl Peer {
                 let mut file = BufWriter::new(fs::File::create(place.dir.join("blocked"))?);
                 file.write_all(list.head.as_bytes())?;
                 for number in traffic::BLOCKED..traffic::BLOCKED + count {
-                    file.write_all(list.line.replace("NAME", &traffic::qname(number, 0)).as_bytes())?;
+                    file.write_all(list.line.replace("OWNER", &traffic::qname(number, 0)).as_bytes())?;
                 }
                 file.flush()?;
                 if !list.beside.0.is_empty() {
@@ -254,7 +254,7 @@ upstreams = ["UPSTREAM_IP:UPSTREAM_PORT"]
         threads: Threads::Many,
         blocklist: Blocklist {
             head: "$TTL 60\n",
-            line: "NAME. CNAME .\n",
+            line: "OWNER. CNAME .\n",
             config: "[[zone]]\napex = \".\"\nfile = \"DIR/blocked\"\nmode = \"overlay\"\n",
             beside: ("", ""),
         },
@@ -282,7 +282,7 @@ getPool(''):setCache(newPacketCache(CACHE_NAMES, { maxTTL = 86400, numberOfShard
         threads: Threads::Many,
         blocklist: Blocklist {
             head: "",
-            line: "NAME\n",
+            line: "OWNER\n",
             config: "blocked = newSuffixMatchNode()\nfor name in io.lines('DIR/blocked') do blocked:add(newDNSName(name)) end\n\
                      addAction(SuffixMatchNodeRule(blocked), RCodeAction(DNSRCode.NXDOMAIN))\n",
             beside: ("", ""),
@@ -333,7 +333,7 @@ forward-zone:
         threads: Threads::Many,
         blocklist: Blocklist {
             head: "server:\n",
-            line: "local-zone: \"NAME\" always_nxdomain\n",
+            line: "local-zone: \"OWNER\" always_nxdomain\n",
             config: "include: \"DIR/blocked\"\n",
             beside: ("", ""),
         },
@@ -374,7 +374,7 @@ forward-zones-recurse=.=UPSTREAM_IP:UPSTREAM_PORT";
         threads: Threads::Many,
         blocklist: Blocklist {
             head: RPZ_HEAD,
-            line: "NAME CNAME .\n",
+            line: "OWNER CNAME .\n",
             config: "lua-config-file=DIR/rpz.lua\n",
             beside: ("rpz.lua", "rpzFile('DIR/blocked', { policyName = 'blocked' })\n"),
         },
@@ -409,7 +409,7 @@ option('NO_0X20', true)
         },
         args: |place| args(["-n", "-c", &place.path("kresd.conf"), &place.dir.display().to_string()]),
         threads: Threads::One,
-        blocklist: Blocklist { head: RPZ_HEAD, line: "NAME CNAME .\n", config: "", beside: ("", "") },
+        blocklist: Blocklist { head: RPZ_HEAD, line: "OWNER CNAME .\n", config: "", beside: ("", "") },
     },
     Peer {
         name: "BIND 9",
@@ -457,7 +457,7 @@ controls { };
         threads: Threads::Many,
         blocklist: Blocklist {
             head: RPZ_HEAD,
-            line: "NAME CNAME .\n",
+            line: "OWNER CNAME .\n",
             config: "zone \"blocked\" { type primary; file \"DIR/blocked\"; };\n",
             beside: ("", ""),
         },
@@ -489,7 +489,7 @@ log-facility=/dev/null
         threads: Threads::One,
         blocklist: Blocklist {
             head: "",
-            line: "address=/NAME/\n",
+            line: "address=/OWNER/\n",
             config: "conf-file=DIR/blocked\n",
             beside: ("", ""),
         },
