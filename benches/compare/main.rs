@@ -82,8 +82,8 @@ fn page(peers: &[Installed], table: &str, charts: &[Chart], cores: NonZero<usize
         "# Watershed beside its peers\n\n\
          Written by `cargo bench --profile release --bench compare`. {cpu}, {cores} cores, Linux {}; {}.\n\n\
          One server thread on one core, load and upstream on another, all on loopback, names of eight lengths, every reply\n\
-         checked. *limit* only turns datagrams round (hits), or sends them on and back (misses). 256 queries are outstanding for hits,\n\
-         64 for misses. Where a server cannot do it, or one query in a thousand was lost or failed, it has no figure. CPU us is the\n\
+         checked. *limit* only turns datagrams round (hits), or sends them on and back (misses). 256 queries are outstanding for hits\n\
+         (in the table 96, where a socket has no room for more), 64 for misses. Where a server cannot do it, or one query in a thousand was lost or failed, it has no figure. CPU us is the\n\
          CPU time of the server per query, in microseconds. Two threads share the core of the load. Memory and blocked names are\n\
          measured once. A query that is not answered has waited for 6 seconds.\n",
         kernel.trim(),

@@ -3,8 +3,8 @@
 
 use std::{
     collections::VecDeque,
-    io,
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    io::{self, Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
     thread,
     time::{Duration, Instant},
@@ -35,9 +35,33 @@ pub struct Seen {
 /// Answers every query. As an upstream it is what all servers ask; as a server, with so many threads, it is the limit for
 /// hits, for nobody can do less than to turn datagrams round.
 pub fn answer(listen: SocketAddr, threads: u32, manner: Manner) -> io::Result<()> {
+    let listener = TcpListener::bind(listen)?;
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || answer_stream(stream));
+        }
+    });
     for _ in 1..threads {
-        thread::spawn(move || answer(listen, 1, manner));
+        thread::spawn(move || answer_datagrams(listen, manner));
     }
+    answer_datagrams(listen, manner)
+}
+
+/// At once, and uncounted: who is asked by TCP may ask by TCP, too.
+fn answer_stream(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let (mut length, mut query, mut reply) = ([0; 2], Vec::new(), Vec::new());
+    loop {
+        stream.read_exact(&mut length)?;
+        query.resize(u16::from_be_bytes(length).into(), 0);
+        stream.read_exact(&mut query)?;
+        if traffic::answer(&query, &mut reply) {
+            stream.write_all(&[&(reply.len() as u16).to_be_bytes(), &reply[..]].concat())?;
+        }
+    }
+}
+
+fn answer_datagrams(listen: SocketAddr, manner: Manner) -> io::Result<()> {
     let socket = bind_udp(listen)?;
     let poller = Poller::new()?;
     poller.add(socket.as_fd(), 0)?;

@@ -437,6 +437,8 @@ options {
   max-cache-size CACHE_MBm;
   recursive-clients 20000;
   fetches-per-server 0;
+  clients-per-query 0;
+  max-clients-per-query 0;
   udp-receive-buffer 4194304;
   udp-send-buffer 4194304;
   tcp-clients 1000;
