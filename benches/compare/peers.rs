@@ -442,6 +442,7 @@ options {
   udp-receive-buffer 4194304;
   udp-send-buffer 4194304;
   tcp-clients 1000;
+  tcp-listen-queue 1000;
   RESPONSE_POLICY
 };
 logging { category default { null; }; };
