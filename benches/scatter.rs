@@ -7,6 +7,9 @@
 //! that is not on loopback, so it takes root; without, or without the programs, it says what it leaves out. It takes seconds,
 //! a minute at most for each line. `--quick` asks watershed for 1,000 names only.
 
+#[path = "compare/namespace.rs"]
+mod namespace;
+
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
@@ -22,41 +25,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use watershed::wire::{Class, Name, Query, Rtype, UpstreamEdns, UpstreamQuery};
 
 fn main() -> anyhow::Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    if args.iter().any(|arg| arg == INSIDE) {
-        return measure_all(args.iter().any(|arg| arg == "--quick"));
+    if namespace::enter()? {
+        return measure_all(std::env::args().any(|arg| arg == "--quick"));
     }
-    let inside =
-        Command::new("unshare").args(["--net", "--"]).arg(std::env::current_exe()?).args(args).arg(INSIDE).status();
-    match inside {
-        Ok(status) if status.success() => Ok(()),
-        // Without root there is no namespace, and nothing has run.
-        Ok(status) if status.code() == Some(1) && !is_root() => {
-            println!("scatter: skipped, for it takes root");
-            Ok(())
-        }
-        Ok(status) => bail!("ended with {status}"),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            println!("scatter: skipped, for there is no program unshare; install util-linux");
-            Ok(())
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn is_root() -> bool {
-    fs::read_to_string("/proc/self/status").is_ok_and(|status| status.contains("\nUid:\t0\t0\t"))
+    println!("scatter: skipped, for it takes root and the programs unshare and ip");
+    Ok(())
 }
 
 fn measure_all(is_quick: bool) -> anyhow::Result<()> {
-    for command in ["link set lo up", &format!("addr add {}/32 dev lo", UPSTREAM.split(':').next().unwrap_or_default())]
-    {
-        ensure!(Command::new("ip").args(command.split(' ')).status()?.success(), "ip {command} has failed");
-    }
     let upstream = Upstream::start()?;
     println!("| | queries | source ports | most from one port | ids | ids expected | steps | upper case |");
     println!("|---|---:|---:|---:|---:|---:|---:|---:|");
@@ -201,7 +181,7 @@ struct Upstream {
 
 impl Upstream {
     fn start() -> anyhow::Result<Self> {
-        let socket = UdpSocket::bind(UPSTREAM)?;
+        let socket = UdpSocket::bind((namespace::ADDRESS, 53))?;
         socket.set_read_timeout(Some(Duration::from_millis(100)))?;
         let upstream = Self { seen: Arc::default(), is_over: Arc::default() };
         let (seen, is_over) = (Arc::clone(&upstream.seen), Arc::clone(&upstream.is_over));
@@ -264,9 +244,6 @@ fn line(name: &str, seen: &[Seen]) -> String {
     )
 }
 
-/// An address that is on no network, and so not on loopback either.
-const UPSTREAM: &str = "192.0.2.53:53";
-const INSIDE: &str = "--inside";
 const CLIENTS: usize = 16;
 /// How long a server may take for one line.
 const LIMIT: Duration = Duration::from_secs(60);
