@@ -1,12 +1,16 @@
-//! Watershed beside its peers, in one run: what a query costs the server, and how that grows.
+//! Watershed beside its peers, in one run: what a query costs the server, how that grows, how long clients wait, and what
+//! memory it takes.
 //!
 //!     cargo bench --profile release --bench compare -- --out benches/compare/results
 //!
 //! Every server that is installed is started as a forwarder with a cache, on one core and with one thread, in front of
 //! the same upstream; load and upstream share the other core. Runs are interleaved, their medians count, and every reply
-//! is checked. What counts is the CPU time of the server per query: it holds where the load, and not the server, is the
-//! bottleneck. All traffic stays on loopback. The whole takes a quarter of an hour; `--quick` takes seconds and writes
-//! nothing.
+//! is checked. What counts most is the CPU time of the server per query: it holds where the load, and not the server, is
+//! the bottleneck. As root it all runs in a network namespace of its own, where one row has its upstream at an address
+//! that is not on loopback; else on loopback, without that row.
+//!
+//! The whole takes half an hour. `--only latency,tcp,rules` measures these rows (`scenarios.rs` has their names) and
+//! curves, `--peers watershed,unbound` these servers; `--quick` takes seconds, for watershed alone.
 
 mod changes;
 mod client;
@@ -82,10 +86,11 @@ fn page(peers: &[Installed], table: &str, charts: &[Chart], cores: NonZero<usize
         "# Watershed beside its peers\n\n\
          Written by `cargo bench --profile release --bench compare`. {cpu}, {cores} cores, Linux {}; {}.\n\n\
          One server thread on one core, load and upstream on another, all on loopback, names of eight lengths, every reply\n\
-         checked. *limit* only turns datagrams round (hits), or sends them on and back (misses). 256 queries are outstanding for hits\n\
-         (in the table 96, where a socket has no room for more), 64 for misses. Where a server cannot do it, or one query in a thousand was lost or failed, it has no figure. CPU us is the\n\
-         CPU time of the server per query, in microseconds. Two threads share the core of the load. Memory and blocked names are\n\
-         measured once. A query that is not answered has waited for 6 seconds.\n",
+         checked. *limit* only turns datagrams round (hits), or sends them on and back (misses). 256 queries are outstanding\n\
+         for hits (in the table 96 for a server whose socket has no room for more), 64 for misses. CPU us is the CPU time of\n\
+         the server per query, in microseconds; two threads share a core with the load. Memory and blocked names are\n\
+         measured once. A query without a good answer has waited for 6 seconds. A server that cannot do it, or that lost or\n\
+         failed more than one query in a thousand, has no figure.\n",
         kernel.trim(),
         versions.join(", ")
     );

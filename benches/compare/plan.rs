@@ -7,7 +7,9 @@ use anyhow::{Context, bail};
 use super::peers;
 
 pub struct Plan {
+    /// How long a load lasts, for a point of a curve and for a row of the table.
     pub run: Duration,
+    pub row_run: Duration,
     pub repetitions: usize,
     pub cached_names: &'static [u32],
     pub rules: &'static [u32],
@@ -34,6 +36,7 @@ impl Plan {
     pub fn read(args: &[String]) -> anyhow::Result<Self> {
         let mut plan = Self {
             run: Duration::from_millis(1500),
+            row_run: Duration::from_secs(1),
             repetitions: 3,
             cached_names: &[10, 10_000, 1_000_000],
             rules: &[1, 100, 10_000],
@@ -44,7 +47,7 @@ impl Plan {
             kept: 500_000,
             blocked: 1_000_000,
             services: 50,
-            fill: Duration::from_secs(60),
+            fill: Duration::from_secs(120),
             out: None,
             peers: Vec::new(),
             only: Vec::new(),
@@ -58,7 +61,7 @@ impl Plan {
                 // What cargo and the other benchmarks are told, and what we tell ourselves.
                 "--bench" | "--noplot" | super::namespace::INSIDE => {}
                 "--quick" => {
-                    plan.run = Duration::from_millis(100);
+                    (plan.run, plan.row_run) = (Duration::from_millis(100), Duration::from_millis(100));
                     plan.repetitions = 1;
                     (plan.cached_names, plan.rules, plan.outstanding) = (&[10, 1000], &[1, 100], &[1, 64]);
                     (plan.instances, plan.changes) = (&[100], 2);
@@ -70,7 +73,10 @@ impl Plan {
                 "--peers" => plan.peers = list(value()?),
                 "--only" => plan.only = list(value()?),
                 "--repetitions" => plan.repetitions = value()?.parse()?,
-                "--seconds" => plan.run = Duration::try_from_secs_f64(value()?.parse()?)?,
+                "--seconds" => {
+                    plan.run = Duration::try_from_secs_f64(value()?.parse()?)?;
+                    plan.row_run = plan.run;
+                }
                 "--watershed" => plan.watershed = value()?.into(),
                 _ => bail!(
                     "unknown argument {arg}; there are --quick, --out, --peers, --only, --repetitions, --seconds, --watershed"

@@ -221,11 +221,11 @@ const fn row(title: &'static str, digits: usize) -> Row {
 
 impl Bench<'_> {
     fn hits(&self, first: u32) -> Load {
-        Load::new(Names::Any { first, count: self.plan.hits }, 256, self.plan.run)
+        Load::new(Names::Any { first, count: self.plan.hits }, 256, self.plan.row_run)
     }
 
     fn misses(&self) -> Load {
-        Load::new(Names::Each { first: FIRST_NEW, count: u32::MAX - FIRST_NEW - 1 }, 64, self.plan.run)
+        Load::new(Names::Each { first: FIRST_NEW, count: u32::MAX - FIRST_NEW - 1 }, 64, self.plan.row_run)
     }
 
     /// What a load costs a new server, with the cache filled if names are asked again.
@@ -270,7 +270,7 @@ fn measure_memory(bench: &Bench, peer: &Installed) -> anyhow::Result<Vec<f64>> {
     let (few, before) = filled(FEW)?;
     drop(few);
     let (server, after) = filled(count)?;
-    let sample = Load::new(Names::Any { first: 0, count }, 64, bench.plan.run);
+    let sample = Load::new(Names::Any { first: 0, count }, 64, bench.plan.row_run);
     let (outcome, seen) = bench.upstream.seen_during(|| Ok(sample.run(server.address)?))?;
     ensure!(outcome.wrong == 0 && outcome.answered > 0, "{} wrong", outcome.wrong);
     let kept = (1.0 - seen.queries as f64 / outcome.answered as f64).max(0.0);
