@@ -33,7 +33,7 @@ pub fn measure(watershed: &Path, instances: u32, changes: u16, upstream: SocketA
     fs::write(&file, config)?;
     let args = ["run".to_owned(), "--config".to_owned(), file.display().to_string()];
     let process = Process::start(watershed, &args, SERVER_CORE)?;
-    wait_for(address, || Ok(true))?;
+    wait_for(address)?;
     // What happens but once is over with the first change.
     change(&services, 2)?;
     see(address, 2)?;

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use super::{
     load::{Load, Names, Outcome},
     parts::{self, Manner},
-    peers::{ANSWER, Installed, Place, Setup},
+    peers::{ANSWER, Installed, Own, Place, Setup},
     traffic,
 };
 
@@ -102,7 +102,7 @@ impl Upstream {
         let delay = manner.delay.as_micros().to_string();
         let args = [ANSWER.into(), address.to_string(), "1".into(), delay, manner.lost_permille.to_string()];
         let process = Process::start(&std::env::current_exe()?, &args, LOAD_CORE)?;
-        wait_for(address, || Ok(true))?;
+        wait_for(address)?;
         Ok(Self { _process: process, address })
     }
 
@@ -124,7 +124,13 @@ impl Server {
         let process = Process::start(&program, &args, if setup.threads == 1 { SERVER_CORE } else { BOTH_CORES })?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut server = Self { process, address, started_in: Duration::ZERO, _dir: dir };
-        wait_for(server.address, || Ok(server.process.0.try_wait()?.is_none()))
+        // Some answer before they have read what they are to know.
+        let probe = match setup.own {
+            Own::Nothing => PROBE,
+            Own::Blocked(count) => traffic::BLOCKED + count - 1,
+            Own::Services(count) => traffic::SERVICES + count - 1,
+        };
+        wait_until(server.address, probe, || Ok(server.process.0.try_wait()?.is_none()))
             .map_err(|error| io::Error::other(format!("{} has not started: {error}", peer.name)))?;
         server.started_in = start.elapsed();
         Ok(server)
@@ -165,20 +171,25 @@ impl Server {
 }
 
 /// Waits until a query is answered.
-pub fn wait_for(server: SocketAddr, mut is_alive: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
+pub fn wait_for(server: SocketAddr) -> io::Result<()> {
+    wait_until(server, PROBE, || Ok(true))
+}
+
+/// Waits until the query for a number is answered rightly.
+fn wait_until(server: SocketAddr, probe: u32, mut is_alive: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.connect(server)?;
     socket.set_read_timeout(Some(Duration::from_millis(20)))?;
     let start = Instant::now();
     let (mut query, mut reply) = (Vec::new(), [0; 1500]);
-    traffic::query(PROBE, 0, 1, &mut query);
+    traffic::query(probe, 0, 1, &mut query);
     while start.elapsed() < START_PATIENCE {
         if !is_alive()? {
             return Err(io::Error::other("it has ended"));
         }
         let received = socket.send(&query).and_then(|_| socket.recv(&mut reply));
         match received {
-            Ok(length) if traffic::is_reply(&reply[..length], PROBE) => return Ok(()),
+            Ok(length) if traffic::is_reply(&reply[..length], probe) => return Ok(()),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
             // Nobody listens yet, and the error came at once; or the server is not ready.
             _ => std::thread::sleep(Duration::from_micros(500)),
