@@ -489,7 +489,8 @@ fn whatever_happens_every_query_is_answered_rightly_and_nothing_leaks() {
             let what = strike(&scene, &manager, &setup, &mut daemon, &mut dice, elapsed < length / 2);
             struck += 1;
             let (answered, failed) = (scene.answered.load(Relaxed), scene.failed.load(Relaxed));
-            eprintln!("{elapsed:?}: {what}; {answered} answered, {failed} of them SERVFAIL");
+            let resident = daemon.as_ref().unwrap().resident_kib();
+            eprintln!("{elapsed:?}: {what}; {answered} answered, {failed} of them SERVFAIL; {resident} KiB");
             thread::sleep(Duration::from_millis(200 + dice.roll(800)));
             if scene.mood() != Mood::Well {
                 scene.note_illness();
