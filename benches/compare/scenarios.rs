@@ -194,7 +194,7 @@ pub static SCENARIOS: [Scenario; 13] = [
         rows: &[
             row("BLOCKED blocked names: loaded in, ms", 0),
             row("bytes a name", 0),
-            row("blocked query: CPU us", 2),
+            row("blocked query, any of them: CPU us", 2),
         ],
         setup: |plan, setup| Setup { own: Own::Blocked(plan.blocked), ..setup },
         runs: Runs::Once,
