@@ -6,7 +6,7 @@
 //! new one in turn, 500 times a second. The kernel gives every client's port to one worker, so the client knows whether it
 //! shares its worker with the flood. What counts are the client's waits and losses beside what they are without a flood;
 //! what the daemon did not take in, the kernel has counted. All of it shares the cores of the machine. `-- --quick` takes
-//! some seconds.
+//! some seconds; `-- --daemon target/debug/watershed` floods a slow build, with many times more than that can answer.
 
 use std::{
     collections::HashMap,
@@ -14,6 +14,7 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
+    path::Path,
     process::{Child, Command, Stdio},
     sync::{
         Arc,
@@ -58,14 +59,17 @@ const ATTACKS: [(&str, Attack); 7] = [
 ];
 
 fn main() -> anyhow::Result<()> {
-    let is_quick = std::env::args().any(|arg| arg == "--quick");
+    let args: Vec<String> = std::env::args().collect();
+    let is_quick = args.iter().any(|arg| arg == "--quick");
+    let given = args.iter().position(|arg| arg == "--daemon").and_then(|at| args.get(at + 1));
+    let program = Path::new(given.map_or(env!("CARGO_BIN_EXE_watershed"), String::as_str));
     let span = if is_quick { Duration::from_millis(500) } else { Duration::from_secs(5) };
     println!(
         "| Flood | offered/s | received/s | dropped by the kernel | hit p50, p99 us | miss p50, p99 us | failed, lost |"
     );
     println!("|---|---|---|---|---|---|---|");
     for (name, attack) in ATTACKS {
-        let seen = measure(attack, span)?;
+        let seen = measure(program, attack, span)?;
         let [hit_half, hit_most, miss_half, miss_most] =
             [(&seen.hits, 50), (&seen.hits, 99), (&seen.misses, 50), (&seen.misses, 99)].map(|(w, p)| percentile(w, p));
         println!(
@@ -78,7 +82,7 @@ fn main() -> anyhow::Result<()> {
             seen.failed + seen.lost + seen.hits.len() + seen.misses.len(),
         );
     }
-    println!("\nResident memory of 65,536 queries that wait: {}", waiting_memory()?);
+    println!("\nResident memory of 65,536 queries that wait: {}", waiting_memory(program)?);
     Ok(())
 }
 
@@ -94,10 +98,10 @@ struct Seen {
     lost: usize,
 }
 
-fn measure(attack: Attack, span: Duration) -> anyhow::Result<Seen> {
+fn measure(program: &Path, attack: Attack, span: Duration) -> anyhow::Result<Seen> {
     let upstream = answering()?;
     let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let daemon = Daemon::start(upstream, silent.local_addr()?, "")?;
+    let daemon = Daemon::start(program, upstream, silent.local_addr()?, "")?;
     let (address, hit) = (daemon.address, query("www.example"));
     let client = client_at(Ipv4Addr::new(127, 0, 0, 3), address)?;
     client.send(&hit)?;
@@ -197,10 +201,10 @@ fn measure(attack: Attack, span: Duration) -> anyhow::Result<Seen> {
 }
 
 /// What queries take while they wait, each for a name of its own.
-fn waiting_memory() -> anyhow::Result<String> {
+fn waiting_memory(program: &Path) -> anyhow::Result<String> {
     let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     let bounds = "max_in_flight = 65536\nmax_in_flight_per_client = 65536\n";
-    let daemon = Daemon::start(answering()?, silent.local_addr()?, bounds)?;
+    let daemon = Daemon::start(program, answering()?, silent.local_addr()?, bounds)?;
     let client = client_at(Ipv4Addr::new(127, 0, 0, 2), daemon.address)?;
     let before = daemon.resident_kib()?;
     let (mut most, mut resident) = (0.0f64, 0);
@@ -225,7 +229,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(upstream: SocketAddr, silent: SocketAddr, server: &str) -> anyhow::Result<Self> {
+    fn start(program: &Path, upstream: SocketAddr, silent: SocketAddr, server: &str) -> anyhow::Result<Self> {
         let free = || -> anyhow::Result<SocketAddr> { Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?) };
         let (folder, address, control) = (tempfile::tempdir()?, free()?, free()?);
         let file = folder.path().join("watershed.toml");
@@ -235,7 +239,7 @@ impl Daemon {
              [[forward]]\nsuffixes = [\"dead.example\"]\nupstreams = [\"{silent}\"]\n"
         );
         fs::write(&file, config)?;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_watershed"));
+        let mut command = Command::new(program);
         command.args(["run", "--config"]).arg(&file).stdout(Stdio::null()).stderr(Stdio::null());
         let daemon = Self { child: command.spawn()?, address, control, _folder: folder };
         let start = Instant::now();
