@@ -13,7 +13,7 @@ use super::{
     parts::Manner,
     peers::{self, ANSWER, FORWARD, Installed, Own, Setup},
     plan::Plan,
-    report::{Chart, Curve},
+    report::{Chart, Curve, median},
     server::{Cost, Server, Upstream},
     traffic::{FIRST_NEW, NEW_NAMES},
 };
@@ -87,11 +87,8 @@ fn measure_all(
                 }
             }
         }
-        for (curve, mut micros) in curves.iter_mut().zip(micros) {
-            micros.sort_by(f64::total_cmp);
-            if let Some(&median) = micros.get(micros.len() / 2) {
-                curve.points.push((step.value(), median));
-            }
+        for (curve, micros) in curves.iter_mut().zip(micros) {
+            curve.points.extend(median(micros).map(|median| (step.value(), median)));
         }
     }
     let ours = curves.iter().find(|curve| curve.name == peers::WATERSHED);
@@ -111,8 +108,7 @@ fn catalog_changes(plan: &Plan, upstream: SocketAddr) -> anyhow::Result<Chart> {
             micros.push(changes::measure(&plan.watershed, instances, plan.changes, upstream)?);
             eprintln!("{:18} {instances} instances: {:.0} us a change", peers::WATERSHED, micros[micros.len() - 1]);
         }
-        micros.sort_by(f64::total_cmp);
-        points.push((instances.into(), micros[micros.len() / 2]));
+        points.extend(median(micros).map(|median| (instances.into(), median)));
     }
     Ok(Chart {
         file: CATALOG_CHANGES,

@@ -143,6 +143,12 @@ impl Chart {
     }
 }
 
+/// The one in the middle; of none there is none.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
 /// A whole number with its thousands apart.
 pub fn grouped(number: f64) -> String {
     let digits = format!("{:.0}", number.abs());

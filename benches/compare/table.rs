@@ -8,7 +8,7 @@ use super::{
     namespace,
     peers::{self, Installed, LIMIT, Own, Setup},
     plan::Plan,
-    report::grouped,
+    report::{grouped, median},
     scenarios::{Bench, Runs, SCENARIOS, Scenario, Where},
     server::Upstream,
 };
@@ -97,12 +97,7 @@ impl Scenario {
 /// The median of each figure.
 fn medians(runs: Vec<Vec<f64>>) -> Option<Vec<f64>> {
     let count = runs.first()?.len();
-    let median = |figure: usize| {
-        let mut values: Vec<f64> = runs.iter().map(|run| run[figure]).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
-    Some((0..count).map(median).collect())
+    (0..count).map(|figure| median(runs.iter().map(|run| run[figure]).collect())).collect()
 }
 
 impl Plan {
