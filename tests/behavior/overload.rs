@@ -1,7 +1,6 @@
 //! Floods cost those who send them: what they take is bounded, the others are served, and every message is accounted for.
 
 use std::{
-    fs,
     io::Write,
     net::{SocketAddr, TcpStream, UdpSocket},
     sync::atomic::{AtomicBool, Ordering},
@@ -143,12 +142,12 @@ fn what_the_kernel_drops_is_counted_for_its_listener() {
     let upstream = Quick::new(0);
     let daemon = Setup::forwarding_to(upstream.address()).start();
     daemon.ask("www.example A");
-    signal(daemon.pid(), "STOP");
+    freeze(daemon.pid());
     let client = client_at([127, 0, 0, 7], daemon.address());
     let wire = query("www.example A").to_wire();
     let sent = 40_000;
     send_again(&client, &wire, 40_000);
-    signal(daemon.pid(), "CONT");
+    thaw(daemon.pid());
     let account = Account::settled(&daemon, sent + 1);
     assert!(account.kernel_drops > 0, "{account:?}");
     let of_listener = [("listener", &*daemon.address().to_string())];
@@ -343,21 +342,17 @@ fn a_query_that_comes_octet_by_octet_is_not_waited_for() {
 #[test]
 fn a_flood_on_one_worker_loses_no_query_on_another() {
     let upstream = Quick::new(0);
-    let daemon = Setup::forwarding_to(upstream.address()).start();
+    let daemon = Setup::new(&config(upstream.address(), upstream.address(), "")).start();
     daemon.ask("www.example A");
     // While it stands still, the queue in which a datagram lies tells whose it is.
-    signal(daemon.pid(), "STOP");
-    let port = format!("0100007F:{:04X}", daemon.address().port());
-    let queues = || -> Vec<(String, String)> {
-        let table = fs::read_to_string("/proc/net/udp").unwrap();
-        let fields = table.lines().map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
-        fields.filter(|f| f.get(1) == Some(&port)).map(|f| (f[9].clone(), f[4].clone())).collect()
-    };
+    freeze(daemon.pid());
+    let queues = || udp_queues(daemon.address(), 2);
     let wire = query("www.example A").to_wire();
     let worker_of = |client: &UdpSocket| {
         let before = queues();
         client.send(&wire).unwrap();
-        queues().into_iter().find(|queue| !before.contains(queue)).expect("a queue that has grown").0
+        let grown = queues().into_iter().find(|(inode, held)| before[inode] != *held);
+        grown.expect("a queue that has grown").0
     };
     let flooder = client_at([127, 0, 0, 2], daemon.address());
     let flooded = worker_of(&flooder);
@@ -365,10 +360,10 @@ fn a_flood_on_one_worker_loses_no_query_on_another() {
         .map(|_| client_at([127, 0, 0, 3], daemon.address()))
         .find(|client| worker_of(client) != flooded)
         .expect("one of 64 ports of the other worker");
-    signal(daemon.pid(), "CONT");
+    thaw(daemon.pid());
     wait_until("an end of what was asked to find out", PATIENCE, || {
         let account = Account::of(&daemon);
-        (account.is_balanced() && account.waiting == 0 && queues().iter().all(|queue| queue.1.ends_with(":00000000")))
+        (account.is_balanced() && account.waiting == 0 && queues().values().all(|held| held.ends_with(":00000000")))
             .then_some(())
     });
     gather(&[victim.try_clone().unwrap()], 1);

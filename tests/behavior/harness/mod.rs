@@ -17,7 +17,9 @@ pub mod stream;
 pub mod upstream;
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
     thread,
@@ -84,6 +86,37 @@ pub fn free_port() -> SocketAddr {
 pub fn signal(pid: u32, name: &str) {
     let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {pid}")).status().unwrap();
     assert!(status.success(), "cannot signal {pid}");
+}
+
+/// Stops a process that the caller started, and returns when each of its threads stands still: the signal is sent long
+/// before the last of them has heard of it.
+pub fn freeze(pid: u32) {
+    signal(pid, "STOP");
+    wait_until("all threads to stand still", PATIENCE, || {
+        let mut threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        // The state follows the name, which stands in brackets (proc(5)).
+        let is_stopped = |stat: String| stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T"));
+        threads.all(|thread| fs::read_to_string(thread.path().join("stat")).is_ok_and(is_stopped)).then_some(())
+    });
+}
+
+/// Lets a process go on that was stopped.
+pub fn thaw(pid: u32) {
+    signal(pid, "CONT");
+}
+
+/// What lies unread in each of the `count` UDP sockets bound to this IPv4 address, as the kernel writes it, by inode.
+pub fn udp_queues(address: SocketAddr, count: usize) -> BTreeMap<String, String> {
+    let IpAddr::V4(ip) = address.ip() else { panic!("{address} is not in /proc/net/udp") };
+    let local = format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), address.port());
+    // The kernel hands the table out by pages, and leaves rows out or repeats them if others open and close sockets meanwhile.
+    wait_until(&format!("{count} UDP sockets of {address}"), PATIENCE, || {
+        let table = fs::read_to_string("/proc/net/udp").unwrap();
+        let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let mine = fields.filter(|row| row.get(1) == Some(&&*local));
+        let queues: BTreeMap<_, _> = mine.map(|row| (row[9].to_owned(), row[4].to_owned())).collect();
+        (queues.len() == count).then_some(queues)
+    })
 }
 
 /// Runs a program to its end and gives what it printed; panics if it fails.

@@ -12,7 +12,7 @@ use std::{
 use tempfile::TempDir;
 
 use super::{
-    Message, exchange_udp, free_address, free_port, http, netns::Netns, query, require, run, signal, wait_until,
+    Message, exchange_udp, free_address, free_port, freeze, http, netns::Netns, query, require, run, thaw, wait_until,
 };
 
 /// A program that runs until this is dropped, in a folder of its own.
@@ -387,11 +387,11 @@ impl Consul {
 
     /// The process is there and does nothing.
     pub fn freeze(&self) {
-        signal(self.pid(), "STOP");
+        freeze(self.pid());
     }
 
     pub fn thaw(&self) {
-        signal(self.pid(), "CONT");
+        thaw(self.pid());
     }
 }
 
