@@ -115,7 +115,7 @@ impl Reader {
     fn read_text(&mut self, path: &Path, text: &str, mut scope: Scope) {
         let file = self.contents.files.len() as u16;
         self.contents.files.push(path.to_path_buf());
-        scope.trail.push(path.canonicalize().unwrap_or_else(|_| path.to_path_buf()));
+        scope.trail.push(path.to_path_buf());
         // Some editors begin a text with a byte order mark, which is no part of it.
         let mut entries = Entries::new(text.strip_prefix('\u{feff}').unwrap_or(text));
         let mut words = Vec::new();
@@ -176,7 +176,10 @@ impl Reader {
         if scope.trail.len() > MAX_INCLUDE_DEPTH || self.contents.files.len() >= usize::from(u16::MAX) {
             return Err(Problem::IncludeDepth(MAX_INCLUDE_DEPTH));
         }
-        if path.canonicalize().is_ok_and(|path| scope.trail.contains(&path)) {
+        // Names of one file may differ, and seldom is there a need to know.
+        let is_open =
+            |real: PathBuf| scope.trail.iter().any(|above| above.canonicalize().is_ok_and(|above| above == real));
+        if path.canonicalize().is_ok_and(is_open) {
             return Err(Problem::IncludeCircle(path));
         }
         if let Some(text) = self.open(&path, here) {
