@@ -11,62 +11,68 @@ use crate::wire::{MAX_NAME_BYTES, Name};
 
 /// Rules by the suffix at which they stand, found without regard to case.
 ///
-/// A look-up probes one hash table once per label of the name, however many rules there are.
+/// A look-up goes from the root down, label by label, as far as there are rules below: however many there are, most names
+/// leave the way after one label or two.
 #[derive(Clone)]
 pub struct Router<T> {
-    /// By lower-cased wire form.
-    rules: HashMap<Box<[u8]>, T, RandomState>,
-    /// The length of the longest suffix: what is longer need not be looked up.
-    longest_bytes: usize,
+    /// Every suffix with a rule and every name above it, by lower-cased wire form.
+    nodes: HashMap<Box<[u8]>, Option<T>, RandomState>,
+    rules: usize,
 }
 
 impl<T> Router<T> {
     /// A router without rules.
     pub fn new() -> Self {
-        Self { rules: HashMap::default(), longest_bytes: 0 }
+        Self { nodes: HashMap::default(), rules: 0 }
     }
 
     /// Sets the rule at `suffix`, and gives back the one it replaces. The root is a suffix of every name.
     pub fn insert(&mut self, suffix: Name, rule: T) -> Option<T> {
-        let wire = suffix.wire().to_ascii_lowercase();
-        self.longest_bytes = self.longest_bytes.max(wire.len());
-        self.rules.insert(wire.into(), rule)
+        let suffix = suffix.to_lower();
+        for above in suffix.suffixes().skip(1) {
+            self.nodes.entry(above.into()).or_insert(None);
+        }
+        let replaced = self.nodes.entry(suffix.wire().into()).or_insert(None).replace(rule);
+        self.rules += usize::from(replaced.is_none());
+        replaced
     }
 
     /// The rule at the longest suffix of `qname`, which may be `qname` itself.
     pub fn route(&self, qname: &Name) -> Option<&T> {
-        self.route_with_suffix(qname).map(|(_, rule)| rule)
-    }
-
-    /// The same with the suffix's wire form, in the letters of `qname`.
-    pub fn route_with_suffix<'q>(&self, qname: &'q Name) -> Option<(&'q [u8], &T)> {
+        let (mut lengths, mut count) = ([0; MAX_LABELS], 0);
+        for (length, suffix) in lengths.iter_mut().zip(qname.suffixes()) {
+            *length = suffix.len() as u8;
+            count += 1;
+        }
         with_lower(qname, |lower| {
-            let candidates = qname.suffixes().filter(|suffix| suffix.len() <= self.longest_bytes);
-            candidates.into_iter().find_map(|suffix| {
-                let rule = self.rules.get(lower.get(lower.len() - suffix.len()..)?)?;
-                Some((suffix, rule))
-            })
+            let mut longest = None;
+            for &length in lengths[..count].iter().rev() {
+                let Some(rule) = self.nodes.get(&lower[lower.len() - usize::from(length)..]) else { break };
+                longest = rule.as_ref().or(longest);
+            }
+            longest
         })
     }
 
     /// The rule that stands at this very name.
     pub fn exact(&self, name: &Name) -> Option<&T> {
-        with_lower(name, |lower| self.rules.get(lower))
+        with_lower(name, |lower| self.nodes.get(lower)?.as_ref())
     }
 
     /// All suffixes, in lower case, with their rules; in no order.
     pub fn iter(&self) -> impl Iterator<Item = (Name, &T)> {
-        self.rules.iter().map(|(wire, rule)| (Name::from_wire(wire).expect("only names are inserted"), rule))
+        let rules = self.nodes.iter().filter_map(|(wire, rule)| Some((wire, rule.as_ref()?)));
+        rules.map(|(wire, rule)| (Name::from_wire(wire).expect("only names are inserted"), rule))
     }
 
     /// How many rules there are.
     pub fn len(&self) -> usize {
-        self.rules.len()
+        self.rules
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.rules.is_empty()
+        self.rules == 0
     }
 }
 
@@ -90,6 +96,9 @@ fn with_lower<R>(name: &Name, look_up: impl FnOnce(&[u8]) -> R) -> R {
     lower.make_ascii_lowercase();
     look_up(lower)
 }
+
+/// A name of 255 octets has no more, the root's among them.
+const MAX_LABELS: usize = 128;
 
 #[cfg(test)]
 mod tests {
@@ -115,22 +124,22 @@ mod tests {
             ("Lab.Corp.Example", "lab"),
             ("deep.x.lab.corp.example", "deep"),
         ]);
-        for (qname, expected, suffix) in [
-            ("www.example.org.", "public", "."),
-            (".", "public", "."),
-            ("example.", "public", "."),
-            ("corp.example.", "corp", "corp.example."), // a suffix covers itself
-            ("notcorp.example.", "public", "."),        // labels are compared, not letters
-            ("corp.example.org.", "public", "."),       // and from the right
-            ("x.LAB.corp.example.", "lab", "LAB.corp.example."), // without regard to case
-            ("x.lab.corp.example.", "lab", "lab.corp.example."), // between a rule below and one above
-            ("a.b.c.deep.x.lab.corp.example.", "deep", "deep.x.lab.corp.example."),
+        for (qname, expected) in [
+            ("www.example.org.", "public"),
+            (".", "public"),
+            ("example.", "public"),
+            ("www.example.", "public"),
+            ("corp.example.", "corp"),       // a suffix covers itself
+            ("notcorp.example.", "public"),  // labels are compared, not letters
+            ("corp.example.org.", "public"), // and from the right
+            ("x.LAB.corp.example.", "lab"),  // without regard to case
+            ("x.lab.corp.example.", "lab"),  // between a rule below and one above
+            ("a.b.c.deep.x.lab.corp.example.", "deep"),
         ] {
-            let qname = name(qname);
-            assert_eq!(router.route(&qname), Some(&expected), "{qname}");
-            let (wire, _) = router.route_with_suffix(&qname).unwrap();
-            assert_eq!(Name::from_wire(wire).unwrap().to_string(), suffix, "{qname}");
+            assert_eq!(router.route(&name(qname)), Some(&expected), "{qname}");
         }
+        let longest = format!("{}corp.example.", "a.".repeat(120));
+        assert_eq!(router.route(&name(&longest)), Some(&"corp"));
     }
 
     #[test]
@@ -154,6 +163,7 @@ mod tests {
         let mut router = router(&[(".", "public"), ("corp.example", "corp")]);
         assert_eq!(router.exact(&name("CORP.example")), Some(&"corp"));
         assert_eq!(router.exact(&name("www.corp.example")), None);
+        assert_eq!(router.exact(&name("example")), None, "above a rule there is none");
         assert_eq!(router.insert(name("Corp.Example"), "other"), Some("corp"));
         assert_eq!(router.route(&name("www.corp.example")), Some(&"other"));
         let mut rules: Vec<(String, &str)> = router.iter().map(|(name, rule)| (name.to_string(), *rule)).collect();
