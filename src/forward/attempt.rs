@@ -96,15 +96,9 @@ impl Attempt {
 
 /// The name with each letter in upper or lower case at random: bits that a forger has to guess.
 pub(super) fn mix_letters(qname: &Name, rng: &mut impl Rng) -> Name {
-    let mut buffer = [0; MAX_NAME_BYTES];
-    let mixed = &mut buffer[..qname.wire().len()];
-    rng.fill_bytes(mixed);
-    for (random, octet) in mixed.iter_mut().zip(qname.wire()) {
-        // Length octets are below the letters.
-        let flip = if octet.is_ascii_alphabetic() { *random & 0x20 } else { 0 };
-        *random = octet ^ flip;
-    }
-    Name::from_wire(mixed).unwrap_or_else(|_| qname.clone())
+    let mut random = [0; MAX_NAME_BYTES];
+    rng.fill_bytes(&mut random[..qname.wire().len()]);
+    qname.with_letters_flipped(&random)
 }
 
 /// What is offered to most upstreams: it survives almost every path (DNS flag day 2020).

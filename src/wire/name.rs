@@ -117,6 +117,18 @@ impl Name {
         lower
     }
 
+    /// The same name with the case of each letter changed for which the octet of `flips` in its place has the bit of case,
+    /// 0x20.
+    pub fn with_letters_flipped(&self, flips: &[u8; MAX_NAME_BYTES]) -> Self {
+        let mut flipped = self.clone();
+        match &mut flipped.wire {
+            // All of the room, for that is of one length, and so done at once; behind the name there are no letters.
+            Wire::Short(_, octets) => flip_letters(octets, flips),
+            Wire::Long(octets) => flip_letters(octets, flips),
+        }
+        flipped
+    }
+
     /// The labels from left to right, the root's empty one left out.
     pub fn labels(&self) -> impl Iterator<Item = &[u8]> + Clone {
         self.suffixes().filter_map(|suffix| {
@@ -204,6 +216,15 @@ impl From<&[u8]> for Wire {
 impl From<Vec<u8>> for Wire {
     fn from(wire: Vec<u8>) -> Self {
         wire.as_slice().into()
+    }
+}
+
+#[inline]
+fn flip_letters(octets: &mut [u8], flips: &[u8; MAX_NAME_BYTES]) {
+    for (octet, flip) in octets.iter_mut().zip(flips) {
+        // Length octets are below the letters.
+        let is_letter = (*octet & 0xdf).wrapping_sub(b'A') < 26;
+        *octet ^= flip & (u8::from(is_letter) << 5);
     }
 }
 

@@ -282,16 +282,8 @@ impl Response {
 
     /// The records in order.
     pub fn records(&self) -> impl Iterator<Item = RecordView> + '_ {
-        let counts = self.counts();
-        let mut at = self.records_at;
-        let sections = SECTIONS.iter().zip(counts);
-        sections.flat_map(|(&(_, section), count)| std::iter::repeat_n(section, usize::from(count))).map_while(
-            move |section| {
-                let record = skip_record(&self.message, at)?;
-                at = record.end;
-                Some(RecordView { section, ..record })
-            },
-        )
+        let mut cursor = Cursor::new(self);
+        std::iter::from_fn(move || cursor.next(&self.message))
     }
 
     /// The owner name of a record.
@@ -336,13 +328,9 @@ impl Response {
 
     /// Lends the message once for each record, to be changed in no length and no count.
     fn change_records(&mut self, mut change: impl FnMut(&mut [u8], RecordView)) {
-        let mut at = self.records_at;
-        for ((_, section), count) in SECTIONS.into_iter().zip(self.counts()) {
-            for _ in 0..count {
-                let Some(record) = skip_record(&self.message, at) else { return };
-                at = record.end;
-                change(&mut self.message, RecordView { section, ..record });
-            }
+        let mut cursor = Cursor::new(self);
+        while let Some(record) = cursor.next(&self.message) {
+            change(&mut self.message, record);
         }
     }
 
@@ -358,13 +346,18 @@ impl Response {
             }
         };
         set(&mut self.message, HEADER_BYTES);
-        self.change_records(|message, record| set(message, record.owner_at));
+        self.change_records(|message, record| {
+            // What is a pointer from its beginning spells out nothing.
+            if !points_to_qname(message, record.owner_at) {
+                set(message, record.owner_at);
+            }
+        });
     }
 
     /// The CNAME that a server makes of a DNAME begins with labels of the question (RFC 6672 §3.1).
     fn set_letters_of_synthesized_cname(&mut self, qname: &Name) {
         let is_synthesized = self.records().any(|record| record.rtype == Rtype::DNAME);
-        let cname = self.records().find(|record| record.rtype == Rtype::CNAME).filter(|_| is_synthesized);
+        let cname = is_synthesized.then(|| self.records().find(|record| record.rtype == Rtype::CNAME)).flatten();
         let Some(target) = cname.and_then(|record| self.message.get_mut(record.rdata)) else { return };
         let same = target.iter().zip(qname.wire()).take_while(|(a, b)| a.eq_ignore_ascii_case(b)).count();
         target[..same].copy_from_slice(&qname.wire()[..same]);
@@ -383,6 +376,37 @@ impl Response {
     /// Adds extended errors that are encoded already.
     pub fn add_encoded_errors(&mut self, errors: &[u8]) {
         self.extended_errors.extend_from_slice(errors);
+    }
+}
+
+/// Goes from record to record of a message; several times for each response, so it keeps no more than numbers.
+struct Cursor {
+    at: usize,
+    /// How many records have been passed.
+    passed: u32,
+    /// After how many each section ends.
+    ends: [u32; 3],
+}
+
+impl Cursor {
+    fn new(response: &Response) -> Self {
+        let [answer, authority, additional] = response.counts().map(u32::from);
+        let ends = [answer, answer + authority, answer + authority + additional];
+        Self { at: response.records_at, passed: 0, ends }
+    }
+
+    #[inline]
+    fn next(&mut self, message: &[u8]) -> Option<RecordView> {
+        let section = match self.ends {
+            [answer, ..] if self.passed < answer => Section::Answer,
+            [_, authority, _] if self.passed < authority => Section::Authority,
+            [.., additional] if self.passed < additional => Section::Additional,
+            _ => return None,
+        };
+        let record = skip_record(message, self.at)?;
+        self.passed += 1;
+        self.at = record.end;
+        Some(RecordView { section, ..record })
     }
 }
 
@@ -447,6 +471,7 @@ fn encode_option(code: u16, data: &[u8], out: &mut Vec<u8>) {
 }
 
 /// The record that starts at `at`, as if it stood in the answer section.
+#[inline]
 pub(super) fn skip_record(wire: &[u8], at: usize) -> Option<RecordView> {
     let fixed = skip_name(wire, at)?;
     let rdata = fixed + 10..fixed + 10 + usize::from(read_u16(wire, fixed + 8)?);
@@ -481,6 +506,10 @@ fn check_owner(message: &[u8], record: &RecordView, ttls_at: &[u16]) -> Option<(
     // A pointer to the question's name is by far the most frequent owner, and is known to be good. Where there is no
     // question, the first record stands in its place.
     if points_to_qname(message, record.owner_at) && record.owner_at != HEADER_BYTES {
+        return Some(());
+    }
+    // That of OPT leads nowhere.
+    if message.get(record.owner_at) == Some(&0) {
         return Some(());
     }
     Name::read(message, record.owner_at).ok()?;
