@@ -8,20 +8,23 @@ use std::{
 
 use foldhash::quality::RandomState;
 
+use smallvec::SmallVec;
+
 use crate::wire::{Class, MAX_NAME_BYTES, Name, Question, Rtype};
 
 /// The question and its variant: what one cached response, or one query in flight, stands for.
 ///
-/// It lives on the stack: a hit makes one and allocates nothing.
-#[derive(Clone)]
+/// That of a name of up to [`INLINE_BYTES`] octets, less what stands before it, lies in place: it is made for every query,
+/// and goes through many hands for a miss. A longer one costs an allocation.
 pub struct Key {
     /// Qtype, qclass, the variant's flags, its view, then the qname in lower case. The head is of fixed length and a
     /// name knows its own end, so no key is the beginning of another.
-    octets: [u8; HEAD_BYTES + NAME_ROOM_BYTES],
-    length: u16,
+    octets: Octets,
     /// Seeded, and the same for all keys of the qname: counted once, for all the tables that a key is looked up in.
     name_hash: u64,
 }
+
+type Octets = SmallVec<[u8; INLINE_BYTES]>;
 
 /// What besides the question makes a response another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -46,48 +49,46 @@ impl Key {
         if variant.checking_disabled {
             flags |= CHECKING_DISABLED;
         }
-        let mut key = Self::unhashed([t0, t1, c0, c1, flags, variant.view], qname);
-        for block in key.octets[HEAD_BYTES..].chunks_exact_mut(BLOCK_BYTES).take(qname.len().div_ceil(BLOCK_BYTES)) {
-            block.make_ascii_lowercase();
+        let head = [t0, t1, c0, c1, flags, variant.view];
+        let qname = &qname[..qname.len().min(MAX_NAME_BYTES)];
+        let length = HEAD_BYTES + qname.len();
+        let mut room = [0; INLINE_BYTES];
+        match room.get_mut(HEAD_BYTES..length) {
+            Some(place) => {
+                place.copy_from_slice(qname);
+                // All of the room, for that is of one length, and so done at once. The head comes after: it has no letters.
+                room.make_ascii_lowercase();
+                room[..HEAD_BYTES].copy_from_slice(&head);
+                Self::hashed(SmallVec::from_buf_and_len(room, length))
+            }
+            None => {
+                let mut octets = joined(head, qname);
+                octets[HEAD_BYTES..].make_ascii_lowercase();
+                Self::hashed(octets)
+            }
         }
-        key.name_hash = key.hash_of_name();
-        key
     }
 
     /// The key of a head, as [`head`](Self::head) gives it, and a qname in lower case.
     pub(super) fn from_parts(head: [u8; HEAD_BYTES], qname: &[u8]) -> Self {
-        let mut key = Self::unhashed(head, qname);
-        key.name_hash = key.hash_of_name();
-        key
+        Self::hashed(joined(head, qname))
     }
 
-    #[inline]
-    fn unhashed(head: [u8; HEAD_BYTES], qname: &[u8]) -> Self {
-        let mut octets = [0; HEAD_BYTES + NAME_ROOM_BYTES];
-        octets[..HEAD_BYTES].copy_from_slice(&head);
-        let qname = &qname[..qname.len().min(MAX_NAME_BYTES)];
-        let length = HEAD_BYTES + qname.len();
-        octets[HEAD_BYTES..length].copy_from_slice(qname);
-        Self { octets, length: length as u16, name_hash: 0 }
-    }
-
-    fn hash_of_name(&self) -> u64 {
-        SEED.hash_one(self.qname())
+    fn hashed(octets: Octets) -> Self {
+        let name_hash = SEED.hash_one(&octets[HEAD_BYTES..]);
+        Self { octets, name_hash }
     }
 
     /// What stands before the qname: qtype, qclass and variant.
     pub(super) fn head(&self) -> [u8; HEAD_BYTES] {
-        let [a, b, c, d, e, f, ..] = self.octets;
-        [a, b, c, d, e, f]
+        let mut head = [0; HEAD_BYTES];
+        head.copy_from_slice(&self.octets[..HEAD_BYTES]);
+        head
     }
 
     /// Reads what [`as_bytes`](Self::as_bytes) gave.
     pub(super) fn from_bytes(bytes: &[u8]) -> Self {
-        let mut octets = [0; HEAD_BYTES + NAME_ROOM_BYTES];
-        octets[..bytes.len()].copy_from_slice(bytes);
-        let mut key = Self { octets, length: bytes.len() as u16, name_hash: 0 };
-        key.name_hash = key.hash_of_name();
-        key
+        Self::hashed(SmallVec::from_slice(bytes))
     }
 
     /// Reads what [`as_bytes`](Self::as_bytes) gave, if it did.
@@ -98,12 +99,12 @@ impl Key {
 
     /// The key as octets: equal for equal keys, and only for those.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.octets[..usize::from(self.length)]
+        &self.octets
     }
 
     /// The qname in wire form and lower case.
     pub fn qname(&self) -> &[u8] {
-        &self.octets[HEAD_BYTES..usize::from(self.length)]
+        &self.octets[HEAD_BYTES..]
     }
 
     /// The type asked for.
@@ -173,9 +174,22 @@ impl Key {
     }
 }
 
+fn joined(head: [u8; HEAD_BYTES], qname: &[u8]) -> Octets {
+    let mut octets = Octets::with_capacity(HEAD_BYTES + qname.len());
+    octets.extend_from_slice(&head);
+    octets.extend_from_slice(qname);
+    octets
+}
+
 fn print(name_hash: u64, [a, b, c, d, e, f]: [u8; HEAD_BYTES]) -> u64 {
     // Multiplying by an odd number loses nothing and carries the few bits that differ into the others.
     name_hash ^ u64::from_be_bytes([0, 0, a, b, c, d, e, f]).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+impl Clone for Key {
+    fn clone(&self) -> Self {
+        Self { octets: SmallVec::from_slice(&self.octets), name_hash: self.name_hash }
+    }
 }
 
 impl PartialEq for Key {
@@ -202,9 +216,8 @@ impl fmt::Debug for Key {
 static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::default);
 /// What stands before the qname.
 pub(super) const HEAD_BYTES: usize = 6;
-/// Names are put in lower case by whole blocks, which is done at once; behind a name there are no letters.
-const BLOCK_BYTES: usize = 32;
-const NAME_ROOM_BYTES: usize = MAX_NAME_BYTES.next_multiple_of(BLOCK_BYTES);
+/// Room for names of 90 octets: a reverse name of IPv6 has 74.
+const INLINE_BYTES: usize = 96;
 const DNSSEC_OK: u8 = 1;
 const CHECKING_DISABLED: u8 = 2;
 
@@ -219,8 +232,9 @@ mod tests {
     #[test]
     fn a_key_gives_back_what_it_was_made_of() {
         let variant = Variant { dnssec_ok: false, checking_disabled: true, view: 7 };
-        let longest = format!("{}abcde.", "abcdefg.".repeat(31));
-        for qname in [".", "www.example.", &longest] {
+        let [fills_its_room, exceeds_it, longest] =
+            [(11, "a."), (11, "ab."), (31, "abcde.")].map(|(labels, end)| "abcdefg.".repeat(labels) + end);
+        for qname in [".", "www.example.", &fills_its_room, &exceeds_it, &longest] {
             let qname: Name = qname.parse().unwrap();
             let key = Key::new(qname.wire(), Rtype(65_280), Class::CH, variant);
             assert_eq!(key.question(), Question { qname, qtype: Rtype(65_280), qclass: Class::CH });
@@ -231,7 +245,10 @@ mod tests {
 
     #[test]
     fn letters_do_not_make_another_key() {
-        assert_eq!(key("WWW.Example", Rtype::A), key("www.example", Rtype::A));
+        for name in ["www.example".to_owned(), "abcdefg.".repeat(20)] {
+            let (upper, lower) = (key(&name.to_uppercase(), Rtype::A), key(&name, Rtype::A));
+            assert_eq!((upper.name_hash(), &upper), (lower.name_hash(), &lower));
+        }
         assert_ne!(key("www.example", Rtype::A), key("ww.example", Rtype::A));
     }
 
