@@ -2,7 +2,7 @@
 
 use super::{
     Basis, Epoch, Found, Key, Life, MarksView, Origin, State,
-    lifetime::{STALE_TTL_SECS, is_nodata},
+    lifetime::STALE_TTL_SECS,
     packed::{Packed, Scratch, Standing, Standings},
     snapshot::Saved,
     tick::Tick,
@@ -28,11 +28,7 @@ pub(super) struct Draft {
 impl Draft {
     /// For an answer.
     pub(super) fn answer(key: &Key, response: &Response, life: Life, basis: &Basis, now: Tick) -> Self {
-        let packed = if basis.marks.places.is_empty() && !is_nodata(response) {
-            Packed::new(key, &response.view(), life, now)
-        } else {
-            None
-        };
+        let packed = if basis.marks.places.is_empty() { Packed::new(key, &response.view(), life, now) } else { None };
         let (entry, stale_ticks) = match packed {
             Some((packed, stale_ticks)) => (Entry::Packed(packed), stale_ticks),
             None => (Entry::Whole(Whole::answer(key, response, life, basis, now)), 0),

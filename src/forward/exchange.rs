@@ -44,7 +44,7 @@ pub struct Exchange {
     resend_at: Moment,
     /// How often the wait for a reply has been in vain.
     overdue: u32,
-    best_failure: Option<Response>,
+    best_failure: Option<Box<Response>>,
     /// In the order in which they are to be done.
     actions: SmallVec<[Action; 1]>,
     is_finished: bool,
@@ -453,7 +453,7 @@ impl Exchange {
         if is_better {
             let mut failure = Response::error(&self.question, rcode, &[]);
             failure.add_encoded_errors(received.response.extended_errors());
-            self.best_failure = Some(failure);
+            self.best_failure = Some(failure.into());
         }
     }
 
@@ -489,7 +489,7 @@ impl Exchange {
     }
 
     fn failure(&mut self, error: ExtendedError) -> Outcome {
-        let best = self.best_failure.take();
+        let best = self.best_failure.take().map(|best| *best);
         let mut response = best.unwrap_or_else(|| Response::error(&self.question, Rcode::SERVFAIL, &[]));
         response.set_flag(flag::AA, false);
         response.add_error(&error);

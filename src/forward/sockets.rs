@@ -10,7 +10,7 @@
 //! and leaves and comes in batches.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     io,
     net::{SocketAddr, UdpSocket},
     os::fd::AsFd,
@@ -145,13 +145,14 @@ impl Sockets {
                 }
             };
             let socket = &mut self.open[key];
-            if self.waiting.contains_key(&(key, id)) || socket.over.contains(&id) {
+            let Entry::Vacant(place) = self.waiting.entry((key, id)) else { continue };
+            if socket.over.contains(&id) {
                 continue;
             }
+            place.insert(waiting);
             socket.awaited += 1;
             socket.queries += 1;
             socket.used_at = now;
-            self.waiting.insert((key, id), waiting);
             return Ok(key);
         }
         Err(io::Error::other("too many queries are under way"))

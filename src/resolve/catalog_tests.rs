@@ -198,11 +198,8 @@ fn another_catalog_voids_all_that_one_said() {
 fn a_name_without_one_type_waits_for_its_sister_that_is_open() {
     let cluster = Cluster::new(1);
     // The sister was asked of upstreams, before the catalog had the name.
-    let party = super::super::inflight::Party {
-        key: Key::new(name("web.service.consul").wire(), Rtype::A, Class::IN, Variant::default()),
-        is_loopback: true,
-        epoch: Epoch(1),
-    };
+    let key = Key::new(name("web.service.consul").wire(), Rtype::A, Class::IN, Variant::default());
+    let party = super::super::inflight::Party::new(&key, LOCAL, Epoch(1));
     let waiter = || Waiter {
         asker: crate::wire::Query::parse(&[0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, b'x', 0, 0, 1, 0, 1])
             .unwrap()

@@ -1,6 +1,7 @@
 //! All that can be said at once: cached answers, and queries that are not resolved at all.
 //!
-//! One pass over the query, one look into the cache under one shard's lock, one copy into the reply. Nothing here allocates, waits or logs.
+//! One pass over the query, one look into the cache under one shard's lock, one copy into the reply. Nothing here waits or
+//! logs, and nothing allocates but the key of a name that is longer than almost any.
 
 use rand::Rng;
 
@@ -69,8 +70,8 @@ impl Resolver {
     /// Whether somebody waits for the other address type of the same name. Where nobody waits for anything, that costs
     /// nothing.
     fn is_sister_open(&self, key: &Key, client: Client) -> bool {
-        let party = || Party { key: key.clone(), is_loopback: client.is_loopback, epoch: self.tables.load().epoch() };
-        self.inflight.waiting() > 0 && self.inflight.is_sister_open(&party())
+        self.inflight.waiting() > 0
+            && self.inflight.is_sister_open(&Party::new(key, client, self.tables.load().epoch()))
     }
 
     pub(super) fn reply_from_cache(

@@ -28,6 +28,7 @@ use crate::{
     cache::{Epoch, Key},
     clock::Moment,
     metrics::Transport,
+    resolve::Client,
     sys::Local,
     wire::Asker,
 };
@@ -56,6 +57,10 @@ pub(super) struct Party {
 }
 
 impl Party {
+    pub fn new(key: &Key, client: Client, epoch: Epoch) -> Self {
+        Self { key: key.clone(), is_loopback: client.is_loopback, epoch }
+    }
+
     /// Whether these ask for the other address type, and else the same.
     fn is_sister_of(&self, other: &Self) -> bool {
         self.key.is_sister_of(&other.key) && self.is_loopback == other.is_loopback && self.epoch == other.epoch
@@ -113,8 +118,8 @@ impl Way {
     }
 }
 
-/// Almost always one.
-pub type Waiters = SmallVec<[Waiter; 1]>;
+/// Almost always one. They go through many hands, and so lie in a place of their own.
+pub type Waiters = Vec<Waiter>;
 
 struct Flight<H> {
     party: Party,

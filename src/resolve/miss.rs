@@ -179,10 +179,9 @@ impl Resolver {
             Begun::Reply(response.rcode(), reason)
         };
         let mut walk = Walk::new(key.question());
-        let party = Party { key: key.clone(), is_loopback: client.is_loopback, epoch: tables.epoch() };
         let look = self.look(&tables, &mut walk, key.variant(), *client, chance);
         match &look {
-            Look::End(arrival, rule) if !self.has_sister_to_mind(&tables, &party, &arrival.response, now) => {
+            Look::End(arrival, rule) if !self.has_sister_to_mind(&tables, key, *client, &arrival.response, now) => {
                 let keep = keep(arrival, *rule, tables.epoch(), now);
                 self.insert(key, &arrival.response, keep, now);
                 return reply(&arrival.response, Reason::Local);
@@ -215,6 +214,7 @@ impl Resolver {
             FromCache::Reply(rcode, ..) => Some(rcode),
             FromCache::Miss { .. } => None,
         };
+        let party = Party::new(key, *client, tables.epoch());
         match self.inflight.join(&party, now, Some(|| waiter(*asker, letters)), look_again) {
             Join::Joined => Begun::Joined,
             Join::Answered(rcode) => Begun::Reply(rcode, Reason::Cached),
@@ -248,11 +248,12 @@ impl Resolver {
     }
 
     /// Whether an answer says that a name has no address of one type while the query for the other is open, or has failed.
-    fn has_sister_to_mind(&self, tables: &Tables, party: &Party, response: &Response, now: Moment) -> bool {
-        party.key.has_sister()
+    fn has_sister_to_mind(&self, tables: &Tables, key: &Key, client: Client, response: &Response, now: Moment) -> bool {
+        let epoch = tables.epoch();
+        key.has_sister()
             && is_nodata(response)
-            && (self.inflight.is_sister_open(party)
-                || self.cache.sister_fails(&party.key, response, now, party.epoch, |marks| tables.hold(marks)))
+            && (self.inflight.is_sister_open(&Party::new(key, client, epoch))
+                || self.cache.sister_fails(key, response, now, epoch, |marks| tables.hold(marks)))
     }
 
     /// Begins to renew an entry of the cache that ends soon and is asked for often, if nobody does so already.
@@ -264,7 +265,7 @@ impl Resolver {
         let mut walk = Walk::new(key.question());
         let chance = Chance { random: rng.random(), now };
         let Look::Ask(route) = self.look(&tables, &mut walk, key.variant(), client, chance) else { return None };
-        let party = Party { key: key.clone(), is_loopback: client.is_loopback, epoch: tables.epoch() };
+        let party = Party::new(key, client, tables.epoch());
         match self.inflight.join(&party, now, None::<fn() -> Waiter>, |_| None::<()>) {
             Join::First => {
                 let mut job = Job::new(party, client, false, walk, now);
@@ -485,7 +486,7 @@ impl Resolver {
             return self.land_failed(job, failure, || self.insert(&job.party.key, &response, keep.clone(), now));
         }
         let verdict = if is_nodata {
-            Lands::NoData(Held { key: job.party.key.clone(), response: response.clone(), keep: keep.clone() })
+            Lands::NoData(Box::new(Held { key: job.party.key.clone(), response: response.clone(), keep: keep.clone() }))
         } else {
             Lands::Plain
         };
@@ -644,11 +645,15 @@ fn keep(arrival: &Arrival, rule: RuleId, epoch: Epoch, now: Moment) -> Option<(L
 }
 
 /// Whom to reply what, after a flight has landed.
-fn settle(landing: Landing<Held>, response: Response, ttls: Ttls) -> Outgoing {
-    let own = landing.waiters.map(|waiters| Settled { response, ttls, waiters });
-    let sister =
-        landing.sister.map(|(held, waiters)| Settled { response: held.response, ttls: Ttls::Aged(0), waiters });
-    own.into_iter().chain(sister).collect()
+fn settle(landing: Landing<Box<Held>>, response: Response, ttls: Ttls) -> Outgoing {
+    let mut outgoing = Outgoing::new();
+    if let Some(waiters) = landing.waiters {
+        outgoing.push(Settled { response, ttls, waiters });
+    }
+    if let Some((held, waiters)) = landing.sister {
+        outgoing.push(Settled { response: held.response, ttls: Ttls::Aged(0), waiters });
+    }
+    outgoing
 }
 
 /// Whether a response settles its question; any other is a failure, and kept as such.

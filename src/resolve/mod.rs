@@ -31,7 +31,7 @@ use inflight::InFlight;
 /// Answers queries from the cache, from local data and from upstreams. Shared by all threads.
 pub struct Resolver {
     cache: Cache,
-    inflight: InFlight<miss::Held>,
+    inflight: InFlight<Box<miss::Held>>,
     tables: ArcSwap<Tables>,
     /// Answers from which addresses were left out.
     withheld: AtomicU64,

@@ -30,9 +30,9 @@ use crate::{
     clock::Moment,
     forward::{Limits, News, UdpDriver},
     metrics::{Cells, Dropped, Transport},
-    resolve::{Job, LOST, Next, Outgoing, Settled, Waiter, Waiters, Way},
+    resolve::{Job, LOST, Next, Outgoing, Settled, Waiter, Way},
     sys::{self, Datagram, Inbox, Outbox, Poller, Waker},
-    wire::{self, Rcode},
+    wire::{self, Rcode, Response, Ttls},
 };
 
 /// One thread that serves UDP.
@@ -348,36 +348,36 @@ impl<I: FnMut(&[u8])> Worker<I> {
     /// for the current one, and sent when another has its turn.
     fn deliver(&mut self, settled: Outgoing) {
         let mut elsewhere = Outgoing::new();
-        for Settled { response, ttls, waiters } in settled {
-            let mut others = Waiters::new();
-            for waiter in waiters {
-                let Way::Datagram { listener, peer, local } = waiter.way else {
-                    others.push(waiter);
-                    continue;
-                };
-                let is_other = self.current.is_none_or(|at| self.listeners[at].number != listener);
-                if is_other || self.outbox.is_full() {
-                    self.send_gathered();
-                }
-                if is_other {
-                    self.current = self.listeners.iter().position(|own| own.number == listener);
-                }
-                if self.current.is_none() {
-                    others.push(waiter);
-                    continue;
-                }
-                self.cells.reply(Transport::Udp, response.rcode().0);
-                let out = self.outbox.buffer();
-                wire::write_reply(response.view(), &waiter.asker, &waiter.question, ttls, &mut self.rng, out);
-                self.outbox.queue(peer, local);
-            }
-            if !others.is_empty() {
-                elsewhere.push(Settled { response, ttls, waiters: others });
+        for mut settled in settled {
+            let Settled { response, ttls, waiters } = &mut settled;
+            waiters.retain(|waiter| !self.reply(response, *ttls, waiter));
+            if !settled.waiters.is_empty() {
+                elsewhere.push(settled);
             }
         }
         if !elsewhere.is_empty() {
             self.face.deliver(elsewhere);
         }
+    }
+
+    /// Replies to somebody who waits; false if that is not for this worker to do.
+    fn reply(&mut self, response: &Response, ttls: Ttls, waiter: &Waiter) -> bool {
+        let Way::Datagram { listener, peer, local } = waiter.way else { return false };
+        let is_other = self.current.is_none_or(|at| self.listeners[at].number != listener);
+        if is_other || self.outbox.is_full() {
+            self.send_gathered();
+        }
+        if is_other {
+            self.current = self.listeners.iter().position(|own| own.number == listener);
+        }
+        if self.current.is_none() {
+            return false;
+        }
+        self.cells.reply(Transport::Udp, response.rcode().0);
+        let out = self.outbox.buffer();
+        wire::write_reply(response.view(), &waiter.asker, &waiter.question, ttls, &mut self.rng, out);
+        self.outbox.queue(peer, local);
+        true
     }
 
     /// Sends the replies that are gathered for the current listener.
