@@ -7,7 +7,7 @@ use std::{collections::HashMap, fmt};
 
 use foldhash::fast::RandomState;
 
-use crate::wire::{MAX_NAME_BYTES, Name};
+use crate::wire::{MAX_NAME_BYTES, Name, label_starts};
 
 /// Rules by the suffix at which they stand, found without regard to case.
 ///
@@ -39,15 +39,10 @@ impl<T> Router<T> {
 
     /// The rule at the longest suffix of `qname`, which may be `qname` itself.
     pub fn route(&self, qname: &Name) -> Option<&T> {
-        let (mut lengths, mut count) = ([0; MAX_LABELS], 0);
-        for (length, suffix) in lengths.iter_mut().zip(qname.suffixes()) {
-            *length = suffix.len() as u8;
-            count += 1;
-        }
         with_lower(qname, |lower| {
             let mut longest = None;
-            for &length in lengths[..count].iter().rev() {
-                let Some(rule) = self.nodes.get(&lower[lower.len() - usize::from(length)..]) else { break };
+            for &start in label_starts(lower).iter().rev() {
+                let Some(rule) = self.nodes.get(&lower[usize::from(start)..]) else { break };
                 longest = rule.as_ref().or(longest);
             }
             longest
@@ -91,14 +86,12 @@ impl<T: fmt::Debug> fmt::Debug for Router<T> {
 /// Lends the name's wire form in lower case, without an allocation.
 fn with_lower<R>(name: &Name, look_up: impl FnOnce(&[u8]) -> R) -> R {
     let mut buffer = [0; MAX_NAME_BYTES];
-    let lower = &mut buffer[..name.wire().len()];
-    lower.copy_from_slice(name.wire());
-    lower.make_ascii_lowercase();
-    look_up(lower)
+    let length = name.wire().len();
+    buffer[..length].copy_from_slice(name.wire());
+    // By whole blocks, which is done at once: behind the name there are no letters.
+    buffer[..length.next_multiple_of(32).min(MAX_NAME_BYTES)].make_ascii_lowercase();
+    look_up(&buffer[..length])
 }
-
-/// A name of 255 octets has no more, the root's among them.
-const MAX_LABELS: usize = 128;
 
 #[cfg(test)]
 mod tests {

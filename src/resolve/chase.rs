@@ -225,10 +225,11 @@ impl Walk {
     /// The chain, then what the last name's rule said.
     ///
     /// AA only if all of it is local; AD never, for nobody vouches for the whole.
-    fn assemble(self, last: Answer, shape: Option<Shape>, extended_errors: &[u8]) -> Response {
+    fn assemble(mut self, last: Answer, shape: Option<Shape>, extended_errors: &[u8]) -> Response {
         let authoritative = last.authoritative && self.span.is_none();
         let before = self.records.len();
-        let answer = Answer { authoritative, answer: [self.records, last.answer].concat(), ..last };
+        self.records.extend(last.answer);
+        let answer = Answer { authoritative, answer: self.records, ..last };
         let rotating = shape.and_then(|shape| {
             let rotating = shape.rotating.start + before..shape.rotating.end + before;
             answer.encode_rotating(&self.question, &Shape { rotating, ..shape })

@@ -1,10 +1,17 @@
 //! Answers from local data, and the writing of messages from records.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    hash::{BuildHasher, Hasher},
+    sync::Arc,
+};
+
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 
 use super::{
-    Class, HEADER_BYTES, Name, NameError, Question, Rcode, RecordView, Response, Rtype, Shape, flag, put_u16, read_u16,
-    rotation,
+    Class, HEADER_BYTES, Name, NameError, Question, Rcode, RecordView, Response, Rtype, Shape, flag,
+    name::{MAX_LABEL_BYTES, label_starts},
+    put_u16, read_u16, rotation,
 };
 
 /// What local data says to a question: records, or a denial with its SOA.
@@ -103,9 +110,12 @@ impl Record {
 impl Soa {
     /// The record; its TTL is the SOA minimum, as a negative answer wants it (RFC 2308 §3).
     pub fn record(&self, owner: Name) -> Record {
-        let mut rdata = [self.mname.wire(), self.rname.wire()].concat();
+        let (mname, rname) = (self.mname.wire(), self.rname.wire());
+        let mut rdata = Vec::with_capacity(mname.len() + rname.len() + 20);
+        rdata.extend_from_slice(mname);
+        rdata.extend_from_slice(rname);
         for number in [self.serial, self.refresh, self.retry, self.expire, self.minimum] {
-            rdata.extend(number.to_be_bytes());
+            rdata.extend_from_slice(&number.to_be_bytes());
         }
         Record::new(owner, Rtype::SOA, self.minimum, rdata)
     }
@@ -113,8 +123,9 @@ impl Soa {
 
 pub(super) fn encode(question: &Question, answer: &Answer) -> Response {
     let head = head(question, answer);
-    let message = write_sections(&head, [&answer.answer, &answer.authority, &answer.additional]);
-    Response::from_parts(message, head.len(), answer.rcode)
+    let records_at = head.len();
+    let message = write_sections(head, [&answer.answer, &answer.authority, &answer.additional]);
+    Response::from_parts(message, records_at, answer.rcode)
 }
 
 /// Header and question.
@@ -132,16 +143,15 @@ pub(super) fn head(question: &Question, answer: &Answer) -> Vec<u8> {
 
 /// A message from its header and question, and new sections.
 pub(super) fn write_message(head: &[u8], sections: &[Vec<Record>; 3]) -> Vec<u8> {
-    write_sections(head, [&sections[0], &sections[1], &sections[2]])
+    write_sections(head.to_vec(), [&sections[0], &sections[1], &sections[2]])
 }
 
-/// Writes records behind `head` until the message is full; what then is missing is not counted, and TC is set.
-fn write_sections(head: &[u8], sections: [&Vec<Record>; 3]) -> Vec<u8> {
-    let mut message = head.to_vec();
+/// Writes records behind the head in `message` until that is full; what then is missing is not counted, and TC is set.
+fn write_sections(mut message: Vec<u8>, sections: [&Vec<Record>; 3]) -> Vec<u8> {
     // The head may be that of a message with other records.
     message[6..HEADER_BYTES].fill(0);
-    let mut names = Names::default();
-    if head.len() > HEADER_BYTES {
+    let mut names = Names::new();
+    if message.len() > HEADER_BYTES {
         names.note(&message, HEADER_BYTES);
     }
     for (count_at, records) in [6, 8, 10].into_iter().zip(sections) {
@@ -202,51 +212,92 @@ fn write_fixed_fields(record: &Record, out: &mut Vec<u8>) {
     out.extend_from_slice(&(record.rdata.len() as u16).to_be_bytes());
 }
 
-/// The names written so far, to be pointed at.
-#[derive(Default)]
+/// The names written so far, to be pointed at: a tree of labels, which grows from the root.
 pub(super) struct Names {
-    places: HashMap<Box<[u8]>, u16>,
+    labels: HashTable<Label>,
+    hasher: RandomState,
+}
+
+/// A label that stands in the message, its length in front.
+struct Label {
+    place: u16,
+    /// Where the next one of its name stands, though it need not follow; [`ROOT`] for the last.
+    above: u16,
+    hash: u64,
 }
 
 impl Names {
-    /// Writes a name, which others may point to from then on.
-    fn write(&mut self, wire: &[u8], out: &mut Vec<u8>) {
-        let start = out.len();
-        let spelled = self.write_known(wire, out);
-        let mut at = 0;
-        // A pointer has 14 bits.
-        while at < spelled
-            && let Ok(place @ ..0x4000) = u16::try_from(start + at)
-        {
-            self.places.insert(wire[at..].to_ascii_lowercase().into(), place);
-            at += 1 + usize::from(wire[at]);
-        }
+    /// None, with room for those of most messages.
+    pub(super) fn new() -> Self {
+        Self { labels: HashTable::with_capacity(14), hasher: RandomState::default() }
     }
 
-    /// Writes a name to which nobody points. Tells how many of its octets are spelled out in front of a pointer or the root.
-    pub(super) fn write_known(&self, wire: &[u8], out: &mut Vec<u8>) -> usize {
-        let mut at = 0;
-        while let Some(&length @ 1..) = wire.get(at) {
-            if let Some(&place) = self.places.get(&*wire[at..].to_ascii_lowercase()) {
-                out.extend_from_slice(&(0xc000 | place).to_be_bytes());
-                return at;
-            }
-            let end = at + 1 + usize::from(length);
-            out.extend_from_slice(&wire[at..end]);
-            at = end;
-        }
-        out.push(0);
-        at
+    /// Writes a name, which others may point to from then on.
+    fn write(&mut self, wire: &[u8], out: &mut Vec<u8>) {
+        let (starts, start) = (label_starts(wire), out.len());
+        let (spelled, above) = self.write_labels(wire, &starts, out);
+        self.take_in(wire, &starts[..spelled], start, above);
+    }
+
+    /// Writes a name to which nobody points.
+    pub(super) fn write_known(&self, wire: &[u8], out: &mut Vec<u8>) {
+        self.write_labels(wire, &label_starts(wire), out);
     }
 
     /// Takes in the uncompressed name that stands at `at` already.
     pub(super) fn note(&mut self, message: &[u8], at: usize) {
-        let Ok((name, _)) = Name::read(message, at) else { return };
-        for suffix in name.suffixes().filter(|suffix| suffix.len() > 1) {
-            let place = (at + name.wire().len() - suffix.len()) as u16;
-            self.places.insert(suffix.to_ascii_lowercase().into(), place);
+        let wire = &message[at..];
+        let starts = label_starts(wire);
+        self.take_in(wire, &starts[..starts.len() - 1], at, ROOT);
+    }
+
+    /// Spells out what is not known of a name. Tells how many labels that were, and where the next one stands.
+    fn write_labels(&self, wire: &[u8], starts: &[u8], out: &mut Vec<u8>) -> (usize, u16) {
+        let (mut spelled, mut above) = (starts.len() - 1, ROOT);
+        while let Some(last) = spelled.checked_sub(1)
+            && let Some(place) = self.find(label_at(wire, starts[last].into()), above, out)
+        {
+            (spelled, above) = (last, place);
+        }
+        out.extend_from_slice(&wire[..usize::from(starts[spelled])]);
+        match above {
+            ROOT => out.push(0),
+            place => out.extend_from_slice(&(0xc000 | place).to_be_bytes()),
+        }
+        (spelled, above)
+    }
+
+    /// Takes in the labels of a name that are spelled out from `start` on, those `above` them being known.
+    fn take_in(&mut self, wire: &[u8], starts: &[u8], start: usize, mut above: u16) {
+        for &at in starts.iter().rev() {
+            // A pointer has 14 bits.
+            let Ok(place @ ..0x4000) = u16::try_from(start + usize::from(at)) else { return };
+            let hash = self.hash(label_at(wire, at.into()), above);
+            self.labels.insert_unique(hash, Label { place, above, hash }, |label| label.hash);
+            above = place;
         }
     }
+
+    fn find(&self, label: &[u8], above: u16, message: &[u8]) -> Option<u16> {
+        let is_it =
+            |known: &Label| known.above == above && label_at(message, known.place.into()).eq_ignore_ascii_case(label);
+        self.labels.find(self.hash(label, above), is_it).map(|known| known.place)
+    }
+
+    fn hash(&self, label: &[u8], above: u16) -> u64 {
+        let mut lower = [0; 1 + MAX_LABEL_BYTES];
+        lower[..label.len()].copy_from_slice(label);
+        lower.make_ascii_lowercase();
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write(&lower[..label.len()]);
+        hasher.write_u16(above);
+        hasher.finish()
+    }
+}
+
+/// The label that starts at `at`, its length in front.
+fn label_at(wire: &[u8], at: usize) -> &[u8] {
+    &wire[at..=at + usize::from(wire[at])]
 }
 
 /// The RDATA of a record in a message, names in it uncompressed.
@@ -312,6 +363,8 @@ fn fields(rtype: Rtype) -> Option<&'static [Field]> {
     })
 }
 
+/// Where no label stands: in the header.
+const ROOT: u16 = 0;
 /// Room that every message leaves for the OPT record of its reply.
 pub(super) const RESERVED_FOR_OPT_BYTES: usize = 512;
 

@@ -14,6 +14,7 @@ mod types;
 
 pub use answer::{Answer, Record, Soa};
 pub use frame::{read_frame, write_frame};
+pub(crate) use name::label_starts;
 pub use name::{MAX_NAME_BYTES, Name, NameError};
 pub use query::{ClientEdns, ClientOptions, OPTION_PADDING, Query, Question, Reject, UpstreamEdns, UpstreamQuery};
 pub use reply::{Asker, COOKIE_BYTES, Cookie, ReplyOptions, ReplySize, Ttls, padding, write_error, write_reply};

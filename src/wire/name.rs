@@ -8,6 +8,8 @@ use std::{
     str::FromStr,
 };
 
+use smallvec::SmallVec;
+
 /// A domain name in uncompressed wire form, its letters kept as written.
 ///
 /// Names compare, order and hash without regard to the case of ASCII letters (RFC 4343). The order is the canonical
@@ -228,6 +230,19 @@ fn flip_letters(octets: &mut [u8], flips: &[u8; MAX_NAME_BYTES]) {
     }
 }
 
+/// Where the labels of the uncompressed name start that `wire` begins with, the root's last.
+pub(crate) fn label_starts(wire: &[u8]) -> SmallVec<[u8; MAX_LABELS]> {
+    let mut starts = SmallVec::new();
+    let mut at = 0;
+    loop {
+        starts.push(at as u8);
+        match wire.get(at) {
+            Some(&length @ 1..) if starts.len() < MAX_LABELS => at += 1 + usize::from(length),
+            _ => return starts,
+        }
+    }
+}
+
 /// Where the uncompressed name that starts at `at` ends.
 pub(crate) fn skip_uncompressed(wire: &[u8], at: usize) -> Result<usize, NameError> {
     let mut position = at;
@@ -365,6 +380,10 @@ impl PartialOrd for Name {
 
 /// Longest name in wire form (RFC 1035 §2.3.4).
 pub const MAX_NAME_BYTES: usize = 255;
+/// Longest label (RFC 1035 §2.3.4).
+pub(crate) const MAX_LABEL_BYTES: usize = 63;
+/// A name of 255 octets has no more, the root's among them.
+const MAX_LABELS: usize = 128;
 /// Names up to this length lie in place. With it a name is six words, what a box would take with its octets.
 const SHORT_BYTES: usize = 46;
 

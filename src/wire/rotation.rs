@@ -41,7 +41,7 @@ pub(super) fn encode(question: &Question, answer: &Answer, shape: &Shape) -> Opt
     let head = head(question, answer);
     let from_head = |at: usize| at - head.len();
     let mut message = head.clone();
-    let mut names = Names::default();
+    let mut names = Names::new();
     names.note(&message, HEADER_BYTES);
     for record in fixed {
         write_record(record, &mut message, &mut names);
@@ -73,7 +73,7 @@ pub(super) fn encode(question: &Question, answer: &Answer, shape: &Shape) -> Opt
                 fixups.push((place, from_head(start)));
                 message.extend(pointer(head.len() + step.start + step.target).to_be_bytes());
             }
-            None => drop(names.write_known(record.owner.wire(), &mut message)),
+            None => names.write_known(record.owner.wire(), &mut message),
         }
         write_body(record, &mut message);
         additional.push(from_head(start)..from_head(message.len()));
