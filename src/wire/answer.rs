@@ -150,6 +150,9 @@ pub(super) fn write_message(head: &[u8], sections: &[Vec<Record>; 3]) -> Vec<u8>
 fn write_sections(mut message: Vec<u8>, sections: [&Vec<Record>; 3]) -> Vec<u8> {
     // The head may be that of a message with other records.
     message[6..HEADER_BYTES].fill(0);
+    if sections.iter().all(|records| records.is_empty()) {
+        return message;
+    }
     let mut names = Names::new();
     if message.len() > HEADER_BYTES {
         names.note(&message, HEADER_BYTES);
@@ -215,6 +218,8 @@ fn write_fixed_fields(record: &Record, out: &mut Vec<u8>) {
 /// The names written so far, to be pointed at: a tree of labels, which grows from the root.
 pub(super) struct Names {
     labels: HashTable<Label>,
+    /// Where a whole name stands that most others are: the question's. [`ROOT`] if none does.
+    noted: u16,
     hasher: RandomState,
 }
 
@@ -229,7 +234,7 @@ struct Label {
 impl Names {
     /// None, with room for those of most messages.
     pub(super) fn new() -> Self {
-        Self { labels: HashTable::with_capacity(14), hasher: RandomState::default() }
+        Self { labels: HashTable::with_capacity(14), noted: ROOT, hasher: RandomState::default() }
     }
 
     /// Writes a name, which others may point to from then on.
@@ -249,15 +254,26 @@ impl Names {
         let wire = &message[at..];
         let starts = label_starts(wire);
         self.take_in(wire, &starts[..starts.len() - 1], at, ROOT);
+        self.noted = if starts.len() > 1 { at as u16 } else { ROOT };
     }
 
     /// Spells out what is not known of a name. Tells how many labels that were, and where the next one stands.
     fn write_labels(&self, wire: &[u8], starts: &[u8], out: &mut Vec<u8>) -> (usize, u16) {
         let (mut spelled, mut above) = (starts.len() - 1, ROOT);
-        while let Some(last) = spelled.checked_sub(1)
-            && let Some(place) = self.find(label_at(wire, starts[last].into()), above, out)
+        if self.noted != ROOT
+            && out[self.noted.into()..].get(..wire.len()).is_some_and(|it| it.eq_ignore_ascii_case(wire))
         {
-            (spelled, above) = (last, place);
+            (spelled, above) = (0, self.noted);
+        } else {
+            let (mut known, mut next) = (spelled, ROOT);
+            while let Some(last) = known.checked_sub(1)
+                && let Some(place) = self.find(label_at(wire, starts[last].into()), next, out)
+            {
+                (known, next) = (last, place);
+                if is_in_reach(place) {
+                    (spelled, above) = (known, next);
+                }
+            }
         }
         out.extend_from_slice(&wire[..usize::from(starts[spelled])]);
         match above {
@@ -269,9 +285,10 @@ impl Names {
 
     /// Takes in the labels of a name that are spelled out from `start` on, those `above` them being known.
     fn take_in(&mut self, wire: &[u8], starts: &[u8], start: usize, mut above: u16) {
+        // Of a name that reaches beyond what can be pointed at, its end is known as well: labels before it may be in reach.
+        let Some(start) = u16::try_from(start).ok().filter(|&start| is_in_reach(start)) else { return };
         for &at in starts.iter().rev() {
-            // A pointer has 14 bits.
-            let Ok(place @ ..0x4000) = u16::try_from(start + usize::from(at)) else { return };
+            let place = start + u16::from(at);
             let hash = self.hash(label_at(wire, at.into()), above);
             self.labels.insert_unique(hash, Label { place, above, hash }, |label| label.hash);
             above = place;
@@ -293,6 +310,11 @@ impl Names {
         hasher.write_u16(above);
         hasher.finish()
     }
+}
+
+/// A pointer has 14 bits.
+fn is_in_reach(place: u16) -> bool {
+    place < 0x4000
 }
 
 /// The label that starts at `at`, its length in front.

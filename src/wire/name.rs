@@ -74,7 +74,7 @@ impl Name {
                     let end = end.unwrap_or(position + 1);
                     return Ok((Self { wire: name[..=length].into() }, end));
                 }
-                1..=63 => {
+                1..=MAX_LABEL_BYTES => {
                     let label = message.get(position..=position + head).ok_or(NameError::BadWire)?;
                     // One octet stays free for the root.
                     if length + label.len() >= MAX_NAME_BYTES {
@@ -166,7 +166,10 @@ impl Name {
 
     /// The name with one more label in front.
     pub fn child(&self, label: &[u8]) -> Result<Self, NameError> {
-        let length = u8::try_from(label.len()).ok().filter(|&l| l <= 63).ok_or(NameError::LongLabel)?;
+        let length = u8::try_from(label.len())
+            .ok()
+            .filter(|&l| usize::from(l) <= MAX_LABEL_BYTES)
+            .ok_or(NameError::LongLabel)?;
         if length == 0 {
             return Err(NameError::EmptyLabel);
         }
@@ -230,11 +233,12 @@ fn flip_letters(octets: &mut [u8], flips: &[u8; MAX_NAME_BYTES]) {
     }
 }
 
-/// Where the labels of the uncompressed name start that `wire` begins with, the root's last.
+/// Where the labels start of the uncompressed name that `wire` begins with, the root's last. It must be a valid one.
 pub(crate) fn label_starts(wire: &[u8]) -> SmallVec<[u8; MAX_LABELS]> {
     let mut starts = SmallVec::new();
     let mut at = 0;
     loop {
+        debug_assert!(at < MAX_NAME_BYTES, "no name");
         starts.push(at as u8);
         match wire.get(at) {
             Some(&length @ 1..) if starts.len() < MAX_LABELS => at += 1 + usize::from(length),
@@ -249,7 +253,7 @@ pub(crate) fn skip_uncompressed(wire: &[u8], at: usize) -> Result<usize, NameErr
     loop {
         match usize::from(*wire.get(position).ok_or(NameError::BadWire)?) {
             0 if position - at < MAX_NAME_BYTES => return Ok(position + 1),
-            length @ 1..=63 => position += 1 + length,
+            length @ 1..=MAX_LABEL_BYTES => position += 1 + length,
             0 => return Err(NameError::LongName),
             _ => return Err(NameError::BadWire),
         }
@@ -312,7 +316,7 @@ impl FromStr for Name {
 fn close_label(wire: &mut [u8], label_at: usize) -> Result<(), NameError> {
     match wire.len() - label_at - 1 {
         0 => Err(NameError::EmptyLabel),
-        length @ 1..=63 => {
+        length @ 1..=MAX_LABEL_BYTES => {
             wire[label_at] = length as u8;
             Ok(())
         }
@@ -381,7 +385,7 @@ impl PartialOrd for Name {
 /// Longest name in wire form (RFC 1035 §2.3.4).
 pub const MAX_NAME_BYTES: usize = 255;
 /// Longest label (RFC 1035 §2.3.4).
-pub(crate) const MAX_LABEL_BYTES: usize = 63;
+pub(super) const MAX_LABEL_BYTES: usize = 63;
 /// A name of 255 octets has no more, the root's among them.
 const MAX_LABELS: usize = 128;
 /// Names up to this length lie in place. With it a name is six words, what a box would take with its octets.

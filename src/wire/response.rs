@@ -508,7 +508,7 @@ fn check_owner(message: &[u8], record: &RecordView, ttls_at: &[u16]) -> Option<(
     if points_to_qname(message, record.owner_at) && record.owner_at != HEADER_BYTES {
         return Some(());
     }
-    // That of OPT leads nowhere.
+    // The root, which OPT has, leads nowhere.
     if message.get(record.owner_at) == Some(&0) {
         return Some(());
     }

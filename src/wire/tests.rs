@@ -211,6 +211,65 @@ fn any_name() -> impl Strategy<Value = Name> {
         .prop_map(|labels| labels.iter().rev().fold(Name::root(), |name, label| name.child(label).unwrap()))
 }
 
+/// A name that shares labels with others, in letters of either case.
+fn related_name() -> impl Strategy<Value = Name> {
+    prop::collection::vec(prop::sample::select(vec!["a", "A", "b", "ab"]), 0..80)
+        .prop_map(|labels| labels.iter().fold(Name::root(), |name, label| name.child(label.as_bytes()).unwrap()))
+}
+
+/// One with names that are compressed.
+fn related_record() -> impl Strategy<Value = Record> {
+    let rtype = prop::sample::select(vec![Rtype::A, Rtype::NS, Rtype::CNAME, Rtype::PTR, Rtype::MX, Rtype::SOA]);
+    (related_name(), rtype, related_name(), related_name()).prop_map(|(owner, rtype, first, second)| {
+        let rdata = match rtype {
+            Rtype::A => vec![192, 0, 2, 1],
+            Rtype::MX => [&[0, 10], first.wire()].concat(),
+            Rtype::SOA => [first.wire(), second.wire(), &[7; 20]].concat(),
+            _ => first.wire().to_vec(),
+        };
+        Record::new(owner, rtype, 60, rdata)
+    })
+}
+
+/// How long a message is in which every name ends in a pointer as soon as there is something to point at.
+fn shortest(question: &Question, records: &[Record]) -> usize {
+    let mut known: std::collections::HashMap<Vec<u8>, usize> = Default::default();
+    let mut write = |name: &Name, at: usize| {
+        let mut end = at;
+        for suffix in name.suffixes().filter(|suffix| suffix.len() > 1) {
+            if known.get(&suffix.to_ascii_lowercase()).is_some_and(|&place| place < at) {
+                return end + 2;
+            }
+            if end < 0x4000 {
+                known.insert(suffix.to_ascii_lowercase(), end);
+            }
+            end += 1 + usize::from(suffix[0]);
+        }
+        end + 1
+    };
+    let mut at = write(&question.qname, 12) + 4;
+    for record in records {
+        at = write(&record.owner, at) + 10;
+        let (names, fixed) = match record.rtype {
+            Rtype::NS | Rtype::CNAME | Rtype::PTR => (1, 0),
+            Rtype::MX => (1, 2),
+            Rtype::SOA => (2, 20),
+            _ => (0, record.rdata.len()),
+        };
+        // Of MX the fixed part comes first.
+        let (before, after) = if record.rtype == Rtype::MX { (2, 0) } else { (0, fixed) };
+        let mut rest = &record.rdata[before..];
+        at += before;
+        for _ in 0..names {
+            let (name, end) = Name::read(rest, 0).unwrap();
+            rest = &rest[end..];
+            at = write(&name, at);
+        }
+        at += after;
+    }
+    at
+}
+
 fn any_record() -> impl Strategy<Value = Record> {
     (
         any_name(),
@@ -292,6 +351,27 @@ proptest! {
         let response = Response::read(answer.encode(&question).message()).unwrap().response;
         let read: Vec<Record> = response.records().map(|r| response.record(&r).unwrap()).collect();
         prop_assert_eq!(read, records);
+    }
+
+    #[test]
+    fn names_are_compressed_to_the_least_and_read_back(
+        qname in related_name(),
+        records in prop::collection::vec(related_record(), 0..12),
+        filling in prop_oneof![Just(None), (15_000usize..16_500).prop_map(Some)],
+        at in 0usize..12,
+    ) {
+        let question = Question { qname, qtype: Rtype::ANY, qclass: Class::IN };
+        let mut records = records;
+        if let Some(filling) = filling {
+            // So that names lie before, across and behind the end of what can be pointed at.
+            records.insert(at.min(records.len()), Record::new(Name::root(), Rtype::TXT, 60, vec![7; filling]));
+        }
+        let response = Answer { answer: records.clone(), ..Answer::default() }.encode(&question);
+        prop_assert_eq!(response.message().len(), shortest(&question, &records));
+        let response = Response::read(response.message()).unwrap().response;
+        let lower = |record: Record| (record.owner.clone(), record.rtype, record.rdata.to_ascii_lowercase());
+        let read: Vec<_> = response.records().map(|r| lower(response.record(&r).unwrap())).collect();
+        prop_assert_eq!(read, records.into_iter().map(lower).collect::<Vec<_>>());
     }
 
     #[test]
