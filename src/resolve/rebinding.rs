@@ -5,16 +5,19 @@
 //! the rest is given; with nothing left that is NODATA, with the extended error that it was blocked (RFC 8914 §4.16). A
 //! chain counts as a whole: where it began with a stranger's name, it does not end here, whoever says so.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use crate::wire::{Class, ExtendedError, Name, NameError, RecordView, Response, Rtype, flag, read_u16};
 
 /// Leaves out the records that name an address of a site, and says so; whether there were any.
 pub(super) fn withhold(response: &mut Response) -> Result<bool, NameError> {
-    let mut found: Vec<(Name, Rtype)> = Vec::new();
+    let mut found: HashSet<(Name, Rtype)> = HashSet::new();
     for record in response.records() {
         if is_private_record(response, &record) {
-            found.push((response.owner(&record)?, record.rtype));
+            found.insert((response.owner(&record)?, record.rtype));
         }
     }
     if found.is_empty() {
@@ -22,9 +25,8 @@ pub(super) fn withhold(response: &mut Response) -> Result<bool, NameError> {
     }
     // A signature of the whole proves nothing of a part.
     let is_signature_of_found = |record: &RecordView| {
-        let covered = read_u16(response.message(), record.rdata.start).map(Rtype);
-        record.rtype == Rtype::RRSIG
-            && response.owner(record).is_ok_and(|owner| found.iter().any(|f| f.0 == owner && Some(f.1) == covered))
+        let covered = || Some((response.owner(record).ok()?, Rtype(read_u16(response.message(), record.rdata.start)?)));
+        record.rtype == Rtype::RRSIG && covered().is_some_and(|covered| found.contains(&covered))
     };
     let stays = |record: &RecordView| !is_private_record(response, record) && !is_signature_of_found(record);
     if let Some(rest) = response.retain(stays)? {
