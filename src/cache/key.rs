@@ -10,7 +10,7 @@ use foldhash::quality::RandomState;
 
 use smallvec::SmallVec;
 
-use crate::wire::{Class, MAX_NAME_BYTES, Name, Question, Rtype};
+use crate::wire::{Class, Name, Question, Rtype};
 
 /// The question and its variant: what one cached response, or one query in flight, stands for.
 ///
@@ -50,13 +50,13 @@ impl Key {
             flags |= CHECKING_DISABLED;
         }
         let head = [t0, t1, c0, c1, flags, variant.view];
-        let qname = &qname[..qname.len().min(MAX_NAME_BYTES)];
         let length = HEAD_BYTES + qname.len();
         let mut room = [0; INLINE_BYTES];
         match room.get_mut(HEAD_BYTES..length) {
             Some(place) => {
                 place.copy_from_slice(qname);
-                // All of the room, for that is of one length, and so done at once. The head comes after: it has no letters.
+                // All of the room, for that is of one length, and so done at once. The head comes after, for its
+                // numbers may look like letters.
                 room.make_ascii_lowercase();
                 room[..HEAD_BYTES].copy_from_slice(&head);
                 Self::hashed(SmallVec::from_buf_and_len(room, length))
@@ -93,8 +93,8 @@ impl Key {
 
     /// Reads what [`as_bytes`](Self::as_bytes) gave, if it did.
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
-        let name = Name::from_wire(bytes.get(HEAD_BYTES..)?).ok()?;
-        (name.wire().len() <= MAX_NAME_BYTES).then(|| Self::from_bytes(bytes))
+        Name::from_wire(bytes.get(HEAD_BYTES..)?).ok()?;
+        Some(Self::from_bytes(bytes))
     }
 
     /// The key as octets: equal for equal keys, and only for those.
@@ -186,6 +186,7 @@ fn print(name_hash: u64, [a, b, c, d, e, f]: [u8; HEAD_BYTES]) -> u64 {
     name_hash ^ u64::from_be_bytes([0, 0, a, b, c, d, e, f]).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
+// What is derived goes octet by octet.
 impl Clone for Key {
     fn clone(&self) -> Self {
         Self { octets: SmallVec::from_slice(&self.octets), name_hash: self.name_hash }
@@ -231,13 +232,13 @@ mod tests {
 
     #[test]
     fn a_key_gives_back_what_it_was_made_of() {
-        let variant = Variant { dnssec_ok: false, checking_disabled: true, view: 7 };
+        let variant = Variant { dnssec_ok: false, checking_disabled: true, view: b'A' };
         let [fills_its_room, exceeds_it, longest] =
             [(11, "a."), (11, "ab."), (31, "abcde.")].map(|(labels, end)| "abcdefg.".repeat(labels) + end);
         for qname in [".", "www.example.", &fills_its_room, &exceeds_it, &longest] {
             let qname: Name = qname.parse().unwrap();
-            let key = Key::new(qname.wire(), Rtype(65_280), Class::CH, variant);
-            assert_eq!(key.question(), Question { qname, qtype: Rtype(65_280), qclass: Class::CH });
+            let key = Key::new(qname.wire(), Rtype::HTTPS, Class::CH, variant);
+            assert_eq!(key.question(), Question { qname, qtype: Rtype::HTTPS, qclass: Class::CH });
             assert_eq!(key.variant(), variant);
             assert_eq!(Key::from_bytes(key.as_bytes()), key);
         }

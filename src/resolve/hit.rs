@@ -1,7 +1,7 @@
 //! All that can be said at once: cached answers, and queries that are not resolved at all.
 //!
 //! One pass over the query, one look into the cache under one shard's lock, one copy into the reply. Nothing here waits or
-//! logs, and nothing allocates but the key of a name that is longer than almost any.
+//! logs. What allocates is rare: the key of a name of more than 90 octets, and once in a life that of an answer to be renewed.
 
 use rand::Rng;
 
@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// What became of a query.
-#[expect(clippy::large_enum_variant, reason = "it lives on the stack for one call, and nothing here allocates")]
+#[expect(clippy::large_enum_variant, reason = "it lives on the stack for one call")]
 pub enum AtOnce<'q> {
     /// The reply to a query of this type is written.
     Reply(Rcode, Rtype, From),

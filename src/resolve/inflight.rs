@@ -24,11 +24,11 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::mpsc;
 
+use super::Client;
 use crate::{
     cache::{Epoch, Key},
     clock::Moment,
     metrics::Transport,
-    resolve::Client,
     sys::Local,
     wire::Asker,
 };

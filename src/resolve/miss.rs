@@ -521,7 +521,9 @@ impl Resolver {
             waiters,
         });
         let own = Landing { sister: None, ..landing };
-        settle(own, failure, Ttls::Aged(0)).into_iter().chain(sister).collect()
+        let mut outgoing = settle(own, failure, Ttls::Aged(0));
+        outgoing.extend(sister);
+        outgoing
     }
 
     /// An answer that may not be kept still makes an older one void.
