@@ -346,7 +346,7 @@ fn a_flood_on_one_worker_loses_no_query_on_another() {
     daemon.ask("www.example A");
     // While it stands still, the queue in which a datagram lies tells whose it is.
     freeze(daemon.pid());
-    let queues = || udp_queues(daemon.address(), 2);
+    let queues = || udp_queues(daemon.address());
     let wire = query("www.example A").to_wire();
     let worker_of = |client: &UdpSocket| {
         let before = queues();

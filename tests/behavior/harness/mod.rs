@@ -105,17 +105,20 @@ pub fn thaw(pid: u32) {
     signal(pid, "CONT");
 }
 
-/// What lies unread in each of the `count` UDP sockets bound to this IPv4 address, as the kernel writes it, by inode.
-pub fn udp_queues(address: SocketAddr, count: usize) -> BTreeMap<String, String> {
+/// What lies unread in each of the UDP sockets bound to this IPv4 address, as the kernel writes it, by inode.
+pub fn udp_queues(address: SocketAddr) -> BTreeMap<String, String> {
     let IpAddr::V4(ip) = address.ip() else { panic!("{address} is not in /proc/net/udp") };
     let local = format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), address.port());
     // The kernel hands the table out by pages, and leaves rows out or repeats them if others open and close sockets meanwhile.
-    wait_until(&format!("{count} UDP sockets of {address}"), PATIENCE, || {
+    let (mut before, mut agreeing) = (BTreeMap::new(), 0);
+    wait_until(&format!("three equal readings of the sockets of {address}"), PATIENCE, || {
         let table = fs::read_to_string("/proc/net/udp").unwrap();
         let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         let mine = fields.filter(|row| row.get(1) == Some(&&*local));
         let queues: BTreeMap<_, _> = mine.map(|row| (row[9].to_owned(), row[4].to_owned())).collect();
-        (queues.len() == count).then_some(queues)
+        agreeing = if queues == before { agreeing + 1 } else { 0 };
+        before = queues;
+        (agreeing == 2).then(|| before.clone())
     })
 }
 
