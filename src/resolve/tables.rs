@@ -13,7 +13,10 @@ use crate::{
     forward::{self, Group},
     router::Router,
     wire::{Answer, Name, Question, ReplySize},
-    zone::{self, Overlays, Ruling, Zone},
+    zone::{
+        self, Overlays, Ruling, Zone,
+        builtin::{self, Builtin},
+    },
 };
 
 /// Who answers which name. Immutable; a change makes new ones.
@@ -64,6 +67,7 @@ pub struct Route {
 /// Who speaks for a suffix.
 enum Authority {
     Zone(Arc<Zone>),
+    Builtin(&'static Builtin),
     Catalog { catalog: Catalog, fallback: Option<Arc<Route>> },
     Forward(Arc<Route>),
     Refuse,
@@ -89,6 +93,12 @@ pub(super) enum Decision<'t> {
     UseTcp,
 }
 
+impl Decision<'_> {
+    fn of_zone(zone: &Zone, question: &Question) -> Self {
+        Self::Local { answer: zone.answer(question), rule: RuleId(zone.generation()) }
+    }
+}
+
 /// With whom an answer may be shared by way of the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Sharing {
@@ -103,8 +113,8 @@ impl Tables {
     pub fn new(rules: Rules, epoch: Epoch) -> Self {
         let mut router = Router::new();
         // What is inserted later takes the place of what was there, so the weakest comes first.
-        for zone in zone::builtin::always() {
-            router.insert(zone.apex().clone(), Authority::Zone(zone.clone()));
+        for zone in builtin::always() {
+            router.insert(zone.apex().clone(), Authority::Builtin(zone));
         }
         for suffix in rules.refused {
             router.insert(suffix, Authority::Refuse);
@@ -129,14 +139,14 @@ impl Tables {
         for zone in rules.zones {
             router.insert(zone.apex().clone(), Authority::Zone(zone));
         }
-        for zone in zone::builtin::private() {
+        for zone in builtin::private() {
             let is_kept = match router.route(zone.apex()) {
                 Some(Authority::Forward(route)) => route.group.blocks_special(),
                 Some(_) => false,
                 None => true,
             };
             if is_kept && router.exact(zone.apex()).is_none() {
-                router.insert(zone.apex().clone(), Authority::Zone(zone.clone()));
+                router.insert(zone.apex().clone(), Authority::Builtin(zone));
             }
         }
         Self { epoch, overlays: rules.overlays, router, routes, catalog: rules.catalog, prefetch: rules.prefetch }
@@ -196,9 +206,8 @@ impl Tables {
             Some(Authority::Catalog { catalog, fallback }) => {
                 Decision::Catalog { said: ask(catalog), catalog, fallback: fallback.as_ref() }
             }
-            Some(Authority::Zone(zone)) => {
-                Decision::Local { answer: zone.answer(question), rule: RuleId(zone.generation()) }
-            }
+            Some(Authority::Zone(zone)) => Decision::of_zone(zone, question),
+            Some(Authority::Builtin(builtin)) => Decision::of_zone(builtin.zone(), question),
             Some(Authority::Forward(route)) => Decision::Forward(route),
             Some(Authority::Refuse) => Decision::Refuse,
             None => Decision::Nothing,

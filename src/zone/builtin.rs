@@ -5,42 +5,59 @@
 
 use std::{
     path::Path,
-    sync::{Arc, LazyLock},
+    sync::{LazyLock, OnceLock},
 };
 
 use super::Zone;
 use crate::wire::Name;
 
+/// A zone that is built when it is first needed, for most never are. It is built once: a reload leaves its generation, and
+/// with that its cached answers, as it is.
+pub struct Builtin {
+    apex: Name,
+    text: &'static str,
+    zone: OnceLock<Zone>,
+}
+
+impl Builtin {
+    fn new(apex: &str, text: &'static str) -> Self {
+        Self { apex: apex.parse().expect("the apexes are written down here"), text, zone: OnceLock::new() }
+    }
+
+    /// The name above which others answer.
+    pub fn apex(&self) -> &Name {
+        &self.apex
+    }
+
+    /// The zone itself.
+    pub fn zone(&self) -> &Zone {
+        self.zone.get_or_init(|| {
+            let zone = Zone::parse(Path::new("built in"), self.text, &self.apex);
+            zone.unwrap_or_else(|errors| panic!("{} is built in and faulty: {errors:?}", self.apex))
+        })
+    }
+}
+
 /// Zones that are answered here whatever the upstreams may know.
-///
-/// They are built once: a reload leaves their generations, and with them their cached answers, as they are.
-pub fn always() -> &'static [Arc<Zone>] {
-    static BUILT: LazyLock<Vec<Arc<Zone>>> =
-        LazyLock::new(|| ALWAYS.iter().map(|(apex, text)| build(apex, text)).collect());
-    &BUILT
+pub fn always() -> &'static [Builtin] {
+    static ZONES: LazyLock<Vec<Builtin>> =
+        LazyLock::new(|| ALWAYS.iter().map(|(apex, text)| Builtin::new(apex, text)).collect());
+    &ZONES
 }
 
 /// Zones that are kept from public recursors.
 ///
 /// The reverse zones of the addresses that any site may use (RFC 6303 §4, RFC 7793), and names that are for use at home:
 /// `local` (RFC 6762), `home.arpa` (RFC 8375), `test` (RFC 6761) and `internal` (reserved by ICANN in 2024).
-pub fn private() -> &'static [Arc<Zone>] {
-    static BUILT: LazyLock<Vec<Arc<Zone>>> = LazyLock::new(build_private);
-    &BUILT
-}
-
-fn build_private() -> Vec<Arc<Zone>> {
-    let second_octets = |first: u8, range: std::ops::RangeInclusive<u8>| {
-        range.map(move |second| format!("{second}.{first}.in-addr.arpa."))
-    };
-    let reverse = second_octets(172, 16..=31).chain(second_octets(100, 64..=127));
-    PRIVATE.iter().map(ToString::to_string).chain(reverse).map(|apex| build(&apex, EMPTY)).collect()
-}
-
-fn build(apex: &str, text: &str) -> Arc<Zone> {
-    let apex: Name = apex.parse().expect("the apexes are written down here");
-    let zone = Zone::parse(Path::new("built in"), text, &apex);
-    Arc::new(zone.unwrap_or_else(|errors| panic!("{apex} is built in and faulty: {errors:?}")))
+pub fn private() -> &'static [Builtin] {
+    static ZONES: LazyLock<Vec<Builtin>> = LazyLock::new(|| {
+        let second_octets = |first: u8, range: std::ops::RangeInclusive<u8>| {
+            range.map(move |second| format!("{second}.{first}.in-addr.arpa."))
+        };
+        let reverse = second_octets(172, 16..=31).chain(second_octets(100, 64..=127));
+        PRIVATE.iter().map(ToString::to_string).chain(reverse).map(|apex| Builtin::new(&apex, EMPTY)).collect()
+    });
+    &ZONES
 }
 
 /// Pairs each apex with its file.
@@ -118,7 +135,7 @@ mod tests {
         ] {
             let qname: Name = qname.parse().unwrap();
             let zone = zones.iter().find(|zone| qname.is_at_or_below(zone.apex())).expect("a zone");
-            let answer = zone.answer(&Question { qname: qname.clone(), qtype, qclass: Class::IN });
+            let answer = zone.zone().answer(&Question { qname: qname.clone(), qtype, qclass: Class::IN });
             assert_eq!((answer.rcode, answer.answer.len()), (rcode, count), "{qname} {qtype}");
             assert_eq!(answer.authority.len(), usize::from(count == 0), "{qname} {qtype}");
         }
@@ -127,7 +144,7 @@ mod tests {
     #[test]
     fn every_built_in_zone_is_without_warning_and_alone() {
         let zones: Vec<_> = always().iter().chain(private()).collect();
-        assert!(zones.iter().all(|zone| zone.warnings().is_empty()));
+        assert!(zones.iter().all(|zone| zone.zone().warnings().is_empty()));
         for zone in &zones {
             assert_eq!(zones.iter().filter(|other| other.apex() == zone.apex()).count(), 1, "{}", zone.apex());
         }
