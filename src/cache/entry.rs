@@ -28,6 +28,7 @@ pub(super) struct Draft {
 impl Draft {
     /// For an answer.
     pub(super) fn answer(key: &Key, response: &Response, life: Life, basis: &Basis, now: Tick) -> Self {
+        // NODATA has none of the records that are packed.
         let packed = if basis.marks.places.is_empty() { Packed::new(key, &response.view(), life, now) } else { None };
         let (entry, stale_ticks) = match packed {
             Some((packed, stale_ticks)) => (Entry::Packed(packed), stale_ticks),

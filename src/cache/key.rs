@@ -14,8 +14,8 @@ use crate::wire::{Class, Name, Question, Rtype};
 
 /// The question and its variant: what one cached response, or one query in flight, stands for.
 ///
-/// That of a name of up to [`INLINE_BYTES`] octets, less what stands before it, lies in place: it is made for every query,
-/// and goes through many hands for a miss. A longer one costs an allocation.
+/// That of a name of up to 90 octets lies in place: it is made for every query, and goes through many hands for a miss. A
+/// longer one costs an allocation.
 pub struct Key {
     /// Qtype, qclass, the variant's flags, its view, then the qname in lower case. The head is of fixed length and a
     /// name knows its own end, so no key is the beginning of another.

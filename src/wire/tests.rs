@@ -250,14 +250,13 @@ fn shortest(question: &Question, records: &[Record]) -> usize {
     let mut at = write(&question.qname, 12) + 4;
     for record in records {
         at = write(&record.owner, at) + 10;
-        let (names, fixed) = match record.rtype {
-            Rtype::NS | Rtype::CNAME | Rtype::PTR => (1, 0),
-            Rtype::MX => (1, 2),
-            Rtype::SOA => (2, 20),
-            _ => (0, record.rdata.len()),
+        // Octets, names, and octets behind them.
+        let (before, names, after) = match record.rtype {
+            Rtype::NS | Rtype::CNAME | Rtype::PTR => (0, 1, 0),
+            Rtype::MX => (2, 1, 0),
+            Rtype::SOA => (0, 2, 20),
+            _ => (0, 0, record.rdata.len()),
         };
-        // Of MX the fixed part comes first.
-        let (before, after) = if record.rtype == Rtype::MX { (2, 0) } else { (0, fixed) };
         let mut rest = &record.rdata[before..];
         at += before;
         for _ in 0..names {

@@ -110,15 +110,15 @@ pub fn udp_queues(address: SocketAddr) -> BTreeMap<String, String> {
     let IpAddr::V4(ip) = address.ip() else { panic!("{address} is not in /proc/net/udp") };
     let local = format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), address.port());
     // The kernel hands the table out by pages, and leaves rows out or repeats them if others open and close sockets meanwhile.
-    let (mut before, mut agreeing) = (BTreeMap::new(), 0);
+    let (mut before, mut agreeing) = (None, 0);
     wait_until(&format!("three equal readings of the sockets of {address}"), PATIENCE, || {
         let table = fs::read_to_string("/proc/net/udp").unwrap();
         let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         let mine = fields.filter(|row| row.get(1) == Some(&&*local));
         let queues: BTreeMap<_, _> = mine.map(|row| (row[9].to_owned(), row[4].to_owned())).collect();
-        agreeing = if queues == before { agreeing + 1 } else { 0 };
-        before = queues;
-        (agreeing == 2).then(|| before.clone())
+        agreeing = if before.as_ref() == Some(&queues) { agreeing + 1 } else { 1 };
+        before = Some(queues);
+        before.clone().filter(|_| agreeing == 3)
     })
 }
 
