@@ -156,19 +156,19 @@ impl<I: FnMut(&[u8])> Worker<I> {
             let wake_at = [self.driver.wake_at(), self.ends].into_iter().flatten().min();
             self.poller.wait(&mut tokens, wake_at.map(|at| at.since(self.now)))?;
             self.now = Moment::now();
-            for &token in &tokens {
-                match token {
-                    WAKER_TOKEN => self.obey()?,
-                    FIRST_UPSTREAM_TOKEN.. => self.drive(|driver, now, poller| driver.readable(token, now, poller)),
-                    number => {
-                        if let Some(at) = self.listeners.iter().position(|l| u64::from(l.number) == number) {
-                            self.serve(at)?;
-                        }
-                    }
-                }
+            // Who asked first has waited longest: what upstreams have said goes out before new queries are read.
+            for &token in tokens.iter().filter(|token| **token >= FIRST_UPSTREAM_TOKEN) {
+                self.drive(|driver, now, poller| driver.readable(token, now, poller));
             }
             self.drive(UdpDriver::expire);
             self.take_reports();
+            for &token in tokens.iter().filter(|token| **token < FIRST_UPSTREAM_TOKEN) {
+                if token == WAKER_TOKEN {
+                    self.obey()?;
+                } else if let Some(at) = self.listeners.iter().position(|l| u64::from(l.number) == token) {
+                    self.serve(at)?;
+                }
+            }
             self.drive(|driver, _, _| driver.flush());
         }
     }

@@ -14,7 +14,7 @@ use crate::{
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A worker that serves one socket and panics at queries with `panic` in them.
+/// A worker that serves one socket.
 struct House {
     handle: Handle,
     thread: thread::JoinHandle<()>,
@@ -25,7 +25,12 @@ struct House {
 }
 
 impl House {
+    /// Its worker panics at queries with `panic` in them.
     fn open() -> Self {
+        Self::with(|query| assert!(!is_about(query, "panic"), "as the test wants"))
+    }
+
+    fn with(inspect: impl FnMut(&[u8]) + Send + 'static) -> Self {
         let runtime = Runtime::new().unwrap();
         let metrics = Metrics::new();
         let upstream = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -38,8 +43,7 @@ impl House {
         let rules = Rules { forwards: vec![(vec![Name::root()], route)], ..Rules::default() };
         let resolver = Resolver::new(Cache::new(1 << 20), Tables::new(rules, Epoch(1)), 16);
         let face = Face::new(Arc::new(resolver), Config::default(), &metrics, runtime.handle().clone());
-        let panics = |query: &[u8]| assert!(!query.windows(5).any(|octets| octets == b"panic"), "as the test wants");
-        let (handle, thread) = spawn(0, Arc::new(face), metrics.cells(), panics).unwrap();
+        let (handle, thread) = spawn(0, Arc::new(face), metrics.cells(), inspect).unwrap();
         let socket = Arc::new(crate::sys::bind_udp("127.0.0.1:0".parse().unwrap()).unwrap());
         Self { handle, thread, socket, metrics, upstream, _runtime: runtime }
     }
@@ -53,6 +57,15 @@ impl House {
         client.connect(self.socket.local_addr().unwrap()).unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         client
+    }
+
+    /// The response to what the upstream is asked next, and whom to send it to: the question as it was asked, and nothing
+    /// more, which is NODATA.
+    fn asked_upstream(&self) -> (Vec<u8>, SocketAddr) {
+        let mut message = [0; 512];
+        let (length, worker) = self.upstream.recv_from(&mut message).unwrap();
+        message[2..4].copy_from_slice(&0x8180u16.to_be_bytes());
+        (message[..length].to_vec(), worker)
     }
 
     fn failures(&self) -> String {
@@ -70,6 +83,10 @@ impl House {
 fn query(id: u16, qname: &str) -> Vec<u8> {
     let header = [id, 0x0100, 1, 0, 0, 0].into_iter().flat_map(u16::to_be_bytes);
     header.chain(qname.parse::<Name>().unwrap().wire().iter().copied()).chain([0, 1, 0, 1]).collect()
+}
+
+fn is_about(query: &[u8], text: &str) -> bool {
+    query.windows(text.len()).any(|octets| octets == text.as_bytes())
 }
 
 fn receive(client: &UdpSocket) -> (u16, u8) {
@@ -120,15 +137,44 @@ fn a_panic_costs_none_of_those_who_wait_for_an_upstream() {
     house.serve();
     let waiting = house.client();
     waiting.send(&query(1, "www.example")).unwrap();
-    let mut asked = [0; 512];
-    let (length, worker) = house.upstream.recv_from(&mut asked).unwrap();
+    let (response, worker) = house.asked_upstream();
     let other = house.client();
     other.send(&query(2, "panic.example")).unwrap();
     assert_eq!(receive(&other), (2, 2));
-    // The question as it was asked, and nothing more: NODATA.
-    asked[2..4].copy_from_slice(&0x8180u16.to_be_bytes());
-    house.upstream.send_to(&asked[..length], worker).unwrap();
+    house.upstream.send_to(&response, worker).unwrap();
     assert_eq!(receive(&waiting), (1, 0));
+    house.end();
+}
+
+#[test]
+fn what_an_upstream_has_said_goes_out_before_new_queries_are_read() {
+    let (holds, held) = mpsc::channel();
+    let (let_go, is_let_go) = mpsc::channel();
+    let (looks, looked) = mpsc::channel();
+    let (lends, lent) = mpsc::channel::<UdpSocket>();
+    let house = House::with(move |query| {
+        if is_about(query, "hold") {
+            holds.send(()).unwrap();
+            is_let_go.recv_timeout(PATIENCE).unwrap();
+        } else if is_about(query, "look") {
+            let waiting = lent.recv_timeout(PATIENCE).unwrap();
+            waiting.set_nonblocking(true).unwrap();
+            looks.send(waiting.recv(&mut [0; 512]).is_ok()).unwrap();
+        }
+    });
+    house.serve();
+    let (waiting, client) = (house.client(), house.client());
+    waiting.send(&query(1, "www.example")).unwrap();
+    let (response, worker) = house.asked_upstream();
+    client.send(&query(2, "hold.localhost")).unwrap();
+    held.recv_timeout(PATIENCE).unwrap();
+    // While the worker is held up, both come in, the query first.
+    client.send(&query(3, "look.localhost")).unwrap();
+    house.upstream.send_to(&response, worker).unwrap();
+    lends.send(waiting).unwrap();
+    let_go.send(()).unwrap();
+    assert!(looked.recv_timeout(PATIENCE).unwrap(), "no reply as yet");
+    assert_eq!((receive(&client), receive(&client)), ((2, 0), (3, 0)));
     house.end();
 }
 
