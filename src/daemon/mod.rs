@@ -194,6 +194,7 @@ impl Daemon {
         for opened in open {
             daemon.serving.open(opened, &daemon.metrics)?;
         }
+        daemon.serving.settle();
         daemon.observe();
         daemon.serve_control(control)?;
         daemon.unclaimed = inherited;

@@ -72,6 +72,11 @@ impl Serving {
         Ok(())
     }
 
+    /// Waits until the workers serve what was put into service: who says that it is ready, serves.
+    pub fn settle(&self) {
+        self.workers.iter().for_each(|(worker, _)| worker.settle());
+    }
+
     /// The connections of clients.
     pub fn connections(&self) -> &Arc<Connections> {
         &self.connections

@@ -72,6 +72,8 @@ pub struct Handle {
 /// What a worker can be told.
 enum Command {
     Add(Listener),
+    /// Say that what was told before is done.
+    Report(mpsc::Sender<()>),
     Remove(u32),
     Stop(Duration),
 }
@@ -227,6 +229,11 @@ impl<I: FnMut(&[u8])> Worker<I> {
                 Command::Add(listener) => {
                     self.poller.add(listener.socket.as_fd(), listener.number.into())?;
                     self.listeners.push(listener);
+                }
+                Command::Report(done) => {
+                    self.leave()?;
+                    // Nobody may wait for it any more.
+                    let _ = done.send(());
                 }
                 Command::Remove(number) => self.leaving.push(number),
                 Command::Stop(patience) => {
@@ -408,6 +415,14 @@ impl Handle {
         self.tell(Command::Add(Listener { number, socket }));
     }
 
+    /// Waits until the worker has done what it was told; not longer than a moment, for it may be at work.
+    pub fn settle(&self) {
+        let (done, heard) = mpsc::channel();
+        self.tell(Command::Report(done));
+        // It may have ended.
+        let _ = heard.recv_timeout(SETTLING);
+    }
+
     /// Serve this listener no more, but for what is queued.
     pub fn remove(&self, number: u32) {
         self.tell(Command::Remove(number));
@@ -442,6 +457,8 @@ const MOST_UPSTREAM_SOCKETS: usize = 4096;
 const WORKERS_SHARE: usize = 16;
 /// Between a system call that has failed and the next.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);
+/// How long a worker may take to do what it is told.
+const SETTLING: Duration = Duration::from_secs(1);
 /// What the names of the workers' threads begin with.
 pub const WORKER: &str = "udp-";
 /// Listeners are reported by their numbers, which lie below.

@@ -179,6 +179,18 @@ fn what_an_upstream_has_said_goes_out_before_new_queries_are_read() {
 }
 
 #[test]
+fn a_settled_worker_has_done_what_it_was_told() {
+    let house = House::open();
+    for _ in 0..100 {
+        house.serve();
+        house.handle.remove(0);
+        house.handle.settle();
+        assert_eq!(Arc::strong_count(&house.socket), 1, "the worker has let go of it");
+    }
+    house.end();
+}
+
+#[test]
 fn a_system_call_that_fails_costs_none_of_the_other_sockets() {
     let house = House::open();
     house.serve();
