@@ -6,6 +6,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     path::Path,
     process::{Child, Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -20,7 +21,10 @@ use super::{
 };
 
 /// A process that ends with its owner.
-pub struct Process(Child);
+pub struct Process {
+    child: Child,
+    started_at: Instant,
+}
 
 pub struct Server {
     pub process: Process,
@@ -47,14 +51,26 @@ pub struct Cost {
 impl Process {
     /// Starts a program on some cores, as `taskset` writes them; errors of its own it keeps to itself.
     pub fn start(program: &Path, args: &[String], cores: &str) -> io::Result<Self> {
-        let mut command = Command::new("taskset");
-        command.args(["-c", cores]).arg(program).args(args);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map(Self)
+        let start = || {
+            // It inherits the cores of the thread that starts it, and so its own start is all that is timed.
+            let own = fs::read_link("/proc/thread-self")?;
+            let pinned =
+                Command::new("taskset").args(["-cp", cores]).arg(own.file_name().unwrap_or_default()).output()?;
+            if !pinned.status.success() {
+                return Err(io::Error::other(String::from_utf8_lossy(&pinned.stderr).into_owned()));
+            }
+            let started_at = Instant::now();
+            let mut command = Command::new(program);
+            let child = command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+            Ok(Self { child, started_at })
+        };
+        let outcome = thread::scope(|scope| scope.spawn(start).join());
+        outcome.unwrap_or_else(|_| Err(io::Error::other("cannot start a process")))
     }
 
     /// The CPU time of all its threads and of the processes it has started, in nanoseconds.
     pub fn cpu_nanos(&self) -> io::Result<u64> {
-        let mut nanos = ended_children_nanos(self.0.id());
+        let mut nanos = ended_children_nanos(self.child.id());
         for process in self.with_children()? {
             for thread in fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten() {
                 // A thread may end meanwhile.
@@ -76,7 +92,7 @@ impl Process {
     }
 
     fn with_children(&self) -> io::Result<Vec<u32>> {
-        let own = self.0.id();
+        let own = self.child.id();
         let mut processes = vec![own];
         for entry in fs::read_dir("/proc")? {
             let Some(process) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
@@ -90,8 +106,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -120,7 +136,6 @@ impl Server {
         let dir = tempfile::tempdir()?;
         let port = free_port()?;
         let (program, args) = peer.prepare(&Place { setup, dir: dir.path(), port })?;
-        let start = Instant::now();
         let process = Process::start(&program, &args, if setup.threads == 1 { SERVER_CORE } else { BOTH_CORES })?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut server = Self { process, address, started_in: Duration::ZERO, _dir: dir };
@@ -130,9 +145,9 @@ impl Server {
             Own::Blocked(count) => traffic::BLOCKED + count - 1,
             Own::Services(count) => traffic::SERVICES + count - 1,
         };
-        wait_until(server.address, probe, || Ok(server.process.0.try_wait()?.is_none()))
+        wait_until(server.address, probe, || Ok(server.process.child.try_wait()?.is_none()))
             .map_err(|error| io::Error::other(format!("{} has not started: {error}", peer.name)))?;
-        server.started_in = start.elapsed();
+        server.started_in = server.process.started_at.elapsed();
         Ok(server)
     }
 
@@ -192,7 +207,7 @@ fn wait_until(server: SocketAddr, probe: u32, mut is_alive: impl FnMut() -> io::
             Ok(length) if traffic::is_reply(&reply[..length], probe) => return Ok(()),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
             // Nobody listens yet, and the error came at once; or the server is not ready.
-            _ => std::thread::sleep(Duration::from_micros(500)),
+            _ => thread::sleep(Duration::from_micros(100)),
         }
     }
     Err(io::Error::other("it does not answer"))
