@@ -256,7 +256,7 @@ mod tests {
             assert!(outbox.is_full());
             assert_eq!(outbox.send(server.as_fd()), Sent { sent: 20, dropped: 0 });
             assert!(outbox.is_empty());
-            for payload in &payloads {
+            for payload in payloads.iter().rev() {
                 let mut buffer = [0; 512];
                 let (length, peer) = client.recv_from(&mut buffer).unwrap();
                 assert_eq!((&buffer[..length], peer), (&payload[..], to));

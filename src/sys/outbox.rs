@@ -1,7 +1,8 @@
 //! Many datagrams sent with one system call, and several of them as one.
 //!
-//! Datagrams of one length that follow each other to one peer go to the kernel as one message that it cuts into segments
-//! (UDP_SEGMENT): its way through the kernel is then gone once, not for each. Whoever receives them sees no difference.
+//! Datagrams of one length to one peer go to the kernel as one message that it cuts into segments (UDP_SEGMENT): its way
+//! through the kernel is then gone once, not for each. The last of them may be shorter, as one of the two replies to a client
+//! that asks for both addresses of a name mostly is. Whoever receives them sees no difference but their order.
 //! A kernel or a device that cannot do this refuses again and again, and is then given one at a time. Once or twice, it may
 //! be the way to one peer alone, whom the others are not to suffer for.
 #![allow(unsafe_code)]
@@ -23,6 +24,7 @@ use super::{
 pub struct Outbox {
     slots: Slots,
     payloads: Vec<Vec<u8>>,
+    ways: Box<[Way]>,
     queued: usize,
     /// How many headers they are gathered under: as many or fewer.
     messages: usize,
@@ -32,11 +34,17 @@ pub struct Outbox {
     refusals: u32,
 }
 
+/// Where a datagram goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Way {
+    /// `None` on a connected socket.
+    peer: Option<SocketAddr>,
+    local: Option<Local>,
+}
+
 /// The datagrams under one header.
 #[derive(Debug, Clone, Copy)]
 struct Message {
-    peer: Option<SocketAddr>,
-    local: Option<Local>,
     /// The length of each of them, but that the last may be shorter.
     segment_bytes: usize,
     count: usize,
@@ -57,9 +65,16 @@ pub struct Sent {
 impl Outbox {
     /// Room for `room` datagrams; each buffer starts with `datagram_bytes` and grows if it must.
     pub fn new(room: usize, datagram_bytes: usize) -> Self {
-        let payloads = (0..room).map(|_| Vec::with_capacity(datagram_bytes)).collect();
-        let last = Message { peer: None, local: None, segment_bytes: 0, count: 0, is_closed: true, control_bytes: 0 };
-        Self { slots: Slots::new(room, 0), payloads, queued: 0, messages: 0, last, cuts: true, refusals: 0 }
+        Self {
+            slots: Slots::new(room, 0),
+            payloads: (0..room).map(|_| Vec::with_capacity(datagram_bytes)).collect(),
+            ways: vec![Way { peer: None, local: None }; room].into(),
+            queued: 0,
+            messages: 0,
+            last: Message::NONE,
+            cuts: true,
+            refusals: 0,
+        }
     }
 
     /// Whether it must be sent before another datagram can be queued.
@@ -79,28 +94,45 @@ impl Outbox {
 
     /// Queues what [`buffer`](Self::buffer) holds, to `peer`, from `local` if that is given.
     pub fn queue(&mut self, peer: SocketAddr, local: Option<Local>) {
-        let slot = self.take_payload();
-        self.add(slot, Some(peer), local);
+        self.add(Way { peer: Some(peer), local });
     }
 
-    /// Queues what [`buffer`](Self::buffer) holds, for a connected socket, as all of the batch must be then. Among datagrams
-    /// to one peer none comes first: they leave in an order in which many can be sent as one.
+    /// Queues what [`buffer`](Self::buffer) holds, for a connected socket, as all of the batch must be then.
     pub fn queue_connected(&mut self) {
-        self.take_payload();
+        self.add(Way { peer: None, local: None });
     }
 
-    fn take_payload(&mut self) -> usize {
+    fn add(&mut self, way: Way) {
         let slot = self.queued;
         let payload = &mut self.payloads[slot];
         self.slots.iovecs[slot] = libc::iovec { iov_base: payload.as_mut_ptr().cast(), iov_len: payload.len() };
+        self.ways[slot] = way;
         self.queued += 1;
-        slot
+    }
+
+    /// Puts all that is queued under headers. Among the datagrams of a way none comes first: they leave in an order in which
+    /// many can be sent as one.
+    fn gather(&mut self) {
+        let mut start = 0;
+        while start < self.queued {
+            let way = self.ways[start];
+            let end = self.ways[start..self.queued].iter().position(|next| *next != way);
+            let end = end.map_or(self.queued, |count| start + count);
+            if self.cuts {
+                self.slots.iovecs[start..end].sort_unstable_by_key(|datagram| Reverse(datagram.iov_len));
+            }
+            self.last = Message::NONE;
+            for slot in start..end {
+                self.put(slot, way);
+            }
+            start = end;
+        }
     }
 
     /// Puts a datagram under the last header or a new one.
-    fn add(&mut self, slot: usize, peer: Option<SocketAddr>, local: Option<Local>) {
+    fn put(&mut self, slot: usize, way: Way) {
         let bytes = self.slots.iovecs[slot].iov_len;
-        if self.last.takes(bytes, peer, local) {
+        if self.last.takes(bytes) {
             let control = &mut self.slots.controls[self.messages - 1];
             let header = &mut self.slots.headers[self.messages - 1].msg_hdr;
             if self.last.count == 1 {
@@ -115,31 +147,30 @@ impl Outbox {
         let name = &mut self.slots.names[self.messages];
         header.msg_iov = &raw mut self.slots.iovecs[slot];
         header.msg_iovlen = 1;
-        (header.msg_name, header.msg_namelen) = match peer {
+        (header.msg_name, header.msg_namelen) = match way.peer {
             Some(peer) => (ptr::from_mut(name).cast(), write_address(peer, name)),
             None => (ptr::null_mut(), 0),
         };
-        let control_bytes = local.map_or(0, |local| write_local(local, &mut self.slots.controls[self.messages]));
+        let control_bytes = way.local.map_or(0, |local| write_local(local, &mut self.slots.controls[self.messages]));
         header.msg_controllen = control_bytes;
-        self.last = Message { peer, local, segment_bytes: bytes, count: 1, is_closed: !self.cuts, control_bytes };
+        self.last = Message { segment_bytes: bytes, count: 1, is_closed: !self.cuts, control_bytes };
         self.messages += 1;
     }
 
     /// Sends all that is queued, and is empty afterwards. What cannot be sent at the second attempt is dropped: the first
     /// error may be that of an earlier datagram.
     pub fn send(&mut self, socket: BorrowedFd<'_>) -> Sent {
-        if self.messages == 0 {
-            self.slots.iovecs[..self.queued].sort_unstable_by_key(|datagram| Reverse(datagram.iov_len));
-            for slot in 0..self.queued {
-                self.add(slot, None, None);
-            }
-        }
+        self.gather();
+        self.send_gathered(socket)
+    }
+
+    fn send_gathered(&mut self, socket: BorrowedFd<'_>) -> Sent {
         let mut outcome = Sent::default();
         let mut next = 0;
         let mut has_failed = false;
         while next < self.messages {
             // SAFETY: headers `next..messages` point into `slots`, whose boxes nobody moves while `self` lives, and through
-            // iovecs into payloads that were not touched since `queue`, for only `buffer` gives access, to the one after.
+            // iovecs into payloads that were not touched since `add`, for only `buffer` gives access, to the one after.
             let sent = unsafe {
                 libc::sendmmsg(
                     socket.as_raw_fd(),
@@ -176,7 +207,6 @@ impl Outbox {
             has_failed = !has_failed;
         }
         (self.queued, self.messages) = (0, 0);
-        self.last.is_closed = true;
         outcome
     }
 
@@ -200,14 +230,16 @@ impl Outbox {
 }
 
 impl Message {
+    /// None that takes any.
+    const NONE: Self = Self { segment_bytes: 0, count: 0, is_closed: true, control_bytes: 0 };
+
     /// Whether a datagram can follow those of this message.
-    fn takes(&self, bytes: usize, peer: Option<SocketAddr>, local: Option<Local>) -> bool {
+    fn takes(&self, bytes: usize) -> bool {
         !self.is_closed
             && self.count < MOST_SEGMENTS
             && self.segment_bytes <= LONGEST_SEGMENT_BYTES
             && (1..=self.segment_bytes).contains(&bytes)
             && (self.count + 1) * self.segment_bytes <= MOST_BYTES
-            && (self.peer, self.local) == (peer, local)
     }
 }
 
@@ -319,7 +351,7 @@ mod tests {
     const LENGTHS: [usize; 16] = [40, 40, 40, 30, 30, 40, 0, 50, 50, 50, 50, 50, 1, 1, 1900, 1900];
 
     #[test]
-    fn datagrams_arrive_one_by_one_and_in_order_whatever_their_lengths() {
+    fn datagrams_arrive_one_by_one_whatever_their_lengths() {
         for (wildcard, asked) in [("127.0.0.1:0", None), ("0.0.0.0:0", Some("127.0.0.9")), ("[::]:0", Some("::1"))] {
             let server = bind_udp(wildcard.parse().unwrap()).unwrap();
             let local = asked.map(|ip| Local { ip: ip.parse().unwrap(), interface: 0 });
@@ -333,14 +365,41 @@ mod tests {
                         queue(&mut outbox, &vec![i as u8; length], client.local_addr().unwrap(), local);
                     }
                 }
-                let most = 2 * LENGTHS.len();
-                assert_eq!(outbox.messages < most, cuts, "{}", outbox.messages);
-                assert_eq!(outbox.send(server.as_fd()), Sent { sent: most, dropped: 0 });
+                outbox.gather();
+                // Of 1900 none is cut; 50 goes with a 40, 40 with a 30, 30 with a 1; 1 alone; and 0 alone.
+                assert_eq!(outbox.messages, if cuts { 2 * 7 } else { 2 * LENGTHS.len() });
+                assert_eq!(outbox.send_gathered(server.as_fd()), Sent { sent: 2 * LENGTHS.len(), dropped: 0 });
                 for client in &clients {
-                    let expected: Vec<Vec<u8>> = LENGTHS.iter().enumerate().map(|(i, &l)| vec![i as u8; l]).collect();
-                    assert_eq!(receive(client, LENGTHS.len()), expected, "{wildcard}");
+                    let mut expected: Vec<_> = LENGTHS.iter().enumerate().map(|(i, &l)| vec![i as u8; l]).collect();
+                    let mut got = receive(client, LENGTHS.len());
+                    assert!(got.is_sorted_by_key(|datagram| Reverse(datagram.len())) || !cuts);
+                    if cuts {
+                        expected.sort();
+                        got.sort();
+                    }
+                    assert_eq!(got, expected, "{wildcard}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn two_replies_to_one_client_leave_as_one() {
+        let server = bind_udp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let clients = [(); 3].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let mut outbox = Outbox::new(8, 64);
+        // Whichever is asked first.
+        for (client, lengths) in clients.iter().zip([&[45, 57][..], &[57, 45], &[50]]) {
+            for &length in lengths {
+                queue(&mut outbox, &vec![0; length], client.local_addr().unwrap(), None);
+            }
+        }
+        outbox.gather();
+        assert_eq!(outbox.messages, 3);
+        assert_eq!(outbox.send_gathered(server.as_fd()), Sent { sent: 5, dropped: 0 });
+        for (client, lengths) in clients.iter().zip([&[57, 45][..], &[57, 45], &[50]]) {
+            let got = receive(client, lengths.len());
+            assert!(got.iter().map(Vec::len).eq(lengths.iter().copied()), "{got:?}");
         }
     }
 
@@ -375,12 +434,13 @@ mod tests {
             for i in 0..3 {
                 queue(&mut outbox, &[i; 100], peer, None);
             }
+            outbox.gather();
             assert_eq!(outbox.messages, 1);
             if is_refused {
                 // More segments than any kernel takes.
                 write_segment(1, &mut outbox.slots.controls[0], 0);
             }
-            assert_eq!(outbox.send(server.as_fd()), Sent { sent: 3, dropped: 0 });
+            assert_eq!(outbox.send_gathered(server.as_fd()), Sent { sent: 3, dropped: 0 });
             assert_eq!(receive(&client, 3), [[0; 100], [1; 100], [2; 100]]);
             outbox.cuts
         };
