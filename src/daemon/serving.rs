@@ -72,9 +72,12 @@ impl Serving {
         Ok(())
     }
 
-    /// Waits until the workers serve what was put into service: who says that it is ready, serves.
+    /// Waits until the workers serve what was put into service, for a start is over when queries are answered. One that is
+    /// slower than a moment will find them queued.
     pub fn settle(&self) {
-        self.workers.iter().for_each(|(worker, _)| worker.settle());
+        for (worker, _) in &self.workers {
+            worker.settle();
+        }
     }
 
     /// The connections of clients.

@@ -72,7 +72,7 @@ pub struct Handle {
 /// What a worker can be told.
 enum Command {
     Add(Listener),
-    /// Say that what was told before is done.
+    /// Say that what was told before is taken in.
     Report(mpsc::Sender<()>),
     Remove(u32),
     Stop(Duration),
@@ -164,6 +164,7 @@ impl<I: FnMut(&[u8])> Worker<I> {
             }
             self.drive(UdpDriver::expire);
             self.take_reports();
+            self.drive(|driver, _, _| driver.flush());
             for &token in tokens.iter().filter(|token| **token < FIRST_UPSTREAM_TOKEN) {
                 if token == WAKER_TOKEN {
                     self.obey()?;
@@ -210,7 +211,8 @@ impl<I: FnMut(&[u8])> Worker<I> {
         if let Some(at) = self.current.take().filter(|at| *at < self.listeners.len() && !self.batch.is_empty()) {
             self.serve(at)?;
         }
-        // It may have been told so when it panicked.
+        // It may have been told more when it panicked.
+        self.waker.wake();
         self.leave()
     }
 
@@ -415,12 +417,12 @@ impl Handle {
         self.tell(Command::Add(Listener { number, socket }));
     }
 
-    /// Waits until the worker has done what it was told; not longer than a moment, for it may be at work.
-    pub fn settle(&self) {
+    /// Waits until the worker has taken in what it was told, and says whether it has: not longer than a moment, for it may
+    /// be at work.
+    pub fn settle(&self) -> bool {
         let (done, heard) = mpsc::channel();
         self.tell(Command::Report(done));
-        // It may have ended.
-        let _ = heard.recv_timeout(SETTLING);
+        heard.recv_timeout(SETTLING).is_ok()
     }
 
     /// Serve this listener no more, but for what is queued.
@@ -457,7 +459,7 @@ const MOST_UPSTREAM_SOCKETS: usize = 4096;
 const WORKERS_SHARE: usize = 16;
 /// Between a system call that has failed and the next.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);
-/// How long a worker may take to do what it is told.
+/// How long a worker may take to take in what it is told.
 const SETTLING: Duration = Duration::from_secs(1);
 /// What the names of the workers' threads begin with.
 pub const WORKER: &str = "udp-";

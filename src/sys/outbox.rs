@@ -1,7 +1,7 @@
 //! Many datagrams sent with one system call, and several of them as one.
 //!
-//! Datagrams of one length to one peer go to the kernel as one message that it cuts into segments (UDP_SEGMENT): its way
-//! through the kernel is then gone once, not for each. The last of them may be shorter, as one of the two replies to a client
+//! Datagrams of one length that are queued to one peer without another between them go to the kernel as one message that it
+//! cuts into segments (UDP_SEGMENT): its way through the kernel is then gone once, not for each. The last of them may be shorter, as one of the two replies to a client
 //! that asks for both addresses of a name mostly is. Whoever receives them sees no difference but their order.
 //! A kernel or a device that cannot do this refuses again and again, and is then given one at a time. Once or twice, it may
 //! be the way to one peer alone, whom the others are not to suffer for.
@@ -26,7 +26,7 @@ pub struct Outbox {
     payloads: Vec<Vec<u8>>,
     ways: Box<[Way]>,
     queued: usize,
-    /// How many headers they are gathered under: as many or fewer.
+    /// How many headers they are gathered under, once they are: as many or fewer.
     messages: usize,
     last: Message,
     cuts: bool,
@@ -110,9 +110,10 @@ impl Outbox {
         self.queued += 1;
     }
 
-    /// Puts all that is queued under headers. Among the datagrams of a way none comes first: they leave in an order in which
-    /// many can be sent as one.
+    /// Puts all that is queued under headers. Among the datagrams of a way that follow each other none comes first: they leave
+    /// in an order in which many can be sent as one.
     fn gather(&mut self) {
+        self.messages = 0;
         let mut start = 0;
         while start < self.queued {
             let way = self.ways[start];
@@ -217,7 +218,7 @@ impl Outbox {
         let count = mem::replace(&mut header.msg_iovlen, 1);
         header.msg_controllen -= SEGMENT_BYTES;
         for _ in 0..count {
-            // SAFETY: as in `send`; the header is a copy that shows one of the iovecs that were queued under it.
+            // SAFETY: as in `send_gathered`; the header is a copy that shows one of the iovecs that were queued under it.
             let send = || unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_DONTWAIT) };
             match send() {
                 result if result >= 0 || send() >= 0 => outcome.sent += 1,
