@@ -75,8 +75,10 @@ impl Serving {
     /// Waits until the workers serve what was put into service, for a start is over when queries are answered. One that is
     /// slower than a moment will find them queued.
     pub fn settle(&self) {
-        for (worker, _) in &self.workers {
-            worker.settle();
+        for (worker, thread) in &self.workers {
+            if !worker.settle() {
+                tracing::warn!(worker = thread.thread().name(), "slow to take up its listeners; queries wait for it");
+            }
         }
     }
 

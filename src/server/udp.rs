@@ -73,7 +73,7 @@ pub struct Handle {
 enum Command {
     Add(Listener),
     /// Say that what was told before is taken in.
-    Report(mpsc::Sender<()>),
+    Confirm(mpsc::Sender<()>),
     Remove(u32),
     Stop(Duration),
 }
@@ -232,8 +232,7 @@ impl<I: FnMut(&[u8])> Worker<I> {
                     self.poller.add(listener.socket.as_fd(), listener.number.into())?;
                     self.listeners.push(listener);
                 }
-                Command::Report(done) => {
-                    self.leave()?;
+                Command::Confirm(done) => {
                     // Nobody may wait for it any more.
                     let _ = done.send(());
                 }
@@ -243,8 +242,9 @@ impl<I: FnMut(&[u8])> Worker<I> {
                     self.ends = Some(self.now + patience);
                 }
             }
+            self.leave()?;
         }
-        self.leave()
+        Ok(())
     }
 
     /// Lets the listeners go that are to be served no more.
@@ -421,7 +421,7 @@ impl Handle {
     /// be at work.
     pub fn settle(&self) -> bool {
         let (done, heard) = mpsc::channel();
-        self.tell(Command::Report(done));
+        self.tell(Command::Confirm(done));
         heard.recv_timeout(SETTLING).is_ok()
     }
 

@@ -1,8 +1,9 @@
 //! Many datagrams sent with one system call, and several of them as one.
 //!
 //! Datagrams of one length that are queued to one peer without another between them go to the kernel as one message that it
-//! cuts into segments (UDP_SEGMENT): its way through the kernel is then gone once, not for each. The last of them may be shorter, as one of the two replies to a client
-//! that asks for both addresses of a name mostly is. Whoever receives them sees no difference but their order.
+//! cuts into segments (UDP_SEGMENT): its way through the kernel is then gone once, not for each. The last of them may be
+//! shorter, as one of the two replies to a client that asks for both addresses of a name mostly is. Whoever receives them
+//! sees no difference but their order.
 //! A kernel or a device that cannot do this refuses again and again, and is then given one at a time. Once or twice, it may
 //! be the way to one peer alone, whom the others are not to suffer for.
 #![allow(unsafe_code)]
@@ -26,9 +27,8 @@ pub struct Outbox {
     payloads: Vec<Vec<u8>>,
     ways: Box<[Way]>,
     queued: usize,
-    /// How many headers they are gathered under, once they are: as many or fewer.
+    /// How many headers they are arranged under, once they are: as many or fewer.
     messages: usize,
-    last: Message,
     cuts: bool,
     /// How many messages in turn the kernel has refused to cut.
     refusals: u32,
@@ -71,7 +71,6 @@ impl Outbox {
             ways: vec![Way { peer: None, local: None }; room].into(),
             queued: 0,
             messages: 0,
-            last: Message::NONE,
             cuts: true,
             refusals: 0,
         }
@@ -112,7 +111,7 @@ impl Outbox {
 
     /// Puts all that is queued under headers. Among the datagrams of a way that follow each other none comes first: they leave
     /// in an order in which many can be sent as one.
-    fn gather(&mut self) {
+    fn arrange(&mut self) {
         self.messages = 0;
         let mut start = 0;
         while start < self.queued {
@@ -122,27 +121,26 @@ impl Outbox {
             if self.cuts {
                 self.slots.iovecs[start..end].sort_unstable_by_key(|datagram| Reverse(datagram.iov_len));
             }
-            self.last = Message::NONE;
+            let mut last = Message::NONE;
             for slot in start..end {
-                self.put(slot, way);
+                last = self.put(slot, way, last);
             }
             start = end;
         }
     }
 
-    /// Puts a datagram under the last header or a new one.
-    fn put(&mut self, slot: usize, way: Way) {
+    /// Puts a datagram under the last header or a new one, which is then the last.
+    fn put(&mut self, slot: usize, way: Way, last: Message) -> Message {
         let bytes = self.slots.iovecs[slot].iov_len;
-        if self.last.takes(bytes) {
+        if last.takes(bytes) {
             let control = &mut self.slots.controls[self.messages - 1];
             let header = &mut self.slots.headers[self.messages - 1].msg_hdr;
-            if self.last.count == 1 {
-                header.msg_controllen = write_segment(self.last.segment_bytes, control, self.last.control_bytes);
+            if last.count == 1 {
+                header.msg_controllen = write_segment(last.segment_bytes, control, last.control_bytes);
             }
-            self.last.count += 1;
-            self.last.is_closed = bytes < self.last.segment_bytes;
-            header.msg_iovlen = self.last.count;
-            return;
+            let count = last.count + 1;
+            header.msg_iovlen = count;
+            return Message { count, is_closed: bytes < last.segment_bytes, ..last };
         }
         let header = &mut self.slots.headers[self.messages].msg_hdr;
         let name = &mut self.slots.names[self.messages];
@@ -154,18 +152,18 @@ impl Outbox {
         };
         let control_bytes = way.local.map_or(0, |local| write_local(local, &mut self.slots.controls[self.messages]));
         header.msg_controllen = control_bytes;
-        self.last = Message { segment_bytes: bytes, count: 1, is_closed: !self.cuts, control_bytes };
         self.messages += 1;
+        Message { segment_bytes: bytes, count: 1, is_closed: !self.cuts, control_bytes }
     }
 
     /// Sends all that is queued, and is empty afterwards. What cannot be sent at the second attempt is dropped: the first
     /// error may be that of an earlier datagram.
     pub fn send(&mut self, socket: BorrowedFd<'_>) -> Sent {
-        self.gather();
-        self.send_gathered(socket)
+        self.arrange();
+        self.send_arranged(socket)
     }
 
-    fn send_gathered(&mut self, socket: BorrowedFd<'_>) -> Sent {
+    fn send_arranged(&mut self, socket: BorrowedFd<'_>) -> Sent {
         let mut outcome = Sent::default();
         let mut next = 0;
         let mut has_failed = false;
@@ -218,7 +216,7 @@ impl Outbox {
         let count = mem::replace(&mut header.msg_iovlen, 1);
         header.msg_controllen -= SEGMENT_BYTES;
         for _ in 0..count {
-            // SAFETY: as in `send_gathered`; the header is a copy that shows one of the iovecs that were queued under it.
+            // SAFETY: as in `send_arranged`; the header is a copy that shows one of the iovecs that were queued under it.
             let send = || unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_DONTWAIT) };
             match send() {
                 result if result >= 0 || send() >= 0 => outcome.sent += 1,
@@ -348,6 +346,13 @@ mod tests {
         (0..count).map(|_| next()).collect()
     }
 
+    /// Of those of one length none comes first.
+    fn receive_sorted(socket: &UdpSocket, count: usize) -> Vec<Vec<u8>> {
+        let mut datagrams = receive(socket, count);
+        datagrams.sort();
+        datagrams
+    }
+
     /// Lengths that can be cut from one message, that cannot, and that end one.
     const LENGTHS: [usize; 16] = [40, 40, 40, 30, 30, 40, 0, 50, 50, 50, 50, 50, 1, 1, 1900, 1900];
 
@@ -366,10 +371,10 @@ mod tests {
                         queue(&mut outbox, &vec![i as u8; length], client.local_addr().unwrap(), local);
                     }
                 }
-                outbox.gather();
+                outbox.arrange();
                 // Of 1900 none is cut; 50 goes with a 40, 40 with a 30, 30 with a 1; 1 alone; and 0 alone.
                 assert_eq!(outbox.messages, if cuts { 2 * 7 } else { 2 * LENGTHS.len() });
-                assert_eq!(outbox.send_gathered(server.as_fd()), Sent { sent: 2 * LENGTHS.len(), dropped: 0 });
+                assert_eq!(outbox.send_arranged(server.as_fd()), Sent { sent: 2 * LENGTHS.len(), dropped: 0 });
                 for client in &clients {
                     let mut expected: Vec<_> = LENGTHS.iter().enumerate().map(|(i, &l)| vec![i as u8; l]).collect();
                     let mut got = receive(client, LENGTHS.len());
@@ -395,9 +400,9 @@ mod tests {
                 queue(&mut outbox, &vec![0; length], client.local_addr().unwrap(), None);
             }
         }
-        outbox.gather();
+        outbox.arrange();
         assert_eq!(outbox.messages, 3);
-        assert_eq!(outbox.send_gathered(server.as_fd()), Sent { sent: 5, dropped: 0 });
+        assert_eq!(outbox.send_arranged(server.as_fd()), Sent { sent: 5, dropped: 0 });
         for (client, lengths) in clients.iter().zip([&[57, 45][..], &[57, 45], &[50]]) {
             let got = receive(client, lengths.len());
             assert!(got.iter().map(Vec::len).eq(lengths.iter().copied()), "{got:?}");
@@ -435,14 +440,14 @@ mod tests {
             for i in 0..3 {
                 queue(&mut outbox, &[i; 100], peer, None);
             }
-            outbox.gather();
+            outbox.arrange();
             assert_eq!(outbox.messages, 1);
             if is_refused {
                 // More segments than any kernel takes.
                 write_segment(1, &mut outbox.slots.controls[0], 0);
             }
-            assert_eq!(outbox.send_gathered(server.as_fd()), Sent { sent: 3, dropped: 0 });
-            assert_eq!(receive(&client, 3), [[0; 100], [1; 100], [2; 100]]);
+            assert_eq!(outbox.send_arranged(server.as_fd()), Sent { sent: 3, dropped: 0 });
+            assert_eq!(receive_sorted(&client, 3), [[0; 100], [1; 100], [2; 100]]);
             outbox.cuts
         };
         for _ in 1..MOST_REFUSALS {
@@ -467,6 +472,6 @@ mod tests {
             queue(&mut outbox, &[i; 10], peer, None);
         }
         assert_eq!(outbox.send(server.as_fd()), Sent { sent: 3, dropped: 2 });
-        assert_eq!(receive(&client, 3), [[0; 10], [1; 10], [4; 10]]);
+        assert_eq!(receive_sorted(&client, 3), [[0; 10], [1; 10], [4; 10]]);
     }
 }
