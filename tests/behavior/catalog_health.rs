@@ -14,6 +14,7 @@ use crate::harness::{
     catalog::{CATALOG, plain, services, with_definitions},
     daemon::forward,
     message::{AA, RA, RD, TC},
+    programs::Consul,
     *,
 };
 
@@ -262,4 +263,110 @@ fn the_command_line_names_a_folder() {
     let folder = setup.folder().join("s").display().to_string();
     let daemon = setup.arguments(&["--services", &folder]).start();
     assert_eq!(daemon.ask("web.service.consul A").one(), "192.0.2.10");
+}
+
+/// Servers that bend HTTP's grammar: what Consul's check takes for healthy, ours does, and nothing else.
+#[test]
+fn http_checks_read_what_those_of_consul_read() {
+    let Some(consul) = Consul::start("{}", None) else { return };
+    let ok = "HTTP/1.1 200 OK\r\n";
+    let fields = |count: usize, size: usize| format!("X-Filler: {}\r\n", "a".repeat(size)).repeat(count);
+    let end = "Content-Length: 2\r\n\r\nok";
+    let whole = |header: &str| format!("{ok}{header}{end}");
+    let responses: Vec<(&str, String)> = vec![
+        ("space", whole("Server : x\r\n")),
+        ("tab", whole("Server\t: x\r\n")),
+        ("length-space", format!("{ok}Content-Length : 1\r\n\r\nok")),
+        ("folded", whole("X-A: a\r\n b\r\n\tc\r\n")),
+        ("folded-first", whole(" x: y\r\n")),
+        ("odd-names", whole("X A: b\r\nX(A): b\r\nGröße: b\r\n: b\r\nX/\0: b\r\n")),
+        ("odd-values", whole("X: \u{1}\r\nY: a\0b\r\nZ: \u{7f}ö\r\n")),
+        ("no-colon", whole("nonsense\r\n")),
+        ("line-feeds", "HTTP/1.1 200 OK\nServer: x\nContent-Length: 2\n\nok".to_owned()),
+        ("150-fields", whole(&fields(150, 3))),
+        ("40000-fields", whole(&fields(40_000, 3))),
+        ("600-kB", whole(&fields(1, 600_000))),
+        ("11-MB", whole(&fields(11, 1_000_000))),
+        ("no-reason", format!("HTTP/1.1 200\r\n{end}")),
+        ("two-spaces", format!("HTTP/1.1  200 OK\r\n{end}")),
+        ("glued", format!("HTTP/1.1 200OK\r\n{end}")),
+        ("http-1.2", format!("HTTP/1.2 200 OK\r\n{end}")),
+        ("http-2.0", format!("HTTP/2.0 200 OK\r\n{end}")),
+        ("icy", format!("ICY 200 OK\r\n{end}")),
+        ("299", format!("HTTP/1.1 299 X\r\n{end}")),
+        ("1000", format!("HTTP/1.1 1000 X\r\n{end}")),
+        ("600", format!("HTTP/1.1 600 X\r\n{end}")),
+        ("429", format!("HTTP/1.1 429 Busy\r\n{end}")),
+        ("continue", format!("HTTP/1.1 100 Continue\r\n\r\n{ok}{end}")),
+        ("early", format!("{}{ok}{end}", "HTTP/1.1 103 Early\r\n\r\n".repeat(6))),
+        ("two-lengths", format!("{ok}Content-Length: 2\r\nContent-Length: 3\r\n\r\nok")),
+        ("bad-length", format!("{ok}Content-Length: -2\r\n\r\nok")),
+        ("long-length", format!("{ok}Content-Length: 20\r\n\r\nok")),
+        ("chunked", format!("{ok}Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")),
+        ("bad-chunk", format!("{ok}Transfer-Encoding: chunked\r\n\r\nzz\r\nok\r\n")),
+        ("gzip", format!("{ok}Transfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")),
+        ("cut", format!("{ok}Server: x\r\n")),
+        ("empty", String::new()),
+        ("leading-line", format!("\r\n{ok}{end}")),
+        ("redirect", format!("HTTP/1.1 302 Found\r\nLocation: /space\r\n{end}")),
+        ("redirect-space", format!("HTTP/1.1 302 Found\r\nLocation : /space\r\n{end}")),
+    ];
+    let server = serve_raw(responses.clone());
+    let checks = responses.iter().map(|(name, _)| {
+        serde_json::json!({"id": name, "name": name, "http": format!("http://{server}/{name}"), "interval": "5s", "timeout": "10s"})
+    });
+    let definitions = serde_json::json!({ "checks": checks.collect::<Vec<_>>() }).to_string();
+    let config =
+        "[catalog]\nnode_name = \"monitor1\"\naddress = \"192.0.2.1\"\n[catalog.files]\ndirectory = \"DIR/consul.d\"\n";
+    let daemon = Setup::new(config).file("consul.d/checks.json", &definitions).start();
+    for check in serde_json::from_str::<serde_json::Value>(&definitions).unwrap()["checks"].as_array().unwrap() {
+        let (status, text) =
+            http::request(consul.http(), "PUT", "/v1/agent/check/register", &check.to_string()).unwrap();
+        assert_eq!(status, 200, "{text}");
+    }
+    let verdicts = |server| {
+        let (_, text) = http::get(server, "/v1/agent/checks");
+        let checks: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let verdict = |name: &str| {
+            let check = &checks[name];
+            // Neither has an output before its first run, at some time within the interval.
+            let output = check["Output"].as_str().filter(|output| !output.is_empty())?;
+            Some((check["Status"].as_str()?.to_owned(), output.to_owned()))
+        };
+        responses.iter().map(|(name, _)| verdict(name)).collect::<Option<Vec<_>>>()
+    };
+    let wait = |what, server| wait_until(what, 4 * PATIENCE, || verdicts(server));
+    let (theirs, ours) = (wait("Consul's checks", consul.http()), wait("our checks", daemon.control.unwrap()));
+    for (((name, _), theirs), ours) in responses.iter().zip(theirs).zip(ours) {
+        assert_eq!(ours.0, theirs.0, "{name}: {} / {}", ours.1, theirs.1);
+        if theirs.0 == "passing" {
+            assert_eq!(ours.1, theirs.1, "{name}");
+        }
+    }
+}
+
+/// A server that answers a request for a name with the octets that it stands for.
+fn serve_raw(responses: Vec<(&'static str, String)>) -> SocketAddr {
+    let listener = TcpListener::bind(free_address()).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let responses = responses.clone();
+            thread::spawn(move || {
+                let (mut request, mut part) = (Vec::new(), [0; 4096]);
+                while !request.ends_with(b"\r\n\r\n") {
+                    match stream.read(&mut part) {
+                        Ok(length) if length > 0 => request.extend_from_slice(&part[..length]),
+                        _ => return,
+                    }
+                }
+                let request = String::from_utf8_lossy(&request).into_owned();
+                let name = request.split(' ').nth(1).unwrap_or_default().trim_start_matches('/').to_owned();
+                if let Some((_, response)) = responses.iter().find(|(known, _)| *known == name) {
+                    let _ = stream.write_all(response.as_bytes());
+                }
+            });
+        }
+    });
+    address
 }

@@ -71,8 +71,6 @@ pub(super) enum Error {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("{}", with_causes(.0))]
-    Http(#[from] hyper::Error),
-    #[error("{}", with_causes(.0))]
     Http2(#[from] h2::Error),
     #[error("{0}")]
     Response(String),
@@ -199,7 +197,7 @@ impl Error {
                 _ => Reach::Silent,
             },
             Self::Resolve { .. } | Self::NoAddress { .. } => Reach::Silent,
-            Self::Tls { .. } | Self::Http(_) | Self::Http2(_) | Self::Response(_) => Reach::Answered,
+            Self::Tls { .. } | Self::Http2(_) | Self::Response(_) => Reach::Answered,
         }
     }
 }

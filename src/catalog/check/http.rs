@@ -1,15 +1,15 @@
 //! The HTTP probe: 2xx is passing, 429 warning, everything else critical.
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full};
-use hyper::{body::Incoming, client::conn::http1};
-use hyper_util::rt::TokioIo;
+use std::convert::Infallible;
+
+use http::{HeaderMap, HeaderName, Method, header};
+use tokio::io::AsyncWriteExt;
 use url::Url;
 
 use super::{
     connect::{Dial, Error},
     definition::{Http, Redirects, Target},
+    response::Response,
 };
 use crate::catalog::health::Status;
 
@@ -18,13 +18,13 @@ pub(super) async fn probe(http: &Http, limit: usize, dial: &Dial<'_>) -> Result<
     let mut request = http.clone();
     for _ in 0..=MAX_REDIRECTS {
         match send(&request, limit, dial).await? {
-            Answer::Final(status, body) => {
+            Answer::Final(status, line, body) => {
                 let judged = match status {
-                    _ if status.is_success() => Status::Passing,
-                    StatusCode::TOO_MANY_REQUESTS => Status::Warning,
+                    200..300 => Status::Passing,
+                    429 => Status::Warning,
                     _ => Status::Critical,
                 };
-                return Ok((judged, format!("HTTP {} {}: {status} Output: {body}", http.method, http.url)));
+                return Ok((judged, format!("HTTP {} {}: {line} Output: {body}", http.method, http.url)));
             }
             Answer::Elsewhere(status, url) => redirect(&mut request, status, url),
         }
@@ -33,8 +33,9 @@ pub(super) async fn probe(http: &Http, limit: usize, dial: &Dial<'_>) -> Result<
 }
 
 enum Answer {
-    Final(StatusCode, String),
-    Elsewhere(StatusCode, Url),
+    /// The status, as a number and as written, and the beginning of the body.
+    Final(u16, String, String),
+    Elsewhere(u16, Url),
 }
 
 async fn send(http: &Http, limit: usize, dial: &Dial<'_>) -> Result<Answer, Error> {
@@ -45,59 +46,68 @@ async fn send(http: &Http, limit: usize, dial: &Dial<'_>) -> Result<Answer, Erro
     let tls = (http.url.scheme() == "https").then_some(&http.tls);
     let stream = dial.connect_with(&target, tls, b"http/1.1").await?;
 
-    let mut request = Request::new(Full::new(Bytes::from(http.body.clone())));
-    *request.method_mut() = http.method.clone();
-    let path = &http.url[url::Position::BeforePath..url::Position::AfterQuery];
-    *request.uri_mut() = path.parse().map_err(|_| invalid())?;
-    *request.headers_mut() = http.headers.clone();
-    let authority = &http.url[url::Position::BeforeHost..url::Position::AfterPort];
-    let authority = HeaderValue::from_str(authority).map_err(|_| invalid())?;
-    request.headers_mut().entry(header::HOST).or_insert(authority);
-    request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let exchange = async {
-        let response = sender.send_request(request).await?;
-        let status = response.status();
+    let (reader, mut writer) = tokio::io::split(stream);
+    let request = write(http);
+    // A server may answer before it has read all, or without reading any.
+    let sending = async {
+        let _ = writer.write_all(&request).await;
+        let _ = writer.flush().await;
+        std::future::pending::<Infallible>().await
+    };
+    let receiving = async {
+        let response = Response::receive(reader, &http.method).await?;
         if http.redirects == Redirects::Follow
             && let Some(url) = location(&response, &http.url)
         {
-            return Ok(Answer::Elsewhere(status, url));
+            return Ok(Answer::Elsewhere(response.status, url));
         }
-        Ok(Answer::Final(status, read(response.into_body(), limit).await))
+        let (status, line) = (response.status, response.status_line.clone());
+        let body = response.body(limit, MAX_BODY_BYTES).await;
+        Ok(Answer::Final(status, line, String::from_utf8_lossy(&body).into_owned()))
     };
     tokio::select! {
-        answer = exchange => answer,
-        // An error of the connection is the exchange's error, too.
-        never = async { let _ = connection.await; std::future::pending().await } => never,
+        answer = receiving => answer,
+        never = sending => match never {},
     }
 }
 
-/// The beginning of a body. One that breaks off changes nothing: the status has arrived.
-async fn read(mut body: Incoming, limit: usize) -> String {
-    let (mut kept, mut total) = (Vec::new(), 0);
-    while let Some(Ok(frame)) = body.frame().await {
-        let Ok(data) = frame.into_data() else { continue };
-        kept.extend_from_slice(&data[..data.len().min(limit - kept.len())]);
-        total += data.len();
-        if total > MAX_BODY_BYTES {
-            break;
-        }
+/// The request as it is sent.
+fn write(http: &Http) -> Vec<u8> {
+    let path = &http.url[url::Position::BeforePath..url::Position::AfterQuery];
+    let authority = &http.url[url::Position::BeforeHost..url::Position::AfterPort];
+    let mut request = format!("{} {path} HTTP/1.1\r\n", http.method).into_bytes();
+    let mut add = |name: &HeaderName, value: &[u8]| {
+        request.extend_from_slice(name.as_str().as_bytes());
+        request.extend_from_slice(b": ");
+        request.extend_from_slice(value);
+        request.extend_from_slice(b"\r\n");
+    };
+    if !http.headers.contains_key(header::HOST) {
+        add(&header::HOST, authority.as_bytes());
     }
-    String::from_utf8_lossy(&kept).into_owned()
+    // These belong to the connection and to the body, whatever the definition says.
+    let of_connection = [header::CONNECTION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+    for (name, value) in http.headers.iter().filter(|(name, _)| !of_connection.contains(name)) {
+        add(name, value.as_bytes());
+    }
+    add(&header::CONNECTION, b"close");
+    let takes_body = matches!(http.method, Method::POST | Method::PUT | Method::PATCH);
+    if takes_body || !http.body.is_empty() {
+        add(&header::CONTENT_LENGTH, http.body.len().to_string().as_bytes());
+    }
+    request.extend_from_slice(b"\r\n");
+    request.extend_from_slice(http.body.as_bytes());
+    request
 }
 
-fn location(response: &Response<Incoming>, base: &Url) -> Option<Url> {
-    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-        return None;
-    }
-    let location = response.headers().get(header::LOCATION)?.to_str().ok()?;
+fn location<R>(response: &Response<R>, base: &Url) -> Option<Url> {
+    let location = response.location.as_deref().filter(|_| matches!(response.status, 301 | 302 | 303 | 307 | 308))?;
     base.join(location).ok().filter(|url| matches!(url.scheme(), "http" | "https"))
 }
 
 /// As every HTTP client does: the body and its method survive 307 and 308 only, secrets only the same host.
-fn redirect(request: &mut Http, status: StatusCode, url: Url) {
-    let keeps_method = matches!(status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT);
+fn redirect(request: &mut Http, status: u16, url: Url) {
+    let keeps_method = matches!(status, 307 | 308);
     if !keeps_method {
         request.body.clear();
         request.headers.remove(header::CONTENT_TYPE);
@@ -121,4 +131,4 @@ fn remove_secrets(headers: &mut HeaderMap) {
 /// As in Go.
 const MAX_REDIRECTS: usize = 10;
 /// What is read of a body at most, so that a server is not cut off while it writes a usual one.
-const MAX_BODY_BYTES: usize = 1 << 20;
+const MAX_BODY_BYTES: u64 = 1 << 20;

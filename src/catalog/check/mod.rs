@@ -12,6 +12,7 @@ mod guard;
 mod http;
 mod http2;
 mod probe;
+mod response;
 mod schedule;
 mod script;
 mod state;
