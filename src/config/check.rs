@@ -53,6 +53,9 @@ impl Check<'_> {
                 self.report(location, Problem::Forward(problem));
             }
         }
+        for host in config.control.faulty_hosts() {
+            self.report(self.document.locate(&host.span()), Problem::NotAHost(host.get_ref().clone()));
+        }
         for (index, rule) in config.refuse.iter().enumerate() {
             if rule.suffixes.is_empty() && !self.document.has_lost("refuse", index, "suffixes") {
                 self.report(self.document.locate_key("refuse", index, "suffixes"), Problem::NoSuffixes);
@@ -120,15 +123,20 @@ impl Check<'_> {
             let problems = config.server.problems().into_iter().filter(|problem| problem.key() == "listen");
             found.extend(problems.map(|problem| (command_line(), Problem::Server(problem))));
         }
-        if let Some(control) = config.control.listen.filter(|control| is_taken(*control, server)) {
-            found.push((self.document.locate_key("control", 0, "listen"), Problem::ControlOnDns(control)));
-        }
-        if let Some(api) = config.catalog.api.listen {
-            let location = self.document.locate_key("catalog", 0, "api");
-            if is_taken(api, server) {
-                found.push((location, Problem::ControlOnDns(api)));
-            } else if api.port() != 0 && config.control.listen == Some(api) {
-                found.push((location, Problem::ApiOnControl(api)));
+        let (control, api) = (&config.control, config.catalog.api.listen);
+        let at = |section, key| self.document.locate_key(section, 0, key);
+        let http = [
+            ("control.listen", control.listen, at("control", "listen")),
+            ("control.metrics_listen", control.metrics_listen, at("control", "metrics_listen")),
+            ("catalog.api.listen", api, at("catalog", "api")),
+        ];
+        for (index, (key, address, location)) in http.iter().enumerate() {
+            let Some(address) = address.filter(|address| address.port() != 0) else { continue };
+            let other = http[..index].iter().find(|(_, taken, _)| *taken == Some(address));
+            if is_taken(address, server) {
+                found.push((location.clone(), Problem::ControlOnDns(address)));
+            } else if let Some((other, ..)) = other {
+                found.push((location.clone(), Problem::SameHttp { key, other, address }));
             }
         }
         for written in &config.forward {

@@ -362,8 +362,18 @@ pub enum Problem {
     #[error("{0} is an address of [server] too; choose another port")]
     ControlOnDns(SocketAddr),
     /// Two HTTP listeners on one address.
-    #[error("{0} is control.listen, where the API is served anyway; remove one of the two, or choose another port")]
-    ApiOnControl(SocketAddr),
+    #[error("{key} is {address}, which {other} serves already; remove one of the two, or choose another port")]
+    SameHttp {
+        /// The key of the second.
+        key: &'static str,
+        /// The key of the first.
+        other: &'static str,
+        /// The address of both.
+        address: SocketAddr,
+    },
+    /// A host that no request can name.
+    #[error("host {0:?} is not a name; write one such as \"monitor1.corp.example\", without a port")]
+    NotAHost(String),
 }
 
 /// A forward rule that nobody has written.

@@ -6,10 +6,11 @@
 
 pub mod consul;
 mod health;
+mod hosts;
 
 use std::{
     fmt, io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -19,7 +20,7 @@ use axum::{
     Router,
     body::Body,
     extract::{ConnectInfo, State},
-    http::{Request, StatusCode, header, uri::Authority},
+    http::{Request, StatusCode, header},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::get,
@@ -41,8 +42,10 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
+use toml::Spanned;
 
-use crate::{catalog::host_name, metrics::Metrics};
+use crate::{metrics::Metrics, wire::Name};
+pub use hosts::OwnHosts;
 
 /// What faces operators, section `[control]`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -52,11 +55,35 @@ pub struct Config {
     /// Default "127.0.0.1:8653". Applies at reload.
     #[serde(serialize_with = "serialize_listen", deserialize_with = "deserialize_listen")]
     pub listen: Option<SocketAddr>,
+    /// A further address, on which only `/metrics`, `/live` and `/ready` are served: `IP:PORT` or `[IPv6]:PORT`. Clients that
+    /// may scrape there cannot read the catalog. Default: none. Applies at reload.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "serialize_listen",
+        deserialize_with = "deserialize_listen"
+    )]
+    pub metrics_listen: Option<SocketAddr>,
+    /// Further names of this host by which requests may address it, on all HTTP addresses. Addresses, `localhost`, the names
+    /// of the host and those of the catalog need not be listed. Default: none. Applies at reload.
+    pub hosts: Vec<Spanned<String>>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { listen: Some((Ipv4Addr::LOCALHOST, 8653).into()) }
+        Self { listen: Some((Ipv4Addr::LOCALHOST, 8653).into()), metrics_listen: None, hosts: Vec::new() }
+    }
+}
+
+impl Config {
+    /// The names of `hosts` that cannot be the host of a request.
+    pub fn faulty_hosts(&self) -> impl Iterator<Item = &Spanned<String>> {
+        let is_name = |host: &str| host.parse::<Name>().is_ok_and(|name| !name.is_root());
+        self.hosts.iter().filter(move |host| !is_name(host.get_ref()) || host.get_ref().contains(NOT_IN_HOSTS))
+    }
+
+    /// The names of `hosts`.
+    pub fn host_names(&self) -> Vec<String> {
+        self.hosts.iter().map(|host| host.get_ref().clone()).collect()
     }
 }
 
@@ -72,6 +99,21 @@ pub struct Shown {
     pub readiness: Readiness,
     /// For `/v1/`.
     pub catalog: consul::Feed,
+    /// For `/v1/agent/reload`.
+    pub reloads: consul::Reloads,
+    /// The names under which requests are served.
+    pub hosts: OwnHosts,
+}
+
+/// What is served at an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Face {
+    /// Everything.
+    Control,
+    /// Metrics and health.
+    Metrics,
+    /// Consul's API.
+    Consul,
 }
 
 impl fmt::Debug for Shown {
@@ -80,24 +122,21 @@ impl fmt::Debug for Shown {
     }
 }
 
-/// Serves the routes until `shutdown`, and requests that have begun for one second more.
-pub async fn serve(listener: TcpListener, shown: Shown, shutdown: CancellationToken) -> io::Result<()> {
-    serve_routes(listener, routes(shown, shutdown.clone()), HEADER_PATIENCE, shutdown).await
-}
-
-/// The same for Consul's API alone.
-pub async fn serve_consul(listener: TcpListener, feed: consul::Feed, shutdown: CancellationToken) -> io::Result<()> {
-    serve_routes(listener, consul::routes(feed, shutdown.clone()), HEADER_PATIENCE, shutdown).await
+/// Serves what a face shows until `shutdown`, and requests that have begun for one second more.
+pub async fn serve(listener: TcpListener, face: Face, shown: Shown, shutdown: CancellationToken) -> io::Result<()> {
+    let hosts = shown.hosts.clone();
+    serve_routes(listener, routes(face, shown, shutdown.clone()), hosts, HEADER_PATIENCE, shutdown).await
 }
 
 /// `patience` is for the header of a request.
 async fn serve_routes(
     listener: TcpListener,
     routes: Router,
+    hosts: OwnHosts,
     patience: Duration,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let guarded = routes.layer(from_fn_with_state(host_name().into(), refuse_foreign_hosts)).layer(from_fn(take_body));
+    let guarded = routes.layer(from_fn_with_state(hosts, refuse_foreign_hosts)).layer(from_fn(take_body));
     let service = TowerToHyperService::new(guarded);
     let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     let mut connections = JoinSet::new();
@@ -159,29 +198,33 @@ async fn serve_connection(
 }
 
 /// The one list of routes.
-fn routes(shown: Shown, shutdown: CancellationToken) -> Router {
-    let catalog = consul::routes(shown.catalog.clone(), shutdown);
-    Router::new()
-        .route("/live", get(health::live))
-        .route("/ready", get(health::ready))
-        .route("/metrics", get(metrics))
-        .with_state(shown)
-        .merge(catalog)
+fn routes(face: Face, shown: Shown, shutdown: CancellationToken) -> Router {
+    let mut routes = Router::new();
+    if matches!(face, Face::Control | Face::Consul) {
+        routes = routes.merge(consul::routes(shown.clone(), shutdown));
+    }
+    if matches!(face, Face::Control | Face::Metrics) {
+        let own = Router::new()
+            .route("/live", get(health::live))
+            .route("/ready", get(health::ready))
+            .route("/metrics", get(metrics));
+        routes = routes.merge(own.with_state(shown));
+    }
+    routes
 }
 
 async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], shown.metrics.render())
 }
 
-/// A browser sends the name by which it was led here. Whoever owns such a name can make it point to us (DNS
-/// rebinding) and let a page of theirs read what we show; addresses, `localhost` and our own name nobody else owns.
-/// Clients that send no host are no browsers.
-async fn refuse_foreign_hosts(State(host_name): State<Arc<str>>, request: Request<Body>, next: Next) -> Response {
+/// Refuses requests under a name that is not ours; clients that send no host are no browsers.
+async fn refuse_foreign_hosts(State(hosts): State<OwnHosts>, request: Request<Body>, next: Next) -> Response {
     let host = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or_default());
     let host = request.uri().host().or(host);
     match host {
-        Some(host) if !is_us(host, &host_name) => {
-            let advice = "this host name is not ours; use an address, localhost or the name of the host\n";
+        Some(host) if !hosts.include(host) => {
+            let advice = "this host name is not ours; use an address, localhost or the name of the host, or add the name to \
+                          control.hosts\n";
             (StatusCode::MISDIRECTED_REQUEST, advice).into_response()
         }
         _ => next.run(request).await,
@@ -216,15 +259,6 @@ async fn take_body(request: Request<Body>, next: Next) -> Response {
     }
 }
 
-/// Whether an authority (`HOST` or `HOST:PORT`) names this host.
-fn is_us(authority: &str, host_name: &str) -> bool {
-    let Ok(authority) = authority.parse::<Authority>() else { return false };
-    let host = authority.host();
-    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    let names = ["localhost", host_name, host_name.split('.').next().unwrap_or_default()];
-    address.parse::<IpAddr>().is_ok() || names.iter().any(|name| !name.is_empty() && host.eq_ignore_ascii_case(name))
-}
-
 fn serialize_listen<S: Serializer>(listen: &Option<SocketAddr>, serializer: S) -> Result<S::Ok, S::Error> {
     match listen {
         Some(address) => serializer.collect_str(address),
@@ -253,6 +287,8 @@ impl de::Visitor<'_> for ListenVisitor {
     }
 }
 
+/// What is part of a URL or a pattern, and no name.
+const NOT_IN_HOSTS: [char; 6] = ['/', ':', '*', '@', '?', ' '];
 /// As long as what Consul takes.
 const MOST_BODY_BYTES: usize = 512 << 10;
 /// Who sends more than this beyond is not waited for.
@@ -274,37 +310,19 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn only_names_that_nobody_else_owns_are_ours() {
-        for (host, expected) in [
-            ("127.0.0.1:8653", true),
-            ("192.0.2.1", true),
-            ("[::1]:8653", true),
-            ("LOCALHOST:8653", true),
-            ("mon1.example:8653", true),
-            ("mon1", true),
-            ("mon1.attacker.example", false),
-            ("localhost.attacker.example", false),
-            ("127.0.0.1.attacker.example:8653", false),
-            ("", false),
-            ("a b", false),
-        ] {
-            assert_eq!(is_us(host, "mon1.example"), expected, "{host}");
-        }
-        assert!(!is_us("", ""), "a host without a name");
-    }
-
     #[tokio::test]
     async fn the_routes_answer_until_the_shutdown() {
         let missing = Arc::new(std::sync::Mutex::new(vec!["no upstream".to_owned()]));
         let readiness = missing.clone();
         let readiness: Readiness = Arc::new(move || readiness.lock().unwrap().clone());
         let (_, catalog) = tokio::sync::watch::channel(None);
-        let shown = Shown { metrics: Arc::new(Metrics::new()), readiness, catalog };
+        let hosts = OwnHosts::new(&[], catalog.clone());
+        let (reloads, _) = tokio::sync::mpsc::channel(1);
+        let shown = Shown { metrics: Arc::new(Metrics::new()), readiness, catalog, reloads, hosts };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let server = tokio::spawn(serve(listener, shown, shutdown.clone()));
+        let server = tokio::spawn(serve(listener, Face::Control, shown, shutdown.clone()));
         let ask = async |path: &str, host: &str| {
             let mut stream = TcpStream::connect(address).await.unwrap();
             let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
@@ -321,6 +339,7 @@ mod tests {
             ("/v1/catalog/services", "localhost", 503, "there is no catalog here"),
             ("/v1/catalog/services", "attacker.example", 421, "not ours"),
             ("/nothing", "localhost", 404, ""),
+            ("/v1/nothing", "localhost", 501, "/v1/nothing is not served"),
         ] {
             let response = ask(path, host).await;
             assert!(
@@ -339,6 +358,7 @@ mod tests {
     #[tokio::test]
     async fn who_does_not_go_on_with_a_request_is_not_waited_for() {
         let routes = Router::new().route("/", get(async || "here"));
+        let hosts = OwnHosts::new(&[], tokio::sync::watch::channel(None).1);
         let shutdown = CancellationToken::new();
         for (sent, received) in [
             ("", ""),
@@ -348,7 +368,8 @@ mod tests {
         ] {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
-            tokio::spawn(serve_routes(listener, routes.clone(), Duration::from_millis(300), shutdown.clone()));
+            let patience = Duration::from_millis(300);
+            tokio::spawn(serve_routes(listener, routes.clone(), hosts.clone(), patience, shutdown.clone()));
             let mut stream = TcpStream::connect(address).await.unwrap();
             stream.write_all(sent.as_bytes()).await.unwrap();
             let mut response = String::new();

@@ -13,7 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{inherited::Inherited, lasting::run_lasting, store};
 use crate::{
     config::Config,
-    control::{self, Shown},
+    control::{self, Face, Shown},
     sys,
 };
 
@@ -39,15 +39,6 @@ struct Open {
 /// Sockets that are to be served.
 pub(super) struct Bound(Vec<(Face, SocketAddr, TcpListener)>);
 
-/// What is served at an address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Face {
-    /// Everything.
-    Control,
-    /// Consul's API.
-    Consul,
-}
-
 impl Http {
     /// Binds the addresses of a configuration that are not served already, or takes up their sockets.
     pub fn bind(&self, config: &Config, inherited: &mut Inherited) -> Result<Bound> {
@@ -57,13 +48,13 @@ impl Http {
             if self.open.iter().filter(is_at).any(|open| open.face == face) {
                 continue;
             }
-            let key = face.key();
+            let key = key(face);
             // The other face gives up the address, for both cannot have it. Any port is no port of the other's.
             let taken_over = self.open.iter().filter(|_| address.port() != 0).find(is_at);
             let bind = || inherited.take_tcp(address).map_or_else(|| sys::bind_tcp(address), Ok);
             let listener = taken_over.map_or_else(bind, |open| open.socket.try_clone());
             let listener = listener.with_context(|| match face {
-                Face::Control => {
+                Face::Control | Face::Metrics => {
                     format!("cannot serve {key} = \"{address}\"; choose another address, or \"\" for none")
                 }
                 Face::Consul => {
@@ -88,28 +79,25 @@ impl Http {
             stays
         });
         for (face, configured, listener) in bound.0 {
-            let key = face.key();
+            let key = key(face);
             let address = listener.local_addr().with_context(|| format!("cannot serve {key}"))?;
             let socket = listener.try_clone().with_context(|| format!("cannot serve {key}"))?;
             let listen = move || tokio::net::TcpListener::from_std(listener.try_clone()?);
             let closing = stopping.child_token();
+            let task = match face {
+                Face::Control => "control",
+                Face::Metrics => "metrics",
+                Face::Consul => "api",
+            };
+            let (shown, ending) = (shown.clone(), closing.clone());
+            self.tasks.spawn(run_lasting(task, move || {
+                let (listener, shown, closing) = (listen(), shown.clone(), ending.clone());
+                async move { note_end(key, async { control::serve(listener?, face, shown, closing).await }.await) }
+            }));
             match face {
-                Face::Control => {
-                    let (shown, closing) = (shown.clone(), closing.clone());
-                    self.tasks.spawn(run_lasting("control", move || {
-                        let (listener, shown, closing) = (listen(), shown.clone(), closing.clone());
-                        async move { note_end(key, async { control::serve(listener?, shown, closing).await }.await) }
-                    }));
-                    tracing::info!(%address, "control listening");
-                }
-                Face::Consul => {
-                    let (feed, closing) = (shown.catalog.clone(), closing.clone());
-                    self.tasks.spawn(run_lasting("api", move || {
-                        let (listener, feed, closing) = (listen(), feed.clone(), closing.clone());
-                        async move { note_end(key, async { control::serve_consul(listener?, feed, closing).await }.await) }
-                    }));
-                    tracing::info!(%address, "serving Consul's API");
-                }
+                Face::Control => tracing::info!(%address, "control listening"),
+                Face::Metrics => tracing::info!(%address, "serving metrics"),
+                Face::Consul => tracing::info!(%address, "serving Consul's API"),
             }
             self.open.push(Open { face, configured, socket, is_kept: false, closing });
         }
@@ -150,12 +138,11 @@ impl Http {
     }
 }
 
-impl Face {
-    fn key(self) -> &'static str {
-        match self {
-            Self::Control => "control.listen",
-            Self::Consul => "catalog.api.listen",
-        }
+fn key(face: Face) -> &'static str {
+    match face {
+        Face::Control => "control.listen",
+        Face::Metrics => "control.metrics_listen",
+        Face::Consul => "catalog.api.listen",
     }
 }
 
@@ -167,7 +154,12 @@ fn note_end(key: &str, outcome: io::Result<()>) {
 }
 
 fn addresses(config: &Config) -> impl Iterator<Item = (Face, SocketAddr)> {
-    let all = [(Face::Control, config.control.listen), (Face::Consul, config.catalog.api.listen)];
+    let control = &config.control;
+    let all = [
+        (Face::Control, control.listen),
+        (Face::Metrics, control.metrics_listen),
+        (Face::Consul, config.catalog.api.listen),
+    ];
     all.into_iter().filter_map(|(face, address)| Some((face, address?)))
 }
 
@@ -197,18 +189,27 @@ mod tests {
     async fn an_address_goes_from_one_face_to_the_other() {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let (_, catalog) = tokio::sync::watch::channel(None);
-        let shown = Shown { metrics: Arc::new(Metrics::new()), readiness: Arc::new(Vec::new), catalog };
+        let (reloads, _) = tokio::sync::mpsc::channel(1);
+        let hosts = control::OwnHosts::new(&[], catalog.clone());
+        let shown = Shown { metrics: Arc::new(Metrics::new()), readiness: Arc::new(Vec::new), catalog, reloads, hosts };
         let stopping = CancellationToken::new();
         let mut http = Http::default();
-        for (control, api, status) in
-            [(Some(address), None, "200"), (None, Some(address), "404"), (Some(address), None, "200")]
-        {
+        for (face, live, leader) in [
+            (Face::Control, "200", "503"),
+            (Face::Consul, "404", "503"),
+            (Face::Metrics, "200", "404"),
+            (Face::Control, "200", "503"),
+        ] {
             let mut config = Config::default();
-            (config.control.listen, config.catalog.api.listen) = (control, api);
+            config.control.listen = (face == Face::Control).then_some(address);
+            config.control.metrics_listen = (face == Face::Metrics).then_some(address);
+            config.catalog.api.listen = (face == Face::Consul).then_some(address);
             let bound = http.bind(&config, &mut Inherited::default()).unwrap();
             http.serve(&config, bound, shown.clone(), &stopping).unwrap();
-            let given = tokio::task::spawn_blocking(move || ask(address, "/live")).await.unwrap();
-            assert_eq!(given, status, "{control:?} {api:?}");
+            for (path, status) in [("/live", live), ("/v1/status/leader", leader)] {
+                let given = tokio::task::spawn_blocking(move || ask(address, path)).await.unwrap();
+                assert_eq!(given, status, "{face:?} {path}");
+            }
         }
         stopping.cancel();
     }

@@ -28,7 +28,7 @@ use sd_notify::NotifyState;
 use tokio::{
     runtime::Handle as Runtime,
     signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     task::JoinHandle,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -102,6 +102,10 @@ struct Daemon {
     http: Http,
     /// What the API serves.
     feed: tokio::sync::watch::Sender<Option<Arc<control::consul::Served>>>,
+    /// The names under which HTTP is served.
+    hosts: control::OwnHosts,
+    /// Reloads that the API is asked for.
+    reloads: (control::consul::Reloads, mpsc::Receiver<oneshot::Sender<Result<(), String>>>),
     tasks: TaskTracker,
     stopping: CancellationToken,
     /// The faults of files that were logged last.
@@ -166,6 +170,7 @@ impl Daemon {
         let face = Arc::new(Face::new(resolver, config.server.clone(), &metrics, runtime));
         let (change, changed) = mpsc::channel(1);
         let identity = Arc::<Identity>::default();
+        let feed = tokio::sync::watch::Sender::new(None);
         let mut daemon = Self {
             files: outcome.files,
             catalog,
@@ -177,7 +182,9 @@ impl Daemon {
             status: Arc::default(),
             identity,
             http: Http::default(),
-            feed: tokio::sync::watch::Sender::new(None),
+            hosts: control::OwnHosts::new(&config.control.host_names(), feed.subscribe()),
+            reloads: mpsc::channel(1),
+            feed,
             tasks,
             stopping,
             faults: Vec::new(),
@@ -229,7 +236,11 @@ impl Daemon {
                 _ = self.signals.terminate.recv() => return End::Told,
                 _ = self.signals.interrupt.recv() => return End::Told,
                 // Both would come to know different addresses.
-                _ = self.signals.hangup.recv(), if successor.is_none() => self.reload().await,
+                _ = self.signals.hangup.recv(), if successor.is_none() => drop(self.reload().await),
+                Some(done) = self.reloads.1.recv(), if successor.is_none() => {
+                    // A client that has gone does not hear it.
+                    let _ = done.send(self.reload().await);
+                }
                 Some(()) = self.changed.recv() => {
                     // Whatever is in the files: they are read before anything is changed.
                     if caught(self.take_in_files()).await.is_err() {
@@ -295,24 +306,27 @@ impl Daemon {
     }
 
     /// Takes in the configuration and all files anew: everything or, if there is any fault, nothing.
-    async fn reload(&mut self) {
+    async fn reload(&mut self) -> Result<(), String> {
         let since_boot = NotifyState::monotonic_usec_now();
         notify_manager(&[NotifyState::Reloading].into_iter().chain(since_boot).collect::<Vec<_>>());
         // Whatever is in the files: they are read before anything is changed.
         let outcome = caught(async { self.try_reload() }).await;
-        match outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("the program is at fault; see the panic above"))) {
+        let outcome = outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("the program is at fault; see the panic above")));
+        let outcome = outcome.map_err(|error| format!("{error:#}"));
+        match &outcome {
             Ok(retired) => {
                 self.metrics.reloaded(Reload::Ok);
                 tracing::info!(retired, "reloaded");
             }
             Err(error) => {
                 self.metrics.reloaded(Reload::Failed);
-                for line in format!("{error:#}").lines() {
+                for line in error.lines() {
                     tracing::error!(error = line, "reload failed");
                 }
             }
         }
         notify_manager(&[NotifyState::Ready]);
+        outcome.map(|_| ())
     }
 
     fn try_reload(&mut self) -> Result<usize> {
@@ -330,6 +344,7 @@ impl Daemon {
         warn(&outcome.warnings);
 
         self.loaded = loaded;
+        self.hosts.set(&self.loaded.config.control.host_names());
         self.files = outcome.files;
         self.groups = groups;
         self.identity.set(certificate);
@@ -430,7 +445,13 @@ impl Daemon {
             }
             missing
         });
-        let shown = control::Shown { metrics: self.metrics.clone(), readiness, catalog: self.feed.subscribe() };
+        let shown = control::Shown {
+            metrics: self.metrics.clone(),
+            readiness,
+            catalog: self.feed.subscribe(),
+            reloads: self.reloads.0.clone(),
+            hosts: self.hosts.clone(),
+        };
         self.http.serve(&self.loaded.config, bound, shown, &self.stopping)
     }
 

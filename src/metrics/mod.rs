@@ -7,16 +7,18 @@
 
 mod cells;
 mod exposition;
+mod summary;
 
 pub use cells::{Cells, Dropped, Failure, Level, Levels, ListenerCells, Refusal, Rejection, Transport, UpstreamCells};
+pub use summary::Summary;
 
 use std::{
     fmt,
     sync::{Arc, Mutex, Weak},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use prometheus::{Registry, TextEncoder};
+use prometheus::{Registry, TextEncoder, proto::MetricFamily};
 
 use cells::{QTYPES, RCODES, Writers, load};
 use exposition::{Board, Declare, Row, Table, lock};
@@ -156,10 +158,20 @@ impl Metrics {
 
     /// Everything, in Prometheus's text format.
     pub fn render(&self) -> String {
+        TextEncoder::new().encode_to_string(&self.gather()).unwrap_or_default()
+    }
+
+    /// Everything, in the form of Consul's.
+    pub fn summary(&self) -> Summary {
+        let up = unix_seconds().saturating_sub(self.board.started);
+        Summary::new(&self.gather(), Duration::from_secs(up))
+    }
+
+    fn gather(&self) -> Vec<MetricFamily> {
         for hook in lock(&self.board.hooks).iter() {
             hook(&self.board.levels);
         }
-        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+        self.registry.gather()
     }
 
     fn with_table(rows: Vec<Row>) -> Self {
@@ -308,6 +320,23 @@ mod tests {
         metrics.on_scrape(|levels| levels.cache_entries.add(7));
         assert_eq!(lines(&metrics, "watershed_cache_entries"), ["watershed_cache_entries 7"]);
         assert_eq!(lines(&metrics, "watershed_cache_entries"), ["watershed_cache_entries 14"]);
+    }
+
+    #[test]
+    fn a_summary_has_each_kind_where_consul_has_it() {
+        let metrics = Metrics::new();
+        metrics.levels().cache_entries.set(7);
+        let upstream = metrics.upstream("192.0.2.1");
+        let summary = serde_json::to_value(metrics.summary()).unwrap();
+        let find = |kind: &str, name: &str| {
+            summary[kind].as_array().unwrap().iter().find(|metric| metric["Name"] == name).cloned().unwrap()
+        };
+        assert_eq!(find("Gauges", "watershed_cache_entries")["Value"], 7.0);
+        assert_eq!(find("Counters", "watershed_forward_sends_total")["Labels"]["upstream"], "192.0.2.1");
+        assert_eq!(find("Samples", "watershed_forward_seconds")["Count"], 0);
+        let timestamp = summary["Timestamp"].as_str().unwrap();
+        assert!(timestamp.len() == 29 && timestamp.ends_with(" +0000 UTC"), "{timestamp}");
+        drop(upstream);
     }
 
     #[test]

@@ -214,14 +214,29 @@ fn what_is_read_is_what_a_consul_says() {
         "agent/service/native",
         "agent/service/web-proxy",
         "agent/checks",
+        "agent/health/service/id/web1",
+        "agent/health/service/id/web2",
+        "agent/health/service/id/web3",
+        "agent/health/service/id/plain",
+        "agent/health/service/id/none",
+        "agent/health/service/name/web",
+        "agent/health/service/name/none",
         "status/leader",
         "status/peers",
     ] {
         let [theirs, ours] = [consul.http(), api(&daemon)].map(|server| {
-            let mut value = read(server, path);
+            let response = send(server, &format!("GET /v1/{path}"), &[], "");
+            let mut value: Value =
+                serde_json::from_str(&response.body).unwrap_or_else(|error| panic!("{path}: {error}"));
             plain(&mut value);
-            value
+            // Of the services of a name, an agent shows each, in any order.
+            if let Some(items) = value.as_array_mut().filter(|_| path.starts_with("agent/health")) {
+                items.sort_by_key(|item| item["Service"]["ID"].to_string());
+            }
+            (response.status, value)
         });
+        assert_eq!(ours.0, theirs.0, "{path}");
+        let (ours, theirs) = (ours.1, theirs.1);
         assert_eq!(ours, theirs, "{path}\nours: {ours:#}\ntheirs: {theirs:#}");
     }
     for request in [
@@ -239,8 +254,22 @@ fn what_is_read_is_what_a_consul_says() {
         "GET /v1/catalog/service/",
         "GET /v1/catalog/node/",
         "GET /v1/agent/service/none",
-        "GET /v1/nonsense",
         "POST /v1/catalog/services",
+        "GET /v1/agent/reload",
+        "PUT /v1/agent/metrics",
+        "PUT /v1/agent/health/service/id/web1",
+        "GET /v1/agent/health/service/id/",
+        "GET /v1/agent/health/service/name/",
+        "GET /v1/agent/health/service/id/web1?format=text",
+        "GET /v1/agent/health/service/id/web2?format=text",
+        "GET /v1/agent/health/service/id/web3?format=text",
+        "GET /v1/agent/health/service/name/web?format=text",
+        "GET /v1/agent/health/service/name/plain?format=text",
+        "GET /v1/agent/health/service/name/MIXEDcase?format=text",
+        "GET /v1/agent/health/service/name/none?format=text",
+        "GET /v1/kv/none",
+        "GET /v1/kv/none?recurse",
+        "GET /v1/kv/",
         "PUT /v1/health/service/web",
         "GET /v1/agent/service/register",
         "POST /v1/agent/check/pass/web1-ttl",
@@ -253,6 +282,38 @@ fn what_is_read_is_what_a_consul_says() {
         let body = if request.contains("update") { r#"{"Status": "hm"}"# } else { "" };
         let [theirs, ours] = [consul.http(), api(&daemon)].map(|server| send(server, request, &[], body));
         assert_eq!((ours.status, &*ours.body), (theirs.status, &*theirs.body), "{request}");
+    }
+    for path in ["kv/none", "kv/none?index=1&wait=300ms"] {
+        let [theirs, ours] = [consul.http(), api(&daemon)].map(|server| {
+            let start = Instant::now();
+            let response = send(server, &format!("GET /v1/{path}"), &[], "");
+            (
+                index(&response),
+                response.field("X-Consul-KnownLeader").map(str::to_owned),
+                start.elapsed() >= Duration::from_millis(300),
+            )
+        });
+        assert_eq!(ours, theirs, "{path}");
+    }
+    let [theirs, ours] = [consul.http(), api(&daemon)].map(|server| read(server, "agent/self"));
+    for pointer in
+        ["/Config/Version", "/Config/Datacenter", "/Config/NodeName", "/Config/Server", "/Stats/build/version"]
+    {
+        assert_eq!(ours.pointer(pointer), theirs.pointer(pointer), "{pointer}");
+    }
+    let revision = ours.pointer("/Config/Revision").and_then(Value::as_str).unwrap();
+    assert_eq!(revision, format!("watershed-{}", env!("CARGO_PKG_VERSION")));
+    // Who reads Consul's metrics finds the same keys in ours.
+    let [theirs, ours] = [consul.http(), api(&daemon)].map(|server| {
+        let value = read(server, "agent/metrics");
+        let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        let lists = ["Gauges", "Counters", "Samples"].map(|list| value[list].as_array().unwrap().first().map(keys));
+        let timestamp = value["Timestamp"].as_str().unwrap().len();
+        (keys(&value), lists, timestamp)
+    });
+    assert_eq!((&ours.0, ours.2), (&theirs.0, theirs.2));
+    for (ours, theirs) in ours.1.iter().zip(&theirs.1) {
+        assert!(theirs.is_none() || ours.is_none() || ours == theirs, "{ours:?} {theirs:?}");
     }
     for (path, expected) in [("health/checks/web", "ill"), ("health/state/warning", "hm")] {
         // Consul's agent tells its servers a moment later.
@@ -279,6 +340,16 @@ fn what_is_read_is_what_a_consul_says() {
         ("GET /v1/catalog/nodes?filter=Node==x", 400, "filter expressions are not supported"),
         ("GET /v1/catalog/nodes?ns=other", 400, "Enterprise"),
         ("GET /v1/agent/members", 501, "no members"),
+        ("GET /v1/nonsense", 501, "/v1/nonsense is not served"),
+        ("GET /v1/session/list", 501, "README"),
+        ("PUT /v1/session/create", 501, "not served"),
+        ("PUT /v1/kv/key", 501, "not served"),
+        ("DELETE /v1/kv/key", 501, "not served"),
+        ("GET /v1/coordinate/nodes", 501, "not served"),
+        ("PUT /v1/txn", 501, "not served"),
+        ("POST /v1/query", 501, "not served"),
+        ("GET /v1/", 501, "not served"),
+        ("GET /v1/agent/metrics?format=prometheus", 200, "watershed_build_info{"),
     ] {
         let response = send(api(&daemon), request, &[], "");
         assert_eq!(response.status, status, "{request}");
@@ -423,6 +494,14 @@ assert c.catalog.services()[1] == {"web": ["v1"]}
 assert [n["ServiceAddress"] for n in c.catalog.service("web", tag="v1")[1]] == ["192.0.2.11"]
 assert [n["Node"] for n in c.catalog.nodes()[1]] == ["monitor1"] and c.catalog.datacenters() == ["dc1"]
 assert sorted(c.catalog.node("monitor1")[1]["Services"]) == ["web1", "web2"]
+index, nothing = c.kv.get("none")
+assert nothing is None and int(index) >= 1, (index, nothing)
+for unserved in (lambda: c.kv.put("k", "v"), lambda: c.session.create("s"), lambda: c.kv.delete("k")):
+    try:
+        result = unserved()
+        sys.exit("took what is not served for %r" % result)
+    except consul.ConsulException as error:
+        assert "not served" in str(error), error
 assert c.agent.service.deregister("web1") and sorted(c.agent.services()) == ["web2"]
 print("done")
 "#;
@@ -512,6 +591,26 @@ fn a_change_wakes_those_who_wait_for_it_and_no_others() {
     daemon.edit_config(|config| config.replace("enable_registration = true", ""));
     assert!(daemon.reload().contains("reloaded"));
     assert_eq!(nodes.end().status, 503);
+}
+
+#[test]
+fn the_configuration_is_reloaded_over_the_api() {
+    let Some(program) = require::program("consul") else { return };
+    let state = state_folder();
+    let daemon = Setup::new(&registering(state.path(), "")).start();
+    let reload = || send(api(&daemon), "PUT /v1/agent/reload", &[], "");
+    daemon.edit_config(|config| config + "\n[cache]\nsize = \"32MiB\"\n");
+    assert_eq!((reload().status, reload().body), (200, String::new()));
+    assert_eq!(daemon.metric("watershed_cache_limit_bytes", &[]), f64::from(32 << 20));
+    daemon.edit_config(|config| config.replace("32MiB", "32 bits"));
+    let refused = reload();
+    assert_eq!(refused.status, 500);
+    assert!(refused.body.contains("watershed.toml:") && refused.body.contains("size"), "{}", refused.body);
+    assert_eq!(daemon.metric("watershed_daemon_reloads_total", &[("result", "failed")]), 1.0);
+    daemon.edit_config(|config| config.replace("32 bits", "16MiB"));
+    let (succeeds, text) = consul_cli(&program, &daemon, &["reload"]);
+    assert!(succeeds && text.contains("reload triggered"), "{text}");
+    assert_eq!(daemon.metric("watershed_cache_limit_bytes", &[]), f64::from(16 << 20));
 }
 
 #[test]

@@ -130,6 +130,12 @@ fn routes() -> Vec<(String, bool)> {
                 (None, None) => continue,
             };
             let (path, handler) = rest.split_once("\", ").expect("a path and its handler");
+            // What is not served has no handler of its own.
+            if handler.starts_with("any(not_served)") {
+                continue;
+            }
+            let path = path.split("{*").next().unwrap_or(path);
+            let name = if rest.contains("{*") { "anything" } else { name };
             assert!(handler.starts_with("get(") || handler.starts_with("put("), "another method: {line}");
             routes.push((format!("{path}{name}"), handler.starts_with("put(")));
         }
@@ -209,6 +215,114 @@ fn nothing_is_changed_from_another_host_without_the_token() {
             assert!(!registered && statuses.iter().all(|status| *status == expected), "{right}: {text}");
         }
     }
+}
+
+/// This host has a short name; its `hosts` file knows the full one.
+#[test]
+fn requests_by_the_names_of_this_host_are_served() {
+    let Some(netns) = Netns::new("search attacker.example\nnameserver 127.0.0.1\n") else { return };
+    let host = run(std::process::Command::new("uname").arg("-n")).trim().split('.').next().unwrap().to_owned();
+    netns.set_hosts(&format!("127.0.0.1 localhost\n127.0.0.1 {host}.corp.example {host} # old.example\n"));
+    let config = "[catalog]\nnode_name = \"monitor1\"\naddress = \"192.0.2.1\"\n\
+                  [catalog.api]\nenable_registration = true\nlisten = \"127.0.0.1:8500\"\n\
+                  [control]\nlisten = \"127.0.0.1:0\"\nmetrics_listen = \"127.0.0.1:8654\"\nhosts = [\"scrape.example\"]\n";
+    let daemon = Setup::new(config).within(&netns).start();
+    let status = |address: &str, name: &str, path: &str| {
+        let url = format!("http://{address}{path}");
+        let field = format!("Host: {name}");
+        run(netns.command("curl").args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "-H", &field, &url]))
+    };
+    let control = daemon.control.unwrap().to_string();
+    let full = format!("{host}.corp.example");
+    for (name, expected) in [
+        (&*full, "200"),
+        (&format!("{}.:8653", full.to_uppercase()), "200"),
+        (&host, "200"),
+        ("scrape.example:8653", "200"),
+        ("monitor1", "200"), // our node in the catalog
+        ("monitor1.node.consul:8653", "200"),
+        ("watershed.service.consul", "200"),
+        ("consul.attacker.example", "421"),
+        ("notconsul", "421"),
+        ("monitor1.attacker.example", "421"),
+        (&format!("{host}.attacker.example"), "421"), // by the search list, which DHCP may fill
+        ("old.example", "421"),
+        ("corp.example", "421"),
+    ] {
+        for (address, path) in
+            [(&*control, "/metrics"), ("127.0.0.1:8654", "/metrics"), ("127.0.0.1:8500", "/v1/catalog/nodes")]
+        {
+            assert_eq!(status(address, name, path), expected, "{name} at {address}");
+        }
+    }
+    // As Prometheus does it, by a name that is looked up.
+    let url = format!("http://{full}:{}/metrics", daemon.control.unwrap().port());
+    assert!(run(netns.command("curl").args(["-sf", &url])).contains("watershed_build_info"));
+    daemon.edit_config(|config| config.replace("scrape.example", "other.example"));
+    assert!(daemon.reload().contains("reloaded"));
+    assert_eq!(status(&control, "scrape.example", "/live"), "421");
+    assert_eq!(status(&control, "other.example", "/live"), "200");
+}
+
+#[test]
+fn prometheus_scrapes_by_the_full_name_of_the_host() {
+    let Some(netns) = Netns::new("nameserver 127.0.0.1\n") else { return };
+    let Some(program) = require::program("prometheus") else { return };
+    let host = run(std::process::Command::new("uname").arg("-n")).trim().split('.').next().unwrap().to_owned();
+    let full = format!("{host}.corp.example");
+    netns.set_hosts(&format!("127.0.0.1 localhost\n127.0.0.1 {full} {host}\n"));
+    let daemon = Setup::new("[control]\nlisten = \"\"\nmetrics_listen = \"127.0.0.1:8654\"\n").within(&netns).start();
+    let folder = tempfile::tempdir().unwrap();
+    let config = format!(
+        "global: {{scrape_interval: 1s}}\nscrape_configs: [{{job_name: dns, static_configs: [{{targets: ['{full}:8654']}}]}}]\n"
+    );
+    fs::write(folder.path().join("prometheus.yml"), config).unwrap();
+    let mut prometheus = netns
+        .command(&program.display().to_string())
+        .args(["--config.file=prometheus.yml", "--storage.tsdb.path=data", "--web.listen-address=127.0.0.1:9090"])
+        .current_dir(folder.path())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let found = wait_until("a scrape", 4 * PATIENCE, || {
+        let url = "http://127.0.0.1:9090/api/v1/query?query=watershed_build_info";
+        let text = netns.command("curl").args(["-s", url]).output().ok()?.stdout;
+        let text = String::from_utf8(text).ok()?;
+        text.contains(&full).then_some(text)
+    });
+    prometheus.kill().unwrap();
+    prometheus.wait().unwrap();
+    assert!(found.contains("watershed_build_info"), "{found}");
+    drop(daemon);
+}
+
+#[test]
+fn metrics_have_an_address_of_their_own_which_shows_no_more() {
+    let config = "[catalog]\nnode_name = \"monitor1\"\naddress = \"192.0.2.1\"\n\
+                  [catalog.api]\nenable_registration = true\n\
+                  [control]\nlisten = \"127.0.0.1:0\"\nmetrics_listen = \"127.0.0.1:0\"\n";
+    let daemon = Setup::new(config).start();
+    let line = daemon.wait_for_log(0, |line| line.contains("serving metrics"));
+    let own: SocketAddr = line.split("address=").nth(1).unwrap().trim().parse().unwrap();
+    for (path, status) in [("/metrics", 200), ("/live", 200), ("/v1/catalog/nodes", 404), ("/v1/agent/metrics", 404)] {
+        assert_eq!(http::get(own, path).0, status, "{path}");
+    }
+    assert!([200, 503].contains(&http::get(own, "/ready").0));
+    let put = http::request(own, "PUT", "/v1/agent/service/register", SERVICE).unwrap();
+    assert_eq!(put.0, 404);
+    // Another address, and then none.
+    let other = free_address();
+    daemon.edit_config(|config| {
+        config.replace("metrics_listen = \"127.0.0.1:0\"", &format!("metrics_listen = \"{other}\""))
+    });
+    assert!(daemon.reload().contains("reloaded"));
+    assert_eq!(http::get(other, "/live").0, 200);
+    assert!(http::request(own, "GET", "/live", "").is_err(), "closed");
+    daemon.edit_config(|config| config.replace(&other.to_string(), ""));
+    assert!(daemon.reload().contains("reloaded"));
+    assert!(http::request(other, "GET", "/live", "").is_err(), "closed");
+    assert_eq!(daemon.get("/live").0, 200);
 }
 
 /// Nothing on the control port changes state without loopback; and a network that is not loopback sees no port at all

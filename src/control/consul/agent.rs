@@ -4,8 +4,8 @@ use std::hash::BuildHasher;
 
 use axum::{
     extract::{Path, State},
-    http::StatusCode,
-    response::Response,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
 };
 use foldhash::fast::FixedState;
 
@@ -13,6 +13,8 @@ use super::{
     Api, Refusal,
     asked::Asked,
     blocking::{self, Basis, Said},
+    json,
+    views::AgentHealthView,
 };
 
 pub(super) async fn itself(State(api): State<Api>, asked: Asked) -> Result<Response, Refusal> {
@@ -45,3 +47,62 @@ pub(super) async fn service(State(api): State<Api>, Path(id): Path<String>, aske
     })
     .await
 }
+
+/// The health of one service, in the status code as well.
+pub(super) async fn health_by_id(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    asked: Asked,
+    fields: HeaderMap,
+) -> Result<Response, Refusal> {
+    let is_text = wants_text(&asked, &fields);
+    api.look(&asked, |view| match view.own_health(&id) {
+        Some(health) if is_text => plain_text(health.code(), health.word()),
+        Some(health) => (health.code(), json(asked.render(&health))).into_response(),
+        None if is_text => {
+            let text = format!("ServiceId {id} not found");
+            (StatusCode::NOT_FOUND, json(asked.render(&text))).into_response()
+        }
+        None => (StatusCode::NOT_FOUND, json(asked.render(&AgentHealthView::absent()))).into_response(),
+    })
+}
+
+/// The same for all of our own services of a name: the worst of them counts.
+pub(super) async fn health_by_name(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    asked: Asked,
+    fields: HeaderMap,
+) -> Result<Response, Refusal> {
+    api.look(&asked, |view| {
+        let all = view.own_health_of(&name);
+        let worst = all.iter().max_by_key(|health| health.code());
+        let code = worst.map_or(StatusCode::NOT_FOUND, AgentHealthView::code);
+        if wants_text(&asked, &fields) {
+            let absent = || format!("ServiceName {name} Not Found");
+            return plain_text(code, &worst.map_or_else(absent, |worst| worst.word().to_owned()));
+        }
+        (code, json(asked.render(&all))).into_response()
+    })
+}
+
+/// Our metrics: in the form of Consul's, or in that of Prometheus.
+pub(super) async fn metrics(State(api): State<Api>, asked: Asked) -> Response {
+    if asked.get("format") == Some("prometheus") {
+        return (PROMETHEUS, api.metrics.render()).into_response();
+    }
+    json(asked.render(&api.metrics.summary()))
+}
+
+/// As Consul decides it.
+fn wants_text(asked: &Asked, fields: &HeaderMap) -> bool {
+    let accepted = fields.get(header::ACCEPT).and_then(|accepted| accepted.to_str().ok());
+    accepted.is_some_and(|accepted| accepted.starts_with("text/plain")) || asked.get("format") == Some("text")
+}
+
+fn plain_text(code: StatusCode, text: &str) -> Response {
+    (code, [(header::CONTENT_TYPE, "text/plain")], text.to_owned()).into_response()
+}
+
+const PROMETHEUS: [(header::HeaderName, &str); 1] =
+    [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];

@@ -3,8 +3,9 @@
 use std::{future::pending, time::Duration};
 
 use axum::{
-    http::{HeaderName, StatusCode},
-    response::Response,
+    extract::State,
+    http::{HeaderName, HeaderValue, StatusCode},
+    response::{IntoResponse, Response},
 };
 use rand::RngExt;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -42,6 +43,19 @@ impl Said {
     pub fn new(basis: Basis, body: Vec<u8>) -> Self {
         Self { basis, body }
     }
+}
+
+/// The key of a store that has none, as Consul says it. A client that knows that waits for it in vain, and no longer than it
+/// asks for.
+pub(super) async fn absent_key(State(api): State<Api>, asked: Asked) -> Result<Response, Refusal> {
+    if asked.index == Some(EMPTY_STORE_INDEX) {
+        let full = |_| Refusal(StatusCode::TOO_MANY_REQUESTS, "too many clients wait for a change".to_owned());
+        let _place = api.waiting.try_acquire().map_err(full)?;
+        let _ = tokio::time::timeout(asked.wait, api.closing.cancelled()).await;
+    }
+    let mut response = StatusCode::NOT_FOUND.into_response();
+    response.headers_mut().extend(index_fields(&asked, EMPTY_STORE_INDEX));
+    Ok(response)
 }
 
 /// Answers, at once or when the answer is another than the one that is known, or after the time to wait.
@@ -148,20 +162,24 @@ fn look_at(
 }
 
 fn respond(asked: &Asked, body: Vec<u8>, index: u64) -> Response {
-    let consistency = if asked.get("stale").is_some() { "stale" } else { "leader" };
     let mut response = json(body);
+    response.headers_mut().extend(index_fields(asked, index));
+    response
+}
+
+fn index_fields(asked: &Asked, index: u64) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+    let consistency = if asked.get("stale").is_some() { "stale" } else { "leader" };
     let fields = [
         ("x-consul-effective-consistency", consistency.to_owned()),
         ("x-consul-index", index.to_string()),
         ("x-consul-knownleader", "true".to_owned()),
         ("x-consul-lastcontact", "0".to_owned()),
     ];
-    let read =
-        fields.into_iter().filter_map(|(name, value)| Some((HeaderName::from_static(name), value.parse().ok()?)));
-    response.headers_mut().extend(read);
-    response
+    fields.into_iter().filter_map(|(name, value)| Some((HeaderName::from_static(name), value.parse().ok()?)))
 }
 
+/// The index of a key-value store in which nothing has ever been.
+const EMPTY_STORE_INDEX: u64 = 1;
 /// The most that is waited longer than asked for, as a part of it.
 const JITTER: f64 = 1.0 / 16.0;
 /// How long changes are gathered before all of the catalog is looked at again.

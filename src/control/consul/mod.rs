@@ -15,17 +15,21 @@ use std::sync::Arc;
 use axum::{
     Router,
     extract::{Path, State},
-    http::{Method, StatusCode, header},
+    http::{Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
-    routing::{MethodRouter, get, put},
+    routing::{MethodRouter, any, get, put},
 };
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::catalog::{
-    ApiConfig, Kind, Live, ServiceKey,
-    health::Status,
-    source::registered::{NewCheck, NewService, OtherChecks, Refused},
+use super::Shown;
+use crate::{
+    catalog::{
+        ApiConfig, Kind, Live, ServiceKey,
+        health::Status,
+        source::registered::{NewCheck, NewService, OtherChecks, Refused},
+    },
+    metrics::Metrics,
 };
 use asked::Asked;
 use blocking::{Basis, Said, answer};
@@ -47,6 +51,9 @@ pub struct Served {
 
 /// The catalog as it comes and goes with the configuration.
 pub type Feed = watch::Receiver<Option<Arc<Served>>>;
+
+/// To whoever reloads the configuration; the outcome comes back by what is sent.
+pub type Reloads = mpsc::Sender<oneshot::Sender<Result<(), String>>>;
 
 /// Something that is to be changed.
 #[derive(Debug)]
@@ -90,6 +97,8 @@ pub enum Command {
 #[derive(Clone)]
 struct Api {
     feed: Feed,
+    metrics: Arc<Metrics>,
+    reloads: Reloads,
     /// For those who wait for a change.
     waiting: Arc<Semaphore>,
     closing: CancellationToken,
@@ -105,6 +114,11 @@ impl Served {
         Self { live, orders, config, first_index: began.max(1), memory: Memory::default(), turn: Default::default() }
     }
 
+    /// Where the answers come from.
+    pub(super) fn live(&self) -> &Live {
+        &self.live
+    }
+
     /// Whether it is one for this catalog and configuration.
     pub fn is_for(&self, live: &Arc<Live>, config: &ApiConfig) -> bool {
         Arc::ptr_eq(&self.live, live) && self.config == *config
@@ -112,8 +126,9 @@ impl Served {
 }
 
 /// The routes. Requests that wait for a change end with the token.
-pub(super) fn routes(feed: Feed, closing: CancellationToken) -> Router {
-    let api = Api { feed, waiting: Arc::new(Semaphore::new(MOST_WAITING)), closing };
+pub(super) fn routes(shown: Shown, closing: CancellationToken) -> Router {
+    let Shown { metrics, catalog: feed, reloads, .. } = shown;
+    let api = Api { feed, metrics, reloads, waiting: Arc::new(Semaphore::new(MOST_WAITING)), closing };
     let no_service = "Missing service name";
     let no_node = "Missing node name";
     Router::new()
@@ -146,6 +161,16 @@ pub(super) fn routes(feed: Feed, closing: CancellationToken) -> Router {
         .merge(named("/v1/agent/check/warn/", put(write::warn_check), "Missing check ID"))
         .merge(named("/v1/agent/check/fail/", put(write::fail_check), "Missing check ID"))
         .merge(named("/v1/agent/check/update/", put(write::update_check), "Missing check ID"))
+        .route("/v1/agent/health/service/id/{*id}", get(agent::health_by_id))
+        .route("/v1/agent/health/service/id/", get(async || Refusal::fault("Bad request: Missing serviceID")))
+        .route("/v1/agent/health/service/name/{*name}", get(agent::health_by_name))
+        .route("/v1/agent/health/service/name/", get(async || Refusal::fault("Bad request: Missing service Name")))
+        .route("/v1/agent/metrics", get(agent::metrics))
+        .route("/v1/agent/reload", put(write::reload))
+        .route("/v1/kv/{*key}", get(blocking::absent_key).fallback(not_served))
+        .route("/v1/kv/", get(async || Refusal::bad("Missing key name")).fallback(not_served))
+        .route("/v1/", any(not_served))
+        .route("/v1/{*other}", any(not_served))
         .method_not_allowed_fallback(refuse_method)
         .with_state(api)
 }
@@ -155,6 +180,13 @@ fn named(prefix: &str, handler: MethodRouter<Api>, missing: &'static str) -> Rou
     let without = async move || Refusal::bad(missing);
     let router = Router::new().route(&format!("{prefix}{{*name}}"), handler);
     router.route(prefix, get(without).put(without))
+}
+
+/// Not 404, which client libraries take for "there is none".
+async fn not_served(uri: Uri) -> Refusal {
+    let text =
+        format!("{} is not served: watershed speaks a part of Consul's API; see the README for which", uri.path());
+    Refusal(StatusCode::NOT_IMPLEMENTED, text)
 }
 
 async fn refuse_method(method: Method) -> Refusal {
@@ -265,15 +297,25 @@ impl Api {
 
     /// Answers what nobody waits for.
     fn show(&self, asked: &Asked, view: impl FnOnce(&View<'_>) -> Vec<u8>) -> Result<Response, Refusal> {
+        self.look(asked, |catalog| json(view(catalog)))
+    }
+
+    /// The same with any response.
+    fn look(&self, asked: &Asked, view: impl FnOnce(&View<'_>) -> Response) -> Result<Response, Refusal> {
         let served = self.served()?;
         let snapshot = served.live.load();
-        Ok(json(view(&View::new(&served, &snapshot, asked)?)))
+        Ok(view(&View::new(&served, &snapshot, asked)?))
     }
 }
 
 impl Refusal {
     fn bad(text: impl Into<String>) -> Self {
         Self(StatusCode::BAD_REQUEST, text.into())
+    }
+
+    /// Where Consul answers with 500, though the client is at fault.
+    fn fault(text: impl Into<String>) -> Self {
+        Self(StatusCode::INTERNAL_SERVER_ERROR, text.into())
     }
 
     fn no_catalog() -> Self {

@@ -150,6 +150,61 @@ pub(super) struct HealthView<'a> {
     checks: Vec<CheckView<'a>>,
 }
 
+/// An instance of our own node with its health, as an agent tells it.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct AgentHealthView<'a> {
+    #[serde(rename = "AggregatedStatus")]
+    word: &'static str,
+    service: Option<AgentServiceView<'a>>,
+    checks: Option<Vec<AgentCheckView<'a>>>,
+}
+
+/// A check as an agent shows it beside the health of a service: much of it is left empty there.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct AgentCheckView<'a> {
+    node: &'a str,
+    #[serde(rename = "CheckID")]
+    id: &'a str,
+    name: &'a str,
+    status: Status,
+    notes: &'a str,
+    output: &'a str,
+    #[serde(rename = "ServiceID")]
+    service_id: &'a str,
+    service_name: &'a str,
+    /// Nothing where there are none.
+    service_tags: Option<&'a [String]>,
+    #[serde(rename = "Type")]
+    kind: &'a str,
+    definition: EmptyDefinition,
+    create_index: u64,
+    modify_index: u64,
+}
+
+/// A definition that says nothing, with the keys that Consul writes all the same.
+#[derive(Default, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct EmptyDefinition {
+    interval: NoTime,
+    timeout: NoTime,
+    deregister_critical_service_after: NoTime,
+    #[serde(rename = "HTTP")]
+    http: &'static str,
+    header: Option<()>,
+    method: &'static str,
+    body: &'static str,
+    #[serde(rename = "TLSSkipVerify")]
+    tls_skip_verify: bool,
+    #[serde(rename = "TCP")]
+    tcp: &'static str,
+}
+
+/// No time at all, as Go writes it.
+#[derive(Default)]
+struct NoTime;
+
 /// A node with what runs on it, by id.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -319,6 +374,34 @@ impl<'a> View<'a> {
         found.map(|instance| self.agent_service(instance))
     }
 
+    /// The health of an instance on our own node.
+    pub fn own_health(&self, id: &str) -> Option<AgentHealthView<'a>> {
+        let own = self.snapshot.settings().own_node();
+        self.on_node(&own).get(id).map(|instance| self.agent_health(&own, instance))
+    }
+
+    /// The same of all instances of a service there; the name counts as it is written.
+    pub fn own_health_of(&self, service: &str) -> Vec<AgentHealthView<'a>> {
+        let own = self.snapshot.settings().own_node();
+        let instances = self.on_node(&own).into_values();
+        let wanted = instances.filter(|instance| *instance.registration.service == *service);
+        wanted.map(|instance| self.agent_health(&own, instance)).collect()
+    }
+
+    fn agent_health(&self, own: &NodeKey, instance: &'a Instance) -> AgentHealthView<'a> {
+        let node = self.snapshot.node(own);
+        let of_node = node.into_iter().flat_map(|node| self.checks_of_node(own, node));
+        let checks: Vec<_> = self.checks_of(instance).into_iter().chain(of_node).map(AgentCheckView::from).collect();
+        let is_maintained = |check: &AgentCheckView<'_>| {
+            check.id.starts_with("_node_maintenance") || check.id.starts_with("_service_maintenance")
+        };
+        let word = match checks.iter().map(|check| check.status).max() {
+            _ if checks.iter().any(is_maintained) => MAINTENANCE,
+            status => status.unwrap_or(Status::Passing).as_str(),
+        };
+        AgentHealthView { word, service: Some(self.agent_service(instance)), checks: Some(checks) }
+    }
+
     /// The checks of our own node and of what runs on it, by id.
     pub fn own_checks(&self) -> BTreeMap<&'a str, CheckView<'a>> {
         let key = self.snapshot.settings().own_node();
@@ -350,19 +433,19 @@ impl<'a> View<'a> {
         let (services, checks) = (self.own_services().len().to_string(), self.own_checks().len().to_string());
         json!({
             "Config": {
-                "Datacenter": datacenter, "NodeName": name, "NodeID": id, "Revision": "watershed", "Server": true,
-                "Version": env!("CARGO_PKG_VERSION"),
+                "Datacenter": datacenter, "NodeName": name, "NodeID": id, "Revision": REVISION, "Server": true,
+                "Version": CONSUL_VERSION,
             },
             "Coord": {},
             "Member": {
                 "Name": name, "Addr": address, "Port": 8301, "Status": 1,
-                "Tags": { "role": "consul", "dc": datacenter, "id": id, "build": env!("CARGO_PKG_VERSION") },
+                "Tags": { "role": "consul", "dc": datacenter, "id": id, "build": format!("{CONSUL_VERSION}:{REVISION}") },
                 "ProtocolMin": 1, "ProtocolMax": 5, "ProtocolCur": 2,
                 "DelegateMin": 2, "DelegateMax": 5, "DelegateCur": 4,
             },
             "Stats": {
                 "agent": { "services": services, "checks": checks },
-                "build": { "prerelease": "", "revision": "watershed", "version": env!("CARGO_PKG_VERSION") },
+                "build": { "prerelease": "", "revision": REVISION, "version": CONSUL_VERSION },
                 "consul": {
                     "acl": "disabled", "known_datacenters": self.datacenters().len().to_string(), "leader": "true",
                     "leader_addr": self.server(), "server": "true",
@@ -571,6 +654,54 @@ impl<'a> View<'a> {
     }
 }
 
+impl AgentHealthView<'_> {
+    /// Of what is not there.
+    pub fn absent() -> Self {
+        Self { word: Status::Critical.as_str(), service: None, checks: None }
+    }
+
+    /// The status of all checks together, or that it is in maintenance.
+    pub fn word(&self) -> &'static str {
+        self.word
+    }
+
+    /// What a probe that sees the status code alone is to make of it.
+    pub fn code(&self) -> StatusCode {
+        match self.word {
+            "passing" => StatusCode::OK,
+            "warning" => StatusCode::TOO_MANY_REQUESTS,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+impl<'a> From<CheckView<'a>> for AgentCheckView<'a> {
+    fn from(check: CheckView<'a>) -> Self {
+        let CheckView { node, id, name, status, notes, output, service_id, service_name, service_tags, .. } = check;
+        Self {
+            node,
+            id,
+            name,
+            status,
+            notes,
+            output,
+            service_id,
+            service_name,
+            service_tags: Some(service_tags).filter(|tags| !tags.is_empty()),
+            kind: "",
+            definition: EmptyDefinition::default(),
+            create_index: 0,
+            modify_index: 0,
+        }
+    }
+}
+
+impl Serialize for NoTime {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("0s")
+    }
+}
+
 impl From<Weights> for WeightsView {
     fn from(weights: Weights) -> Self {
         Self { passing: weights.passing, warning: weights.warning }
@@ -620,5 +751,11 @@ fn node_id(key: &NodeKey) -> String {
     [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
 }
 
+/// The Consul whose API this is: Nomad and consul-esm compare it with the version that they need.
+const CONSUL_VERSION: &str = "1.8.7";
+/// Our own version, where Consul names the commit that it was built from.
+const REVISION: &str = concat!("watershed-", env!("CARGO_PKG_VERSION"));
+/// Consul's word for the health of what is in maintenance.
+const MAINTENANCE: &str = "maintenance";
 /// Of Consul's servers.
 const SERVER_PORT: u16 = 8300;

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     body::Bytes,
-    extract::{ConnectInfo, FromRequestParts, Path},
+    extract::{ConnectInfo, FromRequestParts, Path, State},
     http::{HeaderMap, StatusCode, header, request::Parts, uri::Authority},
 };
 use serde::Deserialize;
@@ -78,6 +78,14 @@ pub(super) async fn update_check(teller: Teller, Path(check): Path<String>, body
     let word = update.status.unwrap_or_default();
     let status = Status::from_word(&word).ok_or_else(|| Refusal::bad(format!("Invalid check status: '{word}'")))?;
     teller.order(Command::Tell { check, status, output: update.output.unwrap_or_default() }).await
+}
+
+/// Reloads the configuration as SIGHUP does, and answers when that is done.
+pub(super) async fn reload(_: Teller, State(api): State<Api>) -> Result<(), Refusal> {
+    let (done, told) = oneshot::channel();
+    let busy = |text: &str| Refusal(StatusCode::SERVICE_UNAVAILABLE, text.to_owned());
+    api.reloads.try_send(done).map_err(|_| busy("a reload is about to begin already; try again"))?;
+    told.await.map_err(|_| busy("the daemon is stopping"))?.map_err(Refusal::fault)
 }
 
 /// Consul takes `null` for what is not said.

@@ -79,6 +79,11 @@ impl Netns {
         fs::write(self.files.join("resolv.conf"), text).unwrap();
     }
 
+    /// Writes the `hosts` file anew, in place: running processes see it, too.
+    pub fn set_hosts(&self, text: &str) {
+        fs::write(self.files.join("hosts"), text).unwrap();
+    }
+
     /// A command that will run inside.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
