@@ -17,7 +17,10 @@ use std::{
 };
 
 use tokio_util::sync::CancellationToken;
-use watershed::catalog::check::{Check, Declaration, Dialer, Id, Limits, Runner, Scripts};
+use watershed::catalog::{
+    check::{Check, Declaration, Dialer, Id, Limits, Runner, Scripts},
+    health::Status,
+};
 
 const CHECKS: usize = 2000;
 
@@ -88,7 +91,7 @@ fn run_checks(protocol: Protocol, address: SocketAddr, span: Duration) -> Durati
         let declaration: Declaration = serde_json::from_str(&text).expect("a check");
         let definition = declaration.define(Scripts::Refused).expect("a check without faults");
         let id = Id { node: "own".into(), check: format!("check{number}").into() };
-        Check { id, service: None, definition: definition.into() }
+        Check { id, service: None, definition: definition.into(), begins: Status::Unknown }
     };
     let checks = (0..CHECKS).map(check).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

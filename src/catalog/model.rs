@@ -283,6 +283,11 @@ impl Instance {
 }
 
 impl Check {
+    /// Whether it is told its results and finds out nothing by itself.
+    pub fn is_ttl(&self) -> bool {
+        &*self.kind == "ttl"
+    }
+
     /// Whether an operator has set it to take the node or instance out of service.
     pub fn is_maintenance(&self) -> bool {
         self.id.starts_with("_node_maintenance") || self.id.starts_with("_service_maintenance")

@@ -174,6 +174,8 @@ pub enum Health {
     Healthy,
     /// It may be given only for lack of others.
     Failed,
+    /// A check has no result yet. It is not given, but it has not failed either.
+    Unknown,
     /// An operator has taken it out.
     Withdrawn,
 }
@@ -270,6 +272,7 @@ impl State {
                     member.failures[0] = Some(now);
                     member.healthy_since = None;
                 }
+                (Health::Unknown, _) => member.healthy_since = None,
                 (Health::Withdrawn, _) => member = Member::default(),
                 _ => {}
             }

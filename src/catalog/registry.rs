@@ -280,6 +280,23 @@ impl Registry {
         self.commit(touched, now)
     }
 
+    /// The status of a check until its first result, if what it belongs to is still to be published with it.
+    ///
+    /// A declared status counts as known. Without one, a TTL check is critical as in Consul: it finds out nothing by itself,
+    /// and its owner has not said that all is well. A check that is added to a node or instance that is well counts from its
+    /// first result on. Any other is unknown.
+    pub fn first_status(&self, key: &CheckKey, declared: Option<Status>, is_ttl: bool) -> Status {
+        let present = match &key.service_id {
+            None => self.nodes.get(&key.node).and_then(|versions| versions.first()).map(|(_, node)| node.status()),
+            Some(id) => {
+                let instance = InstanceKey { node: key.node.clone(), id: id.clone() };
+                let versions = self.instances.get(&instance);
+                versions.and_then(|versions| versions.first()).map(|(_, instance)| instance.status())
+            }
+        };
+        first_status(declared.unwrap_or(Status::Unknown), is_ttl, present)
+    }
+
     /// When [`Registry::tick`] is due.
     pub fn wake(&self) -> Option<Moment> {
         self.wakes.first().map(|(wake, _)| *wake)
@@ -351,10 +368,12 @@ impl Registry {
         outcomes: Outcomes,
         touched: &mut Touched,
     ) {
-        if let (Some(new), Some(old), Outcomes::Ours) = (&mut node, own_version(&self.nodes, &key, source), outcomes)
-            && let Some(checks) = carry_over(&new.checks, &old.checks)
-        {
-            *new = Node { checks, ..Node::clone(new) }.into();
+        if let (Some(new), Outcomes::Ours) = (&mut node, outcomes) {
+            let present = self.nodes.get(&key).and_then(|versions| versions.first()).map(|(_, node)| node.status());
+            let old = own_version(&self.nodes, &key, source).map_or(&[][..], |old| &old.checks);
+            if let Some(checks) = begin_checks(&new.checks, old, present) {
+                *new = Node { checks, ..Node::clone(new) }.into();
+            }
         }
         let held = &mut self.held.entry(source).or_default().nodes;
         let Some((before, after)) = put(&mut self.nodes, held, source, &key, node) else { return };
@@ -387,11 +406,13 @@ impl Registry {
         outcomes: Outcomes,
         touched: &mut Touched,
     ) {
-        let old = own_version(&self.instances, &key, source);
-        if let (Some(new), Some(old), Outcomes::Ours) = (&mut instance, old, outcomes)
-            && let Some(checks) = carry_over(&new.checks, &old.checks)
-        {
-            *new = Instance { checks, registration: new.registration.clone() }.into();
+        if let (Some(new), Outcomes::Ours) = (&mut instance, outcomes) {
+            let versions = self.instances.get(&key);
+            let present = versions.and_then(|versions| versions.first()).map(|(_, instance)| instance.status());
+            let old = own_version(&self.instances, &key, source).map_or(&[][..], |old| &old.checks);
+            if let Some(checks) = begin_checks(&new.checks, old, present) {
+                *new = Instance { checks, registration: new.registration.clone() }.into();
+            }
         }
         let held = &mut self.held.entry(source).or_default().instances;
         let Some((before, after)) = put(&mut self.instances, held, source, &key, instance) else { return };
@@ -523,10 +544,12 @@ impl Registry {
         let mut checks = node.into_iter().flat_map(|node| &node.checks).chain(&instance.checks);
         let health = if checks.any(|check| check.is_maintenance() && check.status == Status::Critical) {
             Health::Withdrawn
-        } else if self.snapshot.settings.is_healthy(self.snapshot.status(instance)) {
-            Health::Healthy
         } else {
-            Health::Failed
+            match self.snapshot.status(instance) {
+                status if self.snapshot.settings.is_healthy(status) => Health::Healthy,
+                Status::Unknown => Health::Unknown,
+                _ => Health::Failed,
+            }
         };
         Candidate { key: instance.key(), health, rank: rules.rank(&instance.registration) }
     }
@@ -625,16 +648,26 @@ fn is_alike<T>(before: &Option<Arc<T>>, after: &Option<Arc<T>>, alike: fn(&T, &T
     matches!((before, after), (Some(before), Some(after)) if alike(before, after))
 }
 
-/// New checks with the outcomes of the old ones of the same ids; `None` if there are none such.
-fn carry_over(new: &[Check], old: &[Check]) -> Option<Vec<Check>> {
+/// Checks with the outcomes of the old ones of the same ids, and new ones with their first status; `None` if they are that
+/// already. `present` is the status of what they belong to, if it is there.
+fn begin_checks(new: &[Check], old: &[Check], present: Option<Status>) -> Option<Vec<Check>> {
     let known = |check: &Check| old.iter().find(|old| old.id == check.id);
-    new.iter().any(|check| known(check).is_some()).then(|| {
-        let carry = |check: &Check| match known(check) {
+    new.iter().any(|check| known(check).is_some() || check.status == Status::Unknown).then(|| {
+        let begin = |check: &Check| match known(check) {
             Some(old) => Check { status: old.status, output: old.output.clone(), ..check.clone() },
-            None => check.clone(),
+            None => Check { status: first_status(check.status, check.is_ttl(), present), ..check.clone() },
         };
-        new.iter().map(carry).collect()
+        new.iter().map(begin).collect()
     })
+}
+
+/// See [`Registry::first_status`].
+fn first_status(declared: Status, is_ttl: bool, present: Option<Status>) -> Status {
+    match (declared, present) {
+        (Status::Unknown, _) if is_ttl => Status::Critical,
+        (Status::Unknown, Some(Status::Passing | Status::Warning)) => Status::Passing,
+        (declared, _) => declared,
+    }
 }
 
 /// So many changes of a service can be taken back; an outage changes it once for each of its instances.

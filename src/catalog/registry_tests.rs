@@ -317,7 +317,7 @@ fn count(snapshot: &Snapshot) -> Tally {
 #[test]
 fn what_is_counted_is_what_is_there() {
     let mut registry = registry("service.web = { policy = \"one\" }");
-    assert_eq!(registry.snapshot().tally(), Tally { instances: [6, 0, 0], checks: [9, 0, 0] });
+    assert_eq!(registry.snapshot().tally(), Tally { instances: [6, 0, 0, 0], checks: [9, 0, 0, 0] });
     let mut theirs = set();
     theirs.nodes.push(node("n4", [192, 0, 2, 4]));
     theirs.instances.push(instance("n4", "web", 80, Status::Warning));
@@ -385,4 +385,73 @@ fn a_change_costs_what_it_touches() {
     let flipped = begin.elapsed() / 1000;
     assert_eq!(held.service(&ServiceKey::new(Kind::Service, "dc1", "s0")).unwrap().instances.len(), 10);
     assert!(flipped * 1000 < built, "a change costs like building all");
+}
+
+/// The status of an instance `n9 new` whose check of this kind is undeclared, after its first result is awaited.
+fn begun(registry: &mut Registry, kind: &str, ids: &[&str]) -> Status {
+    let checks = ids.iter().map(|id| Check { kind: kind.into(), ..check(id, Status::Unknown) }).collect();
+    let registration = instance("n9", "new", 80, Status::Passing).registration.clone();
+    let key =
+        |id: &&str| CheckKey { node: NodeKey::new("dc1", "n9"), service_id: Some("new".into()), check: (*id).into() };
+    let first: Vec<Status> = ids.iter().map(|id| registry.first_status(&key(id), None, kind == "ttl")).collect();
+    let known = service_status(registry);
+    let part = Part { instances: vec![Instance { registration, checks }.into()], ..Part::default() };
+    registry.publish_part(FILES, part, Outcomes::Ours, Moment::default());
+    let status = service_status(registry).unwrap();
+    if known.is_none() {
+        assert_eq!(first.into_iter().max(), Some(status), "the runner is told the same");
+    }
+    status
+}
+
+fn service_status(registry: &Registry) -> Option<Status> {
+    let snapshot = registry.snapshot();
+    let service = snapshot.service(&ServiceKey::new(Kind::Service, "dc1", "new"))?;
+    Some(snapshot.status(&service.instances[0]))
+}
+
+#[test]
+fn a_check_without_result_is_unknown_but_counts_nothing_where_all_is_well() {
+    let result = |registry: &mut Registry, id: &str, status| {
+        let key = CheckKey { node: NodeKey::new("dc1", "n9"), service_id: Some("new".into()), check: id.into() };
+        registry.set_check(FILES, &key, status, "said", Moment::default());
+        service_status(registry)
+    };
+    let mut registry = registry("");
+    assert_eq!(begun(&mut registry, "tcp", &["a"]), Status::Unknown);
+    assert_eq!(begun(&mut registry, "tcp", &["a", "b"]), Status::Unknown);
+    assert_eq!(result(&mut registry, "a", Status::Passing), Some(Status::Unknown), "b is awaited");
+    assert_eq!(result(&mut registry, "b", Status::Passing), Some(Status::Passing));
+    // A check that is added to a healthy instance counts from its first result on.
+    assert_eq!(begun(&mut registry, "tcp", &["a", "b", "c"]), Status::Passing);
+    assert_eq!(begun(&mut registry, "ttl", &["a", "b", "c", "d"]), Status::Critical, "unless nobody finds it out");
+    assert_eq!(begun(&mut registry, "ttl", &["a", "b", "c"]), Status::Passing);
+    assert_eq!(result(&mut registry, "c", Status::Critical), Some(Status::Critical));
+    // One that takes the place of a failing check does not make the instance healthy.
+    assert_eq!(begun(&mut registry, "tcp", &["a", "b", "e"]), Status::Unknown);
+    assert_eq!(result(&mut registry, "a", Status::Critical), Some(Status::Critical));
+    assert_eq!(result(&mut registry, "e", Status::Passing), Some(Status::Critical));
+
+    let mut fresh = Registry::new(Settings::example(""));
+    assert_eq!(begun(&mut fresh, "ttl", &["a"]), Status::Critical, "nobody has said that it lives, as in Consul");
+}
+
+#[test]
+fn a_check_that_is_added_to_a_healthy_node_counts_from_its_first_result() {
+    let mut registry = registry("");
+    let with = |status| {
+        let node = node("n1", [192, 0, 2, 1]);
+        let checks = vec![check("node", Status::Passing), check("disk", status)];
+        Part { nodes: vec![Node { checks, ..Node::clone(&node) }.into()], ..Part::default() }
+    };
+    registry.publish_part(FILES, with(Status::Unknown), Outcomes::Ours, Moment::default());
+    assert_eq!(ask(&registry, "web.service.consul"), [1, 2, 3]);
+    let disk = CheckKey { node: NodeKey::new("dc1", "n1"), service_id: None, check: "disk".into() };
+    registry.set_check(FILES, &disk, Status::Critical, "full", Moment::default());
+    assert_eq!(ask(&registry, "web.service.consul"), [2, 3]);
+    // A declared status is a result.
+    let mut declared = Registry::new(Settings::example(""));
+    declared.publish(FILES, set(), Outcomes::Ours, Moment::default());
+    declared.publish_part(FILES, with(Status::Critical), Outcomes::Ours, Moment::default());
+    assert_eq!(ask(&declared, "web.service.consul"), [2, 3]);
 }

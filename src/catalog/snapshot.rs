@@ -32,13 +32,13 @@ pub struct Snapshot {
     pub(super) remote: Option<Remote>,
 }
 
-/// How many are passing, warning and critical.
+/// How many are passing, warning, unknown and critical.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Tally {
     /// Instances of services, by the worst of their checks and their node's.
-    pub instances: [u64; 3],
+    pub instances: [u64; 4],
     /// Checks of nodes and instances.
-    pub checks: [u64; 3],
+    pub checks: [u64; 4],
 }
 
 /// The instances that one name finds.
@@ -236,16 +236,16 @@ impl Tally {
 
     /// Counts what is there now in place of what was.
     pub(super) fn exchange(&mut self, before: Option<Self>, after: Option<Self>) {
-        let cells = |tally: Option<Self>| tally.map_or([0; 6], Self::cells);
+        let cells = |tally: Option<Self>| tally.map_or([0; 8], Self::cells);
         let own = self.instances.iter_mut().chain(&mut self.checks);
         for ((own, before), after) in own.zip(cells(before)).zip(cells(after)) {
             *own = (*own + after).saturating_sub(before);
         }
     }
 
-    fn cells(self) -> [u64; 6] {
-        let ([a, b, c], [d, e, f]) = (self.instances, self.checks);
-        [a, b, c, d, e, f]
+    fn cells(self) -> [u64; 8] {
+        let ([a, b, c, d], [e, f, g, h]) = (self.instances, self.checks);
+        [a, b, c, d, e, f, g, h]
     }
 }
 

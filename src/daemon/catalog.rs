@@ -384,12 +384,12 @@ impl State {
         set.instances.retain(|instance: &Arc<Instance>| is_in(Some(&instance.registration.id)));
         let registered = self.registrations.registered();
         registered.join(files, &identity.node().key(), &mut set);
-        self.registry.publish(FILES, set, Outcomes::Ours, now);
 
         let definitions = files.definitions(identity).chain(registered.definitions(files, identity));
         let definitions = definitions.filter(|(key, _)| is_in(key.service_id.as_ref()));
         let definitions: Vec<_> = definitions.map(|(key, definition)| (key, definition.clone())).collect();
-        runner.replace(definitions.iter().map(check_of).collect());
+        runner.replace(definitions.iter().map(|check| self.check_of(check)).collect());
+        self.registry.publish(FILES, set, Outcomes::Ours, now);
         let mut before = std::mem::take(&mut self.checks);
         self.running.clear();
         for (key, definition) in definitions {
@@ -409,7 +409,6 @@ impl State {
         let registered = self.registrations.registered();
         registered.join_part(files, &node, present.iter().copied(), &mut part);
         part.gone.extend(out.iter().copied().flatten().map(|id| InstanceKey { node: node.clone(), id: id.clone() }));
-        self.registry.publish_part(FILES, part, Outcomes::Ours, now);
 
         let definitions = present.iter().flat_map(|owner| {
             files.definitions_of(owner, identity).chain(registered.definitions_of(owner, files, identity))
@@ -424,11 +423,19 @@ impl State {
             }
             ran.insert(check, known);
         }
-        definitions.iter().for_each(|check| runner.start(check_of(check)));
+        definitions.iter().for_each(|check| runner.start(self.check_of(check)));
+        self.registry.publish_part(FILES, part, Outcomes::Ours, now);
         for (key, definition) in definitions {
             let known = ran.remove(&key.check);
             self.note(key, &definition, known, runner, now);
         }
+    }
+
+    /// A check to be run. What it belongs to is not published with it yet.
+    fn check_of(&self, (key, definition): &(CheckKey, Arc<Definition>)) -> check::Check {
+        let is_ttl = matches!(definition.kind, check::Kind::Ttl(_));
+        let begins = self.registry.first_status(key, definition.initial, is_ttl);
+        check::Check { id: id_of(key), service: key.service_id.clone(), definition: definition.clone(), begins }
     }
 
     /// Notes a check that runs now, and has run as `before`.
@@ -581,10 +588,6 @@ impl Plan {
             self.settings = self.config.settings(&self.identity);
         }
     }
-}
-
-fn check_of((key, definition): &(CheckKey, Arc<Definition>)) -> check::Check {
-    check::Check { id: id_of(key), service: key.service_id.clone(), definition: definition.clone() }
 }
 
 pub(super) fn id_of(key: &CheckKey) -> check::Id {

@@ -344,8 +344,8 @@ pub struct Levels {
     /// Services that are followed there.
     pub catalog_source_followed: Level,
     pub(super) catalog_requests: Split<2>,
-    pub(super) catalog_instances: Split<3>,
-    pub(super) catalog_checks: Split<3>,
+    pub(super) catalog_instances: Split<4>,
+    pub(super) catalog_checks: Split<4>,
     pub(super) zone_files: Split<2>,
     pub(super) reloads: Split<2>,
     pub(super) panics: Split<2>,
@@ -375,8 +375,8 @@ impl Levels {
         self.catalog_requests.0[usize::from(!is_ok)].add(1);
     }
 
-    /// How many instances, and how many checks, are passing, warning and critical.
-    pub fn set_catalog(&self, instances: [u64; 3], checks: [u64; 3]) {
+    /// How many instances, and how many checks, are passing, warning, unknown and critical.
+    pub fn set_catalog(&self, instances: [u64; 4], checks: [u64; 4]) {
         let levels = self.catalog_instances.0.iter().chain(&self.catalog_checks.0);
         levels.zip(instances.into_iter().chain(checks)).for_each(|(level, count)| level.set(count));
     }

@@ -217,7 +217,7 @@ fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-const STATUSES: [&str; 3] = ["passing", "warning", "critical"];
+const STATUSES: [&str; 4] = ["passing", "warning", "unknown", "critical"];
 const UPSTREAM: [&str; 1] = ["upstream"];
 
 #[cfg(test)]

@@ -20,8 +20,8 @@ pub struct Definition {
     pub notes: Option<String>,
     /// How its state is found out.
     pub kind: Kind,
-    /// The status before anything is known. Default critical.
-    pub initial: Status,
+    /// The declared status until the first result, if one is declared.
+    pub initial: Option<Status>,
     /// How many equal results in a row a change of status takes.
     pub thresholds: Thresholds,
     /// How long the check may be critical before its service is to be deregistered. As in Consul, which promises no
@@ -205,13 +205,13 @@ impl Declaration {
         problems.extend(self.unsupported.iter().map(|key| Problem::Unsupported { key: key.clone() }));
 
         let kind = self.kind(scripts, &mut problems);
-        let initial = match &self.status {
-            None => Status::Critical,
-            Some(word) => Status::from_word(word).unwrap_or_else(|| {
-                problems.push(Problem::Status { status: word.clone() });
-                Status::Critical
-            }),
-        };
+        let initial = self.status.as_deref().and_then(|word| {
+            let status = Status::from_word(word);
+            if status.is_none() {
+                problems.push(Problem::Status { status: word.to_owned() });
+            }
+            status
+        });
         let critical = self.failures_before_critical;
         // Consul, too: without a threshold of its own there is no warning before critical.
         let warning = if self.failures_before_warning == 0 { critical } else { self.failures_before_warning };

@@ -32,7 +32,7 @@ fn the_definitions_in_use_work_as_they_stand() {
                 interval: Duration::from_secs(10),
                 timeout: Duration::from_secs(1),
             },
-            initial: Status::Critical,
+            initial: None,
             thresholds: Thresholds { passing: 0, warning: 0, critical: 0 },
             deregister_after: None,
             output_bytes: 4096,
@@ -124,7 +124,7 @@ fn small_values_are_raised_as_consul_raises_them() {
     assert_eq!(definition.deregister_after, Some(MIN_DEREGISTER_AFTER));
     assert_eq!(definition.output_bytes, OUTPUT_BYTES);
     assert_eq!(definition.thresholds, Thresholds { passing: 0, warning: 3, critical: 3 });
-    assert_eq!(definition.initial, Status::Passing);
+    assert_eq!(definition.initial, Some(Status::Passing));
 }
 
 #[test]

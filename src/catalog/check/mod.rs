@@ -60,6 +60,15 @@ pub struct Check {
     pub service: Option<Arc<str>>,
     /// What it does.
     pub definition: Arc<Definition>,
+    /// The status until the first result, if no state of the check is known.
+    pub begins: Status,
+}
+
+impl Check {
+    /// Whether the two do the same for the same.
+    fn is_like(&self, other: &Self) -> bool {
+        (&self.id, &self.service, &self.definition) == (&other.id, &other.service, &other.definition)
+    }
 }
 
 /// The state of a check.
@@ -119,7 +128,7 @@ impl Runner {
     }
 
     /// Makes these all the checks there are. Those that stay the same are left alone; of those that are defined anew
-    /// the state remains until their first result. A new one is in its initial state, which is no news.
+    /// the state remains until their first result. The status with which a new one begins is no news.
     pub fn replace(&self, checks: Vec<Check>) {
         self.table.lock().replace(checks, Moment::now(), &mut rand::rng());
         self.changed.notify_one();

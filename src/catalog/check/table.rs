@@ -80,7 +80,7 @@ impl Table {
         let key = match self.keys.get(&check.id) {
             Some(&key) => {
                 let slot = &mut self.slots[key];
-                if slot.check == check {
+                if slot.check.is_like(&check) {
                     return;
                 }
                 slot.check = check;
@@ -89,7 +89,7 @@ impl Table {
                 key
             }
             None => {
-                let state = State::new(check.definition.initial, now);
+                let state = State::new(check.begins, now);
                 let (id, usage) = (check.id.clone(), self.uses);
                 let slot = Slot {
                     check,
@@ -222,6 +222,10 @@ impl Table {
         let index = self.index();
         let verdicts: Vec<_> = self.aliases.iter().map(|&key| (key, self.verdict(key, &index))).collect();
         for (key, (status, output)) in verdicts {
+            if status == Status::Unknown {
+                // What it follows has no result yet: no news.
+                continue;
+            }
             let slot = &mut self.slots[key];
             let output = head(&output, slot.check.definition.output_bytes);
             let is_news = slot.state.tell(status, output.into(), now);

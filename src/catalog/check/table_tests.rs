@@ -24,7 +24,11 @@ fn id(name: &str) -> Id {
 fn check(name: &str, keys: serde_json::Value) -> Check {
     let definition = Declaration::deserialize(keys).unwrap().define(Scripts::Allowed).unwrap();
     let service = (!name.starts_with("node")).then(|| Arc::from(name));
-    Check { id: id(name), service, definition: Arc::new(definition) }
+    let begins = match definition.kind {
+        Kind::Ttl(_) => Critical,
+        _ => Status::Unknown,
+    };
+    Check { id: id(name), service, begins: definition.initial.unwrap_or(begins), definition: Arc::new(definition) }
 }
 
 fn outcome(status: Status, output: &str) -> Outcome {
@@ -112,6 +116,23 @@ fn an_alias_follows_the_checks_of_service_and_node() {
         let event = table.event(&id("web"), at(1)).unwrap();
         assert_eq!((event.status, &*event.output), (expected, text), "{told:?}");
     }
+}
+
+#[test]
+fn an_alias_is_unknown_until_what_it_follows_has_a_result() {
+    let (mut table, rng) = (Table::default(), &mut rng());
+    table.start(check("db", json!({"tcp": "a:1", "interval": "10s"})), at(0), rng);
+    table.start(check("web", json!({"alias_service": "db"})), at(0), rng);
+    let was_passing = check("api", json!({"alias_service": "db", "status": "passing"}));
+    table.start(was_passing, at(0), rng);
+    table.follow(at(0));
+    assert_eq!(news(&mut table, at(0)), [""; 0]);
+    let status = |table: &Table, name| table.event(&id(name), at(0)).unwrap().status;
+    assert_eq!((status(&table, "web"), status(&table, "api")), (Status::Unknown, Passing));
+    let job = table.next_job(at(5)).unwrap();
+    table.finish(job.ticket, outcome(Warning, "slow"), at(5), rng);
+    table.follow(at(5));
+    assert_eq!((status(&table, "web"), status(&table, "api")), (Warning, Warning));
 }
 
 #[test]

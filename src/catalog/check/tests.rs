@@ -9,6 +9,7 @@ fn check(name: &str, keys: Value) -> Check {
     Check {
         id: Id { node: Arc::from("n1"), check: Arc::from(name) },
         service: Some(Arc::from(name)),
+        begins: definition.initial.unwrap_or(Status::Unknown),
         definition: Arc::new(definition),
     }
 }

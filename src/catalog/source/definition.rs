@@ -189,7 +189,7 @@ impl<D> Reader<'_, D> {
         let errors_before = self.errors.len();
         let fields = self.fields("check", value)?;
         let (mut id, mut name, mut notes, mut service_id) = (None, None, None, None);
-        let mut initial = Status::Critical;
+        let mut initial = Status::Unknown;
         for (key, value) in fields {
             match &*plain(key) {
                 "id" | "checkid" => id = self.text(key, value),

@@ -122,7 +122,7 @@ fn the_definitions_of_the_first_users_work_as_they_stand() {
     let set = outcome.files.set(&identity);
     let galera = set.instances.iter().find(|instance| &*instance.registration.service == "galeradb").unwrap();
     assert_eq!((galera.registration.port, &*galera.registration.tags[0]), (3306, "icinga-galera"));
-    assert_eq!((&*galera.checks[0].name, galera.checks[0].status), ("Check mysql port listening", Status::Critical));
+    assert_eq!((&*galera.checks[0].name, galera.checks[0].status), ("Check mysql port listening", Status::Unknown));
     assert_eq!(galera.registration.address, None, "it is on our own node");
 }
 
@@ -140,10 +140,10 @@ fn one_file_may_list_instances_on_several_hosts() {
     assert_eq!(db3.registration.weights, Weights { passing: 10, warning: 1 });
     assert_eq!(db3.registration.tagged["lan_ipv6"].address, "2001:db8::13".parse().unwrap());
     let ids = |checks: &[Check]| checks.iter().map(|check| (check.id.to_string(), check.status)).collect::<Vec<_>>();
-    let expected = [("service:db-2:1".to_owned(), Status::Critical), ("service:db-2:2".to_owned(), Status::Passing)];
+    let expected = [("service:db-2:1".to_owned(), Status::Unknown), ("service:db-2:2".to_owned(), Status::Passing)];
     assert_eq!(ids(&db2.checks), expected);
-    assert_eq!(ids(&db3.checks), [("db-3-alive".to_owned(), Status::Critical)]);
-    assert_eq!(ids(&set.nodes[0].checks), [("memory".to_owned(), Status::Critical)]);
+    assert_eq!(ids(&db3.checks), [("db-3-alive".to_owned(), Status::Unknown)]);
+    assert_eq!(ids(&set.nodes[0].checks), [("memory".to_owned(), Status::Unknown)]);
     assert_eq!(outcome.files.definitions(&identity).count(), 5);
 }
 

@@ -93,20 +93,20 @@ fn checks_come_and_go_with_their_services() {
         &mut registered,
         r#"{"Name": "web", "Checks": [{"TTL": "1s"}, {"TTL": "2s", "CheckID": "own", "Status": "passing"}]}"#,
     );
-    assert_eq!(show(&registered, &none), [":", "web: own=passing service:web:1=critical"]);
+    assert_eq!(show(&registered, &none), [":", "web: own=passing service:web:1=unknown"]);
     put(&mut registered, r#"{"Name": "web", "Check": {"TTL": "1s"}}"#);
-    assert_eq!(show(&registered, &none), [":", "web: own=passing service:web=critical service:web:1=critical"]);
+    assert_eq!(show(&registered, &none), [":", "web: own=passing service:web=unknown service:web:1=unknown"]);
     let again = service(r#"{"Name": "web", "Check": {"TTL": "1s"}}"#).unwrap();
     registered.put_service(again, OtherChecks::Drop, &none).unwrap();
-    assert_eq!(show(&registered, &none), [":", "web: service:web=critical"]);
+    assert_eq!(show(&registered, &none), [":", "web: service:web=unknown"]);
 
     let refused = put_check(&mut registered, r#"{"Name": "c", "TTL": "1s", "ServiceID": "none"}"#).unwrap_err();
     assert_eq!(refused.to_string(), r#"ServiceID "none" does not exist"#);
     put_check(&mut registered, r#"{"Name": "c", "TTL": "1s"}"#).unwrap();
-    assert_eq!(show(&registered, &none), [": c=critical", "web: service:web=critical"]);
+    assert_eq!(show(&registered, &none), [": c=unknown", "web: service:web=unknown"]);
     // The id of a check is unique on its node.
     let moved = put_check(&mut registered, r#"{"Name": "c", "TTL": "1s", "ServiceID": "web"}"#).unwrap();
-    assert_eq!((moved, &*show(&registered, &none)[1]), (owners(&["", "web"]), "web: c=critical service:web=critical"));
+    assert_eq!((moved, &*show(&registered, &none)[1]), (owners(&["", "web"]), "web: c=unknown service:web=unknown"));
     assert_eq!(registered.remove_check("c", &none).unwrap(), owners(&["web"]));
     assert_eq!(registered.remove_service("web", &none).unwrap(), owners(&["web"]));
     assert_eq!(registered.remove_service("web", &none).unwrap(), owners(&[]));
@@ -182,7 +182,7 @@ fn a_file_outranks_a_registration_as_long_as_it_is_there() {
     let mut registered = Registered::default();
     registered.put_service(web(), OtherChecks::Keep, &none).unwrap();
     assert_eq!((show(&registered, &files), running(&registered, &files)), (vec![":".to_owned()], vec![]));
-    assert_eq!(show(&registered, &none), [":", "web: r=critical"]);
+    assert_eq!(show(&registered, &none), [":", "web: r=unknown"]);
 }
 
 #[test]

@@ -603,7 +603,7 @@ impl<'a> View<'a> {
             node,
             id: &check.id,
             name: &check.name,
-            status: check.status,
+            status: check.status.in_api(),
             notes: &check.notes,
             output: &check.output,
             service_id: registration.map_or("", |registration| &registration.id),
