@@ -1,23 +1,33 @@
-//! A TOML file, read so that all its faults are found, each at its line.
+//! TOML files, read as one document so that all its faults are found, each at its file and line.
+//!
+//! Each file has a range of offsets of its own, as if all stood one after the other, so that a span tells the file as well.
 //!
 //! serde stops at the first fault. So whatever is at fault is noted and taken out of the document, and the rest is
 //! read again, until it reads; what is missing only on that account is no fault of its own.
 
-use std::{ops::Range, path::Path};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use serde::de::DeserializeOwned;
 use toml::{
     Spanned,
-    de::{DeTable, DeValue, Error, ValueDeserializer},
+    de::{DeArray, DeTable, DeValue, Error, ValueDeserializer},
 };
 
 use super::{Fault, Problem};
 use crate::location::Location;
 
-/// A parsed file.
+/// A file and what stands in it.
+pub struct Text {
+    pub file: PathBuf,
+    pub text: String,
+}
+
+/// Parsed files, the main one first.
 pub struct Document<'a> {
-    file: &'a Path,
-    text: &'a str,
+    texts: Vec<&'a Text>,
     root: DeValue<'a>,
     /// What has been taken out: each key with the place of the table that it was in.
     taken: Vec<(Span, String)>,
@@ -27,15 +37,63 @@ pub struct Document<'a> {
 type Span = Range<usize>;
 
 impl<'a> Document<'a> {
-    /// Parses the text; the faults are those of its syntax.
-    pub fn parse(file: &'a Path, text: &'a str) -> Result<Self, Vec<Fault>> {
-        let (root, errors) = DeTable::parse_recoverable(text);
-        let document = Self { file, text, root: DeValue::Table(root.into_inner()), taken: Vec::new() };
+    /// Parses a file; the faults are those of its syntax.
+    pub fn parse(text: &'a Text) -> Result<Self, Vec<Fault>> {
+        let mut document = Self { texts: vec![text], root: DeValue::Table(DeTable::new()), taken: Vec::new() };
+        document.root = DeValue::Table(document.parse_last()?);
+        Ok(document)
+    }
+
+    /// Adds what another file says. Sections of both are joined, and lists of sections too; what both say otherwise is a
+    /// fault.
+    pub fn add(&mut self, text: &'a Text) -> Result<(), Vec<Fault>> {
+        self.texts.push(text);
+        let mut added = self.parse_last()?;
+        let nested = added.get_key_value(INCLUDE).map(|(key, _)| self.locate(&key.span()));
+        added.remove(INCLUDE);
+        let DeValue::Table(root) = &mut self.root else { return Ok(()) };
+        let mut twice = Vec::new();
+        merge(root, added, "", &mut twice);
+        let fault = |(first, second, key): (Span, Span, String)| {
+            let first = self.locate(&first);
+            Fault { location: self.locate(&second), problem: Problem::KeyTwice { key, first } }
+        };
+        let nested = nested.map(|location| Fault { location, problem: Problem::NestedInclude });
+        let faults: Vec<Fault> = nested.into_iter().chain(twice.into_iter().map(fault)).collect();
+        if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+
+    fn parse_last(&self) -> Result<DeTable<'a>, Vec<Fault>> {
+        let Some((last, before)) = self.texts.split_last() else { return Ok(DeTable::new()) };
+        let start = before.iter().map(|text| text.room()).sum();
+        let (root, errors) = DeTable::parse_recoverable(&last.text);
+        let fault = |error: &Error| {
+            let span = error.span().unwrap_or(ROOT);
+            let location = Location::at_offset(&last.file, &last.text, span.start);
+            Fault { location, problem: Problem::Syntax(in_our_words(error.message())) }
+        };
         if errors.is_empty() {
-            return Ok(document);
+            Ok(moved_table(root.into_inner(), start))
+        } else {
+            Err(errors.iter().map(fault).collect())
         }
-        let faults = errors.iter().map(|error| document.fault(error, Problem::Syntax));
-        Err(faults.collect())
+    }
+
+    /// The further files that it names; what is no text there is left to who reads the document.
+    pub fn includes(&self) -> Vec<(Span, String)> {
+        let items = self.root.get(INCLUDE).and_then(|value| value.get_ref().as_array());
+        let items = items.into_iter().flat_map(|items| items.iter());
+        items.filter_map(|item| Some((item.span(), item.get_ref().as_str()?.to_owned()))).collect()
+    }
+
+    /// The line of the first text that is this one.
+    pub fn locate_text(&self, text: &str) -> Location {
+        self.locate(&find_text(&self.root, text).unwrap_or(ROOT))
+    }
+
+    /// The place of a file among those that were read; for a file that was not, behind them.
+    pub fn order(&self, file: &Path) -> usize {
+        self.texts.iter().position(|text| text.file == file).unwrap_or(self.texts.len())
     }
 
     /// Reads the document and notes all faults. Where there are some, the value is what it would be had they not been
@@ -58,13 +116,20 @@ impl<'a> Document<'a> {
 
     /// The line in which these bytes begin.
     pub fn locate(&self, span: &Span) -> Location {
-        Location::at_offset(self.file, self.text, span.start)
+        let mut start = 0;
+        for text in &self.texts {
+            if span.start < start + text.room() {
+                return Location::at_offset(&text.file, &text.text, span.start - start);
+            }
+            start += text.room();
+        }
+        Location::file(&self.texts[0].file)
     }
 
     /// The line of a key of a section, or of the section where it lacks the key. `index` counts the sections of a name
     /// from 0.
     pub fn locate_key(&self, section: &str, index: usize, key: &str) -> Location {
-        let Some(section) = self.section(section, index) else { return Location::file(self.file) };
+        let Some(section) = self.section(section, index) else { return Location::file(&self.texts[0].file) };
         self.locate(&section.get_ref().get(key).unwrap_or(section).span())
     }
 
@@ -86,6 +151,69 @@ impl<'a> Document<'a> {
     fn is_consequence(&self, table: &Span, message: &str) -> bool {
         let missing = message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`'));
         missing.is_some_and(|key| self.taken.contains(&(table.clone(), key.to_owned())))
+    }
+}
+
+impl Text {
+    /// How many offsets it takes: one more than it is long, for what is at its end.
+    fn room(&self) -> usize {
+        self.text.len() + 1
+    }
+}
+
+/// Joins a table to another. Of a key that both have otherwise, both places are noted, and the name.
+fn merge<'a>(into: &mut DeTable<'a>, from: DeTable<'a>, path: &str, twice: &mut Vec<(Span, Span, String)>) {
+    for (key, value) in from {
+        let name = if path.is_empty() { key.get_ref().to_string() } else { format!("{path}.{}", key.get_ref()) };
+        let first = into.get_key_value(key.get_ref().as_ref()).map(|(first, _)| first.span());
+        let (Some(first), Some(known)) = (first, into.get_mut(key.get_ref().as_ref())) else {
+            into.insert(key, value);
+            continue;
+        };
+        let second = key.span();
+        match (known.get_mut(), value.into_inner()) {
+            (DeValue::Table(known), DeValue::Table(added)) => merge(known, added, &name, twice),
+            (DeValue::Array(known), DeValue::Array(added)) if is_sections(known) && is_sections(&added) => {
+                *known = known.iter().cloned().chain(added.iter().cloned()).collect();
+            }
+            _ => twice.push((first, second, name)),
+        }
+    }
+}
+
+fn is_sections(items: &DeArray<'_>) -> bool {
+    !items.is_empty() && items.iter().all(|item| item.get_ref().is_table())
+}
+
+/// The same with offsets from another start.
+fn moved_table(table: DeTable<'_>, start: usize) -> DeTable<'_> {
+    let moved = |span: Span| span.start + start..span.end + start;
+    let entries = table.into_iter().map(|(key, value)| {
+        let key = Spanned::new(moved(key.span()), key.into_inner());
+        (key, moved_value(value, start))
+    });
+    entries.collect()
+}
+
+fn moved_value(value: Spanned<DeValue<'_>>, start: usize) -> Spanned<DeValue<'_>> {
+    let span = value.span();
+    let moved = match value.into_inner() {
+        DeValue::Table(table) => DeValue::Table(moved_table(table, start)),
+        DeValue::Array(items) => DeValue::Array(items.into_iter().map(|item| moved_value(item, start)).collect()),
+        other => other,
+    };
+    Spanned::new(span.start + start..span.end + start, moved)
+}
+
+fn find_text(value: &DeValue<'_>, text: &str) -> Option<Span> {
+    let find = |value: &Spanned<DeValue<'_>>| match value.get_ref().as_str() {
+        Some(found) => (found == text).then(|| value.span()),
+        None => find_text(value.get_ref(), text),
+    };
+    match value {
+        DeValue::Table(table) => table.iter().find_map(|(_, value)| find(value)),
+        DeValue::Array(items) => items.iter().find_map(find),
+        _ => None,
     }
 }
 
@@ -159,6 +287,8 @@ fn in_our_words(message: &str) -> String {
     }
 }
 
+/// The key that names further files.
+const INCLUDE: &str = "include";
 /// The place of what was never in the file.
 pub const UNWRITTEN: Span = 0..0;
 /// The place of the whole.

@@ -6,6 +6,7 @@
 
 mod check;
 mod document;
+mod include;
 mod resolvconf;
 
 use std::{
@@ -28,13 +29,16 @@ use crate::{
     zone,
 };
 use check::Check;
-use document::{Document, UNWRITTEN};
+use document::{Document, Text, UNWRITTEN};
 pub use resolvconf::System;
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Further files of the configuration, from the folder of this file; the last part of a path may have `*` and `?`. Their
+    /// sections are joined to those here, and lists of sections too. Default: none. Applies at reload.
+    pub include: Vec<Spanned<String>>,
     /// What faces clients.
     pub server: server::Config,
     /// Which names are asked of which upstreams.
@@ -139,13 +143,28 @@ impl Source {
             vec![Fault { location: Location::file(path), problem }]
         };
         let text = file.as_deref().map_or(Ok(String::new()), fs::read_to_string).map_err(unreadable)?;
-        let mut document = Document::parse(path, &text)?;
+        let main = Text { file: path.to_owned(), text };
+        let mut document = Document::parse(&main)?;
         let mut faults = Vec::new();
+        let included = read_included(&document, path, &mut faults);
+        for text in &included {
+            faults.extend(document.add(text).err().into_iter().flatten());
+        }
         let mut config: Config = document.read(&mut faults).unwrap_or_default();
         let mut check = Check { document, faults };
         check.sections(&config);
         check.names(&config);
 
+        for path in config.paths_mut() {
+            let text = path.to_string_lossy().into_owned();
+            match include::expand(&text) {
+                Ok(expanded) if expanded != text => *path = expanded.into(),
+                Ok(_) => {}
+                Err(problem) => check
+                    .faults
+                    .push(Fault { location: check.document.locate_text(&text), problem: Problem::Variable(problem) }),
+            }
+        }
         config.anchor(path);
         self.overrides.apply(&mut config);
         check.domains(&config);
@@ -158,9 +177,9 @@ impl Source {
         });
         let zones: Vec<zone::Source> = zones.collect();
 
-        let mut faults = check.faults;
+        let Check { document, mut faults } = check;
         if !faults.is_empty() {
-            faults.sort_by_key(|fault| fault.location.line);
+            faults.sort_by_key(|fault| (document.order(&fault.location.file), fault.location.line));
             // Whoever mends these shall know at once what else there is to mend.
             let files = zone::Files::load(&config.zones, &zones, None).faults;
             faults.extend(files.into_iter().map(|zone::Error { location, problem }| Fault {
@@ -225,14 +244,19 @@ impl Config {
         let Some(folder) = std::path::absolute(file).ok().and_then(|file| Some(file.parent()?.to_owned())) else {
             return;
         };
+        for path in self.paths_mut() {
+            *path = folder.join(&*path);
+        }
+    }
+
+    /// All paths of files and folders.
+    fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let paths = self.zones.hosts.iter_mut().chain(self.zone.iter_mut().map(|zone| &mut zone.file));
         let paths = paths.chain(self.forward.iter_mut().filter_map(|rule| rule.ca_file.as_mut()));
         let definitions = self.catalog.files.iter_mut().map(|files| &mut files.directory);
         let of_agent = self.catalog.consul.iter_mut().flat_map(consul::Config::paths_mut);
         let paths = paths.chain(&mut self.zones.directory).chain(definitions).chain(of_agent);
-        for path in paths.chain(self.server.paths_mut()) {
-            *path = folder.join(&*path);
-        }
+        paths.chain(self.server.paths_mut())
     }
 }
 
@@ -299,6 +323,23 @@ pub enum Problem {
     /// The syntax.
     #[error("this is not TOML: {0}")]
     Syntax(String),
+    /// A key that two files have.
+    #[error("{key} stands at {first} already; remove one")]
+    KeyTwice {
+        /// The key, with those of its sections.
+        key: String,
+        /// Where it stands first.
+        first: Location,
+    },
+    /// An include that is refused.
+    #[error("{0}")]
+    Include(include::Error),
+    /// An include in a file that is included.
+    #[error("a file that is included cannot include others; list them in the main file")]
+    NestedInclude,
+    /// A variable in a path.
+    #[error("{0}")]
+    Variable(include::Variable),
     /// An unknown key, or a value that is none for its key.
     #[error("{0}")]
     Value(String),
@@ -374,6 +415,38 @@ pub enum Problem {
     /// A host that no request can name.
     #[error("host {0:?} is not a name; write one such as \"monitor1.corp.example\", without a port")]
     NotAHost(String),
+}
+
+/// Reads the files that a document includes, each once, and notes which cannot be read.
+fn read_included(document: &Document<'_>, main: &Path, faults: &mut Vec<Fault>) -> Vec<Text> {
+    let folder = main.parent().unwrap_or(Path::new(""));
+    let own = fs::canonicalize(main).ok();
+    let mut texts: Vec<Text> = Vec::new();
+    for (span, entry) in document.includes() {
+        let mut blame = |problem| faults.push(Fault { location: document.locate(&span), problem });
+        let found = match include::expand(&entry) {
+            Err(problem) => {
+                blame(Problem::Variable(problem));
+                continue;
+            }
+            Ok(entry) => include::find(folder, &entry),
+        };
+        let files = found.unwrap_or_else(|problem| {
+            blame(Problem::Include(problem));
+            Vec::new()
+        });
+        for file in files {
+            let is_known = own.is_some() && fs::canonicalize(&file).ok() == own;
+            if is_known || texts.iter().any(|text| text.file == file) {
+                continue;
+            }
+            match include::read(file) {
+                Ok(text) => texts.push(text),
+                Err(problem) => blame(Problem::Include(problem)),
+            }
+        }
+    }
+    texts
 }
 
 /// A forward rule that nobody has written.

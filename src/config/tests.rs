@@ -81,9 +81,10 @@ fn reference_is_the_default_and_mentions_every_key() {
         let keys: Vec<_> = keys.into_iter().filter(|key| !is_section(&format!("{section}.{key}"))).collect();
         assert_eq!(sections.remove(section).unwrap_or_default(), keys, "[{section}] in the order of the code");
     }
+    assert_eq!(sections.remove("").unwrap_or_default(), ["include"], "what is in no section");
     sections.retain(|_, keys| !keys.is_empty());
     assert!(sections.is_empty(), "{sections:?}");
-    assert_eq!(keys::<Config>().len(), 8, "a new section belongs into the list above");
+    assert_eq!(keys::<Config>().len(), 9, "a new section belongs into the list above");
 }
 
 /// The keys of a section: serde names them to whoever uses another.
@@ -212,4 +213,91 @@ fn a_configuration_is_read_back_as_written() {
 #[test]
 fn the_examples_have_no_fault() {
     source("examples/watershed.toml").load().unwrap();
+}
+
+/// A folder with these files.
+fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let file = folder.path().join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn included_files_add_their_sections_in_the_order_of_their_names() {
+    let rule = |suffix: &str| format!("[[forward]]\nsuffixes = [\"{suffix}\"]\nupstreams = [\"192.0.2.1\"]\n");
+    let folder = folder(&[
+        (
+            "main.toml",
+            &("include = [\"conf.d/*.toml\", \"none.d/*\", \"conf.d/one.conf\"]\n".to_owned() + &rule("main")),
+        ),
+        ("conf.d/20-b.toml", &(rule("b") + "[cache]\nmax_ttl = \"1h\"\n[catalog.api]\nenable_registration = true\n")),
+        ("conf.d/10-a.toml", &("[[zone]]\napex = \"z\"\nfile = \"z.zone\"\n".to_owned() + &rule("a"))),
+        (
+            "conf.d/one.conf",
+            "[cache]\nsize = \"32MiB\"\n[catalog.api]\ntoken = \"secret\"\n[[refuse]]\nsuffixes = [\"r\"]\n",
+        ),
+        ("conf.d/.hidden.toml", "nonsense"),
+        ("conf.d/old.toml~", "nonsense"),
+    ]);
+    let loaded = source(folder.path().join("main.toml")).load().unwrap();
+    let suffixes: Vec<&str> =
+        loaded.config.forward.iter().flat_map(|rule| &rule.suffixes).map(|suffix| suffix.get_ref().as_str()).collect();
+    assert_eq!(suffixes, ["main", "a", "b"]);
+    assert_eq!(loaded.config.cache.size.as_u64(), 32 << 20);
+    assert_eq!(loaded.config.cache.max_ttl, Duration::from_secs(3600));
+    assert!(loaded.config.catalog.api.enable_registration && loaded.config.catalog.api.token.is_some());
+    assert_eq!(loaded.zones[0].path, folder.path().join("z.zone"), "from the folder of the main file");
+    assert_eq!(loaded.refused.len(), 1);
+}
+
+#[test]
+fn faults_of_included_files_name_their_file_and_line() {
+    let folder = folder(&[
+        (
+            "main.toml",
+            "include = [\"a.toml\", \"c.toml\", \"gone.toml\", \"d*/x.toml\", \"broken.toml\", \"*.toml\", \"latin.conf\"]\n\
+             [cache]\nsize = \"32MiB\"\n[[forward]]\nsuffixes = [\"x\"]\nupstreams = [\"192.0.2.1\"]\n",
+        ),
+        ("a.toml", "\n[cache]\nsize = \"64MiB\"\nbogus = 1\n[server]\nlisten = [\"127.0.0.1:5300\"]\n"),
+        (
+            "c.toml",
+            "include = [\"b.toml\"]\n\n[server]\nlisten = []\n\n[[forward]]\nsuffixes = [\"X.\"]\nupstreams = [\"nonsense\"]\n",
+        ),
+        ("broken.toml", "[cache]\n\nsize =\n"),
+    ]);
+    fs::write(folder.path().join("latin.conf"), b"# \xf6\n").unwrap();
+    let faults = source(folder.path().join("main.toml")).load().unwrap_err();
+    let found: Vec<String> =
+        faults.iter().map(|fault| fault.to_string().replace(&format!("{}/", folder.path().display()), "")).collect();
+    let expected = [
+        "main.toml:1: include \"gone.toml\" cannot be read: ",
+        "main.toml:1: only the last part of an include may have * or ?",
+        "main.toml:1: include \"latin.conf\" is not UTF-8",
+        "a.toml:3: cache.size stands at main.toml:3 already; remove one",
+        "a.toml:4: unknown key `bogus`",
+        "c.toml:1: a file that is included cannot include others",
+        "c.toml:4: server.listen stands at a.toml:6 already",
+        "c.toml:7: suffix X. stands at main.toml:5 already",
+        "c.toml:8: ",
+        "broken.toml:3: this is not TOML",
+    ];
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found}, not {expected}");
+    }
+}
+
+#[test]
+fn a_variable_in_a_path_must_have_a_value() {
+    let text = "[server]\ncertificate = \"${CREDENTIALS_DIRECTORY}/c.pem\"\nprivate_key = \"${HOME}/key.pem\"\n[zones]\n\
+                hosts = [\"/etc/hosts\", \"$X/hosts\"]\n";
+    let faults = load(text, Overrides::default()).unwrap_err();
+    assert_eq!(faults.len(), 2, "{faults:?}");
+    // No test is started with credentials.
+    assert!(faults[0].contains(":2: ") && faults[0].contains("LoadCredential="), "{faults:?}");
+    assert!(faults[1].contains(":3: ") && faults[1].contains("only ${CREDENTIALS_DIRECTORY} is"), "{faults:?}");
 }

@@ -232,3 +232,39 @@ fn addresses_are_opened_and_closed_by_a_reload() {
         }
     }
 }
+
+#[test]
+fn files_of_a_folder_join_the_configuration_and_a_reload_sees_them_come_and_go() {
+    let (main, dropped) = (Upstream::saying("192.0.2.1"), Upstream::saying("192.0.2.2"));
+    let config = "include = [\"conf.d/*.toml\", \"${CREDENTIALS_DIRECTORY}/secrets.toml\"]\n".to_owned()
+        + &forward(".", &[main.address()])
+        + "[catalog]\nnode_name = \"monitor1\"\naddress = \"192.0.2.9\"\n";
+    let daemon = Setup::new(&config)
+        .file("conf.d/10-corp.toml", &forward("corp.example", &[dropped.address()]))
+        .file("credentials/secrets.toml", "[catalog.api]\nenable_registration = true\ntoken = \"the secret\"\n")
+        .env("CREDENTIALS_DIRECTORY", "DIR/credentials")
+        .start();
+    let says = |name: &str| daemon.ask(&format!("{name} A")).data();
+    assert_eq!((says("www.example"), says("www.corp.example")), (vec!["192.0.2.1".into()], vec!["192.0.2.2".into()]));
+    let register = |fields: &[(&str, &str)]| {
+        let request = "PUT /v1/agent/service/register";
+        http::send(daemon.control.unwrap(), request, fields, "{\"Name\": \"web\"}", PATIENCE).unwrap().status
+    };
+    assert_eq!((register(&[]), register(&[("X-Consul-Token", "the secret")])), (403, 200));
+    // A second module of the configuration management.
+    daemon.write("conf.d/20-lab.toml", &forward("lab.example", &[dropped.address()]));
+    assert!(daemon.reload().contains("reloaded"));
+    assert_eq!(says("www.lab.example"), ["192.0.2.2"]);
+    // One with a fault is named, and changes nothing.
+    daemon.write("conf.d/30-bad.toml", &("\n".to_owned() + &forward("lab.example", &[main.address()])));
+    let log = daemon.reload();
+    assert!(log.contains("reload failed"), "{log}");
+    daemon.wait_for_log(0, |line| {
+        line.contains("conf.d/30-bad.toml:4: ") && line.contains("conf.d/20-lab.toml:3 already")
+    });
+    assert_eq!(says("new.lab.example"), ["192.0.2.2"]);
+    std::fs::remove_file(daemon.folder().join("conf.d/30-bad.toml")).unwrap();
+    std::fs::remove_file(daemon.folder().join("conf.d/20-lab.toml")).unwrap();
+    assert!(daemon.reload().contains("reloaded"));
+    assert_eq!(says("other.lab.example"), ["192.0.2.1"]);
+}

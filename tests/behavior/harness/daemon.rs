@@ -453,7 +453,9 @@ fn write(folder: &Path, name: &str, text: &str) {
     let path: PathBuf = folder.join(name);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let draft = path.with_extension("draft");
-    fs::write(&draft, text.replace("DIR", &folder.display().to_string())).unwrap();
+    // systemd's variable has the letters in its name, too.
+    let parts = text.split("CREDENTIALS_DIRECTORY").map(|part| part.replace("DIR", &folder.display().to_string()));
+    fs::write(&draft, parts.collect::<Vec<_>>().join("CREDENTIALS_DIRECTORY")).unwrap();
     fs::rename(&draft, &path).unwrap();
 }
 
