@@ -20,9 +20,12 @@ use crate::{
 /// Why a snapshot is not taken in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SnapshotError {
-    /// Not one of this version's.
-    #[error("it is not a snapshot of this version")]
+    /// Not a snapshot at all.
+    #[error("it is not a snapshot")]
     Foreign,
+    /// One of another version of this program.
+    #[error("it is not a snapshot of this version")]
+    OtherVersion,
     /// Its checksum is wrong.
     #[error("it is damaged")]
     Damaged,
@@ -60,7 +63,8 @@ impl Cache {
     /// what has been cached since.
     pub fn restore(&self, snapshot: &[u8], now: Moment, unix_now: u64) -> Result<usize, SnapshotError> {
         if !snapshot.starts_with(MAGIC) {
-            return Err(SnapshotError::Foreign);
+            let is_snapshot = snapshot.starts_with(ANY_MAGIC);
+            return Err(if is_snapshot { SnapshotError::OtherVersion } else { SnapshotError::Foreign });
         }
         let (payload, sum) = snapshot.split_last_chunk().ok_or(SnapshotError::Damaged)?;
         if checksum(payload) != u64::from_be_bytes(*sum) {
@@ -162,6 +166,8 @@ fn checksum(octets: &[u8]) -> u64 {
 }
 
 const MAGIC: &[u8] = b"watershed cache 1\n";
+/// What snapshots of every version begin with.
+const ANY_MAGIC: &[u8] = b"watershed cache ";
 /// No tables have it.
 const NO_EPOCH: Epoch = Epoch(0);
 /// The longest life of any answer, and as long again stale.
@@ -235,7 +241,7 @@ mod tests {
         let other_version = [b"watershed cache 9\n", &good[MAGIC.len()..]].concat();
         for (fault, snapshot, unix_now, error) in [
             ("empty", &[][..], UNIX, SnapshotError::Foreign),
-            ("another version", &other_version, UNIX, SnapshotError::Foreign),
+            ("another version", &other_version, UNIX, SnapshotError::OtherVersion),
             ("an octet changed", &damaged, UNIX, SnapshotError::Damaged),
             ("cut short", &good[..good.len() - 3], UNIX, SnapshotError::Damaged),
             ("from the future", &good, UNIX - 1, SnapshotError::Outdated),

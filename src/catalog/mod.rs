@@ -27,6 +27,6 @@ pub use model::{
     Check, Host, Instance, InstanceKey, Kind, Node, NodeKey, Registration, Role, ServiceKey, Tagged, Weights,
 };
 pub use names::{Said, Verdict};
-pub use registry::{Changes, CheckKey, Outcome, Outcomes, Part, Registry, Set, SourceId};
-pub use remote::{Found, Held, News, Standing};
+pub use registry::{Changes, CheckKey, Outcome, Outcomes, Part, Registry, SavedPolicy, Set, SourceId};
+pub use remote::{Found, Held, News, Resumed, SavedRemote, Standing};
 pub use snapshot::{SLOTS, Service, Slot, Snapshot, Tally};

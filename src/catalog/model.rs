@@ -5,11 +5,13 @@
 
 use std::{collections::BTreeMap, net::IpAddr, str::FromStr, sync::Arc};
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
 use super::health::Status;
 use crate::wire::{Name, NameError};
 
 /// A host on which instances run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Node {
     /// As registered.
     pub name: Arc<str>,
@@ -26,7 +28,7 @@ pub struct Node {
 }
 
 /// One instance of a service.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Instance {
     /// What was registered.
     pub registration: Arc<Registration>,
@@ -35,7 +37,7 @@ pub struct Instance {
 }
 
 /// What is registered of an instance.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Registration {
     /// Where it runs.
     pub node: NodeKey,
@@ -60,7 +62,7 @@ pub struct Registration {
 }
 
 /// What an instance is to a service mesh.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
 pub enum Role {
     /// Nothing.
     #[default]
@@ -80,7 +82,7 @@ pub enum Role {
 }
 
 /// The weight of an instance in SRV records, by its status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Weights {
     /// While all its checks pass.
     pub passing: u16,
@@ -95,7 +97,7 @@ impl Default for Weights {
 }
 
 /// A further address of a node or an instance.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Tagged {
     /// The address.
     pub address: Host,
@@ -104,7 +106,7 @@ pub struct Tagged {
 }
 
 /// A check and its last outcome.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Check {
     /// Unique on its node.
     pub id: Arc<str>,
@@ -140,6 +142,22 @@ impl FromStr for Host {
     }
 }
 
+/// Saved in the form in which it is written.
+impl Serialize for Host {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Ip(ip) => serializer.collect_str(ip),
+            Self::Name(name) => serializer.collect_str(name),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Host {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
 impl Host {
     /// The address, if it is one.
     pub fn ip(&self) -> Option<IpAddr> {
@@ -151,14 +169,14 @@ impl Host {
 }
 
 /// By what a node is known.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub struct NodeKey {
     datacenter: Arc<str>,
     name: Arc<str>,
 }
 
 /// By what an instance is known.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub struct InstanceKey {
     /// Its node.
     pub node: NodeKey,
@@ -167,7 +185,7 @@ pub struct InstanceKey {
 }
 
 /// By what a set of instances is known that one question finds.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub struct ServiceKey {
     kind: Kind,
     datacenter: Arc<str>,
@@ -175,7 +193,7 @@ pub struct ServiceKey {
 }
 
 /// In what respect instances belong to a service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub enum Kind {
     /// They are the service.
     Service,

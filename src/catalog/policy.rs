@@ -15,7 +15,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::model::{Instance, InstanceKey, Registration};
-use crate::clock::Moment;
+use crate::clock::{Moment, Offset};
 
 /// How the instances of a service are chosen, section `[catalog.service.NAME]`. Instead, each key may stand in the `meta`
 /// of the service's instances, as `watershed-policy`, `watershed-hold-down` and so on; the section outranks them.
@@ -208,7 +208,42 @@ struct Member {
     failures: [Option<Moment>; FLAPS],
 }
 
+/// What is kept of a service's state for the next process.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Saved {
+    began: Option<Offset>,
+    primary: Option<InstanceKey>,
+    members: Vec<SavedMember>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+struct SavedMember {
+    key: InstanceKey,
+    healthy_since: Option<Offset>,
+    /// The latest first.
+    failures: Vec<Offset>,
+}
+
 impl State {
+    /// What the next process has to know, with times relative to `now`.
+    pub fn save(&self, now: Moment) -> Saved {
+        let mut members: Vec<_> = self.members.iter().map(|(key, member)| member.save(key, now)).collect();
+        members.sort_by(|a, b| a.key.cmp(&b.key));
+        Saved { began: self.began.map(|began| began.offset(now)), primary: self.primary.clone(), members }
+    }
+
+    /// The state that was saved at `origin`.
+    pub fn restore(saved: Saved, origin: Moment) -> Self {
+        let at = |offset: Offset| origin.at(offset);
+        let member = |saved: SavedMember| {
+            let mut failures = saved.failures.into_iter().map(at);
+            let failures = [(); FLAPS].map(|()| failures.next());
+            (saved.key, Member { healthy_since: saved.healthy_since.map(at), failures })
+        };
+        let members = saved.members.into_iter().map(member).collect();
+        Self { began: saved.began.map(at), primary: saved.primary, members }
+    }
+
     /// Chooses among `candidates`, which come in an order that does not change without need.
     pub fn choose(&mut self, rules: &Rules, candidates: &[Candidate], now: Moment) -> Choice {
         self.observe(candidates, now);
@@ -295,6 +330,14 @@ impl State {
 }
 
 impl Member {
+    fn save(&self, key: &InstanceKey, now: Moment) -> SavedMember {
+        SavedMember {
+            key: key.clone(),
+            healthy_since: self.healthy_since.map(|since| since.offset(now)),
+            failures: self.failures.iter().flatten().map(|failure| failure.offset(now)).collect(),
+        }
+    }
+
     /// Until when it is held back for its flapping, healthy as it has been since then.
     fn damped_until(&self, damping: Duration, since: Moment) -> Option<Moment> {
         let (last, first) = (self.failures[0]?, self.failures[FLAPS - 1]?);

@@ -12,16 +12,17 @@ use std::{
 };
 
 use foldhash::{HashMap, HashMapExt, HashSet};
+use serde::{Deserialize, Serialize};
 
 use super::{
     Live, Settings,
     health::Status,
     model::{Check, Host, Instance, InstanceKey, Kind, Node, NodeKey, ServiceKey},
-    policy::{Candidate, Health, Rules, State},
+    policy::{self, Candidate, Health, Rules, State},
     remote::Remote,
     snapshot::{Chosen, Holder, Service, Slot, Snapshot, Tally},
 };
-use crate::clock::Moment;
+use crate::clock::{Moment, Offset};
 
 /// What all sources know.
 pub struct Registry {
@@ -31,6 +32,8 @@ pub struct Registry {
     on_node: HashMap<NodeKey, HashSet<InstanceKey>>,
     members: HashMap<ServiceKey, BTreeSet<InstanceKey>>,
     policies: HashMap<ServiceKey, Ruled>,
+    /// States of policies from an earlier process, for services of which no instance is known yet.
+    restored: HashMap<ServiceKey, State>,
     /// When policies want to be heard again.
     wakes: BTreeSet<(Moment, ServiceKey)>,
     snapshot: Snapshot,
@@ -113,6 +116,15 @@ struct Ruled {
     past: VecDeque<(Moment, State)>,
 }
 
+/// What is kept of the policy of a service for the next process.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+pub struct SavedPolicy {
+    service: ServiceKey,
+    state: policy::Saved,
+    /// What it was until when, the latest last.
+    past: Vec<(Offset, policy::Saved)>,
+}
+
 /// What a change has touched so far.
 #[derive(Default)]
 struct Touched {
@@ -131,6 +143,7 @@ impl Registry {
             on_node: HashMap::new(),
             members: HashMap::new(),
             policies: HashMap::new(),
+            restored: HashMap::new(),
             wakes: BTreeSet::new(),
             snapshot: Snapshot::new(settings.into()),
             void: HashSet::default(),
@@ -220,6 +233,16 @@ impl Registry {
         members.filter_map(|key| own_version(&self.instances, key, source).cloned()).collect()
     }
 
+    /// All that a source says, in the order of the keys.
+    pub(super) fn all_of(&self, source: SourceId) -> (Vec<Arc<Node>>, Vec<Arc<Instance>>) {
+        let Some(held) = self.held.get(&source) else { return Default::default() };
+        let nodes: BTreeSet<&NodeKey> = held.nodes.iter().collect();
+        let instances: BTreeSet<&InstanceKey> = held.instances.iter().collect();
+        let nodes = nodes.into_iter().filter_map(|key| own_version(&self.nodes, key, source).cloned());
+        let instances = instances.into_iter().filter_map(|key| own_version(&self.instances, key, source).cloned());
+        (nodes.collect(), instances.collect())
+    }
+
     /// What is known at an agent elsewhere, if one is followed.
     pub(super) fn remote_mut(&mut self) -> &mut Option<Remote> {
         &mut self.snapshot.remote
@@ -295,6 +318,40 @@ impl Registry {
             }
         };
         first_status(declared.unwrap_or(Status::Unknown), is_ttl, present)
+    }
+
+    /// What the next process has to know of the policies, with times relative to `now`.
+    pub fn save_policies(&self, now: Moment) -> Vec<SavedPolicy> {
+        let save = |(service, ruled): (&ServiceKey, &Ruled)| {
+            let past = ruled.past.iter().map(|(until, state)| (until.offset(now), state.save(now)));
+            SavedPolicy { service: service.clone(), state: ruled.state.save(now), past: past.collect() }
+        };
+        let waiting = self.restored.iter().map(|(service, state)| SavedPolicy {
+            service: service.clone(),
+            state: state.save(now),
+            past: Vec::new(),
+        });
+        let mut saved: Vec<_> = self.policies.iter().map(save).chain(waiting).collect();
+        saved.sort_by(|a, b| a.service.cmp(&b.service));
+        saved
+    }
+
+    /// Takes in the policies that an earlier process has saved at `origin`, in place of what has been chosen so far. All that
+    /// is known of instances must have been published before, or a choice would be lost for lack of the chosen instance.
+    pub fn restore_policies(&mut self, saved: Vec<SavedPolicy>, origin: Moment, now: Moment) -> Changes {
+        let mut touched = Touched::default();
+        for SavedPolicy { service, state, past } in saved {
+            let state = State::restore(state, origin);
+            match self.policies.get_mut(&service) {
+                Some(ruled) => {
+                    let restore = |(until, state)| (origin.at(until), State::restore(state, origin));
+                    (ruled.state, ruled.past) = (state, past.into_iter().map(restore).collect());
+                    touched.services([service]);
+                }
+                None => drop(self.restored.insert(service, state)),
+            }
+        }
+        self.commit(touched, now)
     }
 
     /// When [`Registry::tick`] is due.
@@ -510,9 +567,10 @@ impl Registry {
             return None;
         };
         let candidates: Vec<_> = instances.iter().map(|instance| self.candidate(instance, &rules)).collect();
+        let restored = &mut self.restored;
         let ruled = self.policies.entry(key.clone()).or_insert_with(|| Ruled {
             rules: rules.clone(),
-            state: State::default(),
+            state: restored.remove(key).unwrap_or_default(),
             wake: None,
             past: VecDeque::new(),
         });

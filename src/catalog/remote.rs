@@ -8,8 +8,10 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use foldhash::fast::RandomState;
 use rpds::{HashTrieMapSync, HashTrieSetSync};
+use serde::{Deserialize, Serialize};
 
 use super::{
+    health::Status,
     model::{Instance, Kind, Node, NodeKey, ServiceKey},
     registry::{Outcomes, Registry, Set, SourceId},
     snapshot::{Slot, Snapshot},
@@ -44,7 +46,7 @@ pub enum Held {
 }
 
 /// What a prepared query has found.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Found {
     /// The service of the instances, as registered.
     pub service: String,
@@ -124,6 +126,38 @@ pub(super) struct Remote {
     found: HashTrieMapSync<ServiceKey, Arc<Found>, RandomState>,
     /// Services that were under a policy or a guard when the agent was lost.
     ruled: Arc<BTreeSet<ServiceKey>>,
+}
+
+/// What is kept of an agent's catalog for the next process.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+pub struct SavedRemote {
+    datacenter: String,
+    others: Vec<String>,
+    /// The names of all services, in lower case.
+    listed: Vec<String>,
+    nodes: Vec<Arc<Node>>,
+    instances: Vec<Arc<Instance>>,
+    /// What was followed, and so was the present state.
+    followed: Vec<ServiceKey>,
+    /// What was fetched once.
+    fetched: Vec<ServiceKey>,
+    found: Vec<(ServiceKey, Arc<Found>)>,
+    ruled: Vec<ServiceKey>,
+}
+
+/// What is held of an agent that has not been reached by this process yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resumed {
+    /// Its own datacenter, in lower case.
+    pub datacenter: String,
+    /// The names of all services, in lower case.
+    pub listed: Vec<String>,
+    /// All nodes.
+    pub nodes: Vec<Arc<Node>>,
+    /// What was followed, with the number of instances that could be given.
+    pub followed: Vec<(ServiceKey, usize)>,
+    /// When the agent answered last.
+    pub contact: Moment,
 }
 
 /// What can be said of something at an agent.
@@ -215,6 +249,64 @@ impl Registry {
         *self.remote_mut() = is_followed.then(Remote::new);
         self.publish(source, Set::default(), Outcomes::Published, now);
         self.void(Slot::all());
+    }
+
+    /// What the next process has to know of the agent's catalog; nothing if no agent is followed.
+    pub fn save_remote(&mut self, source: SourceId) -> Option<SavedRemote> {
+        let (nodes, instances) = self.all_of(source);
+        let is_ruled_by_policy: Vec<ServiceKey> = self.ruled_services();
+        let remote = self.remote_mut().as_ref()?;
+        let held = |wanted: fn(&Held) -> bool| {
+            let keys = remote.held.iter().filter(move |(_, held)| wanted(held)).map(|(key, _)| key.clone());
+            keys.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+        };
+        let mut found: Vec<_> = remote.found.iter().map(|(key, found)| (key.clone(), found.clone())).collect();
+        found.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let mut listed: Vec<_> = remote.listed.iter().cloned().collect();
+        listed.sort();
+        let ruled = if remote.standing == Standing::Lost { is_ruled_by_policy } else { Vec::new() };
+        Some(SavedRemote {
+            datacenter: remote.datacenter.to_string(),
+            others: remote.others.iter().cloned().collect(),
+            listed,
+            nodes,
+            instances,
+            followed: held(|held| matches!(held, Held::Followed | Held::Failed { has_last: true, .. })),
+            fetched: held(|held| matches!(held, Held::Until(_))),
+            found,
+            ruled: ruled.into_iter().chain(remote.ruled.iter().cloned()).collect(),
+        })
+    }
+
+    /// Takes in what an earlier process has saved of the agent that is followed, which answered last at `contact`. It counts as
+    /// the word of an agent that is away; if it is too old for that (no `contact`), all that is kept is which services only
+    /// the agent's instances may answer for. What is held, if anything is.
+    pub fn restore_remote(
+        &mut self,
+        source: SourceId,
+        saved: SavedRemote,
+        contact: Option<Moment>,
+        now: Moment,
+    ) -> Option<Resumed> {
+        let SavedRemote { datacenter, others, listed, nodes, instances, followed, fetched, found, ruled } = saved;
+        self.hear(source, News::Datacenters { own: datacenter.clone(), others }, now);
+        let set = Set { nodes: nodes.clone(), instances };
+        self.hear(source, News::All { set, listed: listed.clone(), held: followed.clone() }, now);
+        for key in fetched {
+            self.hear(source, News::Held(key, Held::Until(now)), now);
+        }
+        let remote = self.remote_mut().as_mut()?;
+        found.into_iter().for_each(|(key, found)| remote.found.insert_mut(key, found));
+        remote.ruled = Arc::new(ruled.into_iter().collect());
+        let standing = if contact.is_some() { Standing::Away } else { Standing::Lost };
+        self.hear(source, News::Standing(standing), now);
+        let snapshot = self.snapshot();
+        let healthy = |key: &ServiceKey| {
+            let instances = snapshot.service(key).map(|service| &service.instances[..]).unwrap_or_default();
+            instances.iter().filter(|instance| snapshot.status(instance) != Status::Critical).count()
+        };
+        let followed = followed.into_iter().map(|key| (key.clone(), healthy(&key))).collect();
+        contact.map(|contact| Resumed { datacenter, listed, nodes, followed, contact })
     }
 
     /// Takes in what becomes known of the agent that is followed, or by it.

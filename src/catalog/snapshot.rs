@@ -16,6 +16,7 @@ use super::{
     Settings,
     health::Status,
     model::{Instance, InstanceKey, Kind, Node, NodeKey, ServiceKey},
+    registry::CheckKey,
     remote::Remote,
 };
 
@@ -149,6 +150,21 @@ impl Snapshot {
     /// All nodes, in no order.
     pub fn nodes(&self) -> impl Iterator<Item = (&NodeKey, &Arc<Node>)> {
         self.nodes.iter()
+    }
+
+    /// The outcome of a check.
+    pub fn outcome(&self, key: &CheckKey) -> Option<(Status, Arc<str>)> {
+        let checks = match &key.service_id {
+            None => &self.nodes.get(&key.node)?.checks,
+            Some(id) => {
+                let mut instances = self.services.values().flat_map(|service| &service.instances);
+                let is_it = |instance: &&Arc<Instance>| {
+                    instance.registration.id == *id && instance.registration.node == key.node
+                };
+                &instances.find(is_it)?.checks
+            }
+        };
+        checks.iter().find(|check| check.id == key.check).map(|check| (check.status, check.output.clone()))
     }
 
     /// The instances of a service.

@@ -9,7 +9,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::lasting::run_lasting;
 use crate::{
     catalog::{
-        Standing, Wish,
+        Resumed, Standing, Wish,
         source::consul::{Agent, Event},
     },
     metrics::Metrics,
@@ -42,8 +42,15 @@ impl Follower {
         self.running.lock().as_ref().is_some_and(|(running, _)| running.is_like(agent))
     }
 
-    /// Follows this agent, or none, in place of the last. `standing` is how the catalog stands to what the last has said.
-    pub fn replace(&self, agent: Option<Agent>, standing: Standing, tell: impl Fn(Event) + Send + Sync + 'static) {
+    /// Follows this agent, or none, in place of the last. `standing` is how the catalog stands to what the last
+    /// has said; the agent is returned. `resumed` is what an earlier process has saved.
+    pub fn replace(
+        &self,
+        agent: Option<Agent>,
+        standing: Standing,
+        resumed: Option<Resumed>,
+        tell: impl Fn(Event) + Send + Sync + 'static,
+    ) -> Option<Arc<Agent>> {
         let mut running = self.running.lock();
         if let Some((_, closing)) = running.take() {
             closing.cancel();
@@ -52,20 +59,21 @@ impl Follower {
         levels.catalog_source_up.set(0);
         levels.catalog_source_followed.set(0);
         levels.catalog_source_configured.set(agent.is_some().into());
-        let Some(agent) = agent.map(Arc::new) else { return };
+        let agent = Arc::new(agent?);
         let closing = self.closing.child_token();
         *running = Some((agent.clone(), closing.clone()));
         let (wishes, metrics) = (self.wishes.clone(), self.metrics.clone());
         self.tasks.spawn(async move {
             let (agent, wishes, tell, metrics, closing) = (&agent, &wishes, &tell, &metrics, &closing);
-            let mut standing = standing;
+            let mut before = (standing, resumed);
             run_lasting("agent", || {
                 // After a panic, what was said last stays in service until it is said again.
-                let standing = mem::replace(&mut standing, Standing::Away);
-                async move { agent.run(&mut *wishes.lock().await, standing, tell, metrics, closing.clone()).await }
+                let before = mem::replace(&mut before, (Standing::Away, None));
+                async move { agent.run(&mut *wishes.lock().await, before, tell, metrics, closing.clone()).await }
             })
             .await;
         });
+        running.as_ref().map(|(agent, _)| agent.clone())
     }
 }
 

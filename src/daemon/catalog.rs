@@ -24,12 +24,13 @@ use super::{
     agent::Follower,
     guard::{self, Guard, Remote, Verdict},
     lasting::run_lasting,
+    memory::{self, AgentCatalog, Findings, Memory, Past, RemoteCheck},
     registrations::{Place, Registrations},
 };
 use crate::{
     catalog::{
-        ApiConfig, CheckKey, Config, Identity, Instance, InstanceKey, Live, News, Outcomes, Registry, Set, Settings,
-        SourceId, Standing, System,
+        ApiConfig, Check, CheckKey, Config, Identity, Instance, InstanceKey, Live, News, Node, NodeKey, Outcomes,
+        Registry, Resumed, Set, Settings, SourceId, Standing, System,
         check::{self, Declaration, Definition, Dialer, Event, Limits, Link, Runner, Scripts},
         health::Status,
         source::{
@@ -38,7 +39,7 @@ use crate::{
             value::{Fault, Value},
         },
     },
-    clock::{Moment, unix_millis},
+    clock::{Moment, Stamp, unix_millis},
     control::consul::{Order, Served},
     forward,
     metrics::Metrics,
@@ -93,6 +94,10 @@ pub(super) struct Shared {
     /// Held while a file is written. Whether the files are another process's now.
     pub(super) files_left: tokio::sync::Mutex<bool>,
     metrics: Arc<Metrics>,
+    /// The agent that is followed.
+    pub(super) agent: Mutex<Option<Arc<consul::Agent>>>,
+    /// Whether the last save has failed, which is logged once.
+    pub(super) is_failing: Mutex<bool>,
 }
 
 pub(super) struct State {
@@ -108,6 +113,14 @@ pub(super) struct State {
     guard: Guard,
     /// Who the agent is that is followed, once it has said so.
     introduction: Option<consul::Introduction>,
+    /// Checks of instances on other hosts as an earlier process knew them, until they are started here.
+    remotes: HashMap<Arc<str>, (RemoteCheck, Moment)>,
+    /// Whether anything but the checks has changed since the findings were saved.
+    has_news: bool,
+    /// Whether the agent has said anything since its catalog was saved.
+    has_agent_news: bool,
+    /// Its last answer by what was saved last.
+    saved_contact: Moment,
 }
 
 pub(super) struct Known {
@@ -167,10 +180,20 @@ fn define(value: &Value, scripts: Scripts) -> Result<Definition, Vec<Fault>> {
 }
 
 impl Catalog {
-    /// Takes a catalog into service. Its tasks are among `tasks`, and end with `stopping`.
-    pub fn start(mut plan: Plan, metrics: Arc<Metrics>, tasks: &TaskTracker, stopping: &CancellationToken) -> Self {
+    /// Takes a catalog into service. What is registered is kept at `place`, and so is what is found out; an earlier process may
+    /// have passed that on. Its tasks are among `tasks`, and end with `stopping`.
+    pub fn start(
+        mut plan: Plan,
+        place: Place,
+        passed_on: Option<&[u8]>,
+        metrics: Arc<Metrics>,
+        tasks: &TaskTracker,
+        stopping: &CancellationToken,
+    ) -> Self {
         let (runner, news) = Runner::new(Dialer::new(), Limits::default());
         let agent = plan.agent.take();
+        let mut memory = Memory::load(passed_on, place.folder.as_deref());
+        let registrations = Registrations::load(place, memory.registrations.take());
         let mut registry = Registry::new(plan.settings.clone());
         registry.follow(CONSUL, agent.is_some(), Moment::now());
         let (live, wishes) = Live::new(registry.snapshot());
@@ -181,22 +204,29 @@ impl Catalog {
             state: Mutex::new(State {
                 plan,
                 registry,
-                registrations: Registrations::default(),
+                registrations,
                 checks: HashMap::new(),
                 running: HashMap::new(),
                 deregistered: HashSet::new(),
                 guard: Guard::default(),
                 introduction: None,
+                remotes: HashMap::new(),
+                has_news: false,
+                has_agent_news: false,
+                saved_contact: Moment::default(),
             }),
             changed: Notify::new(),
             unsaved: Notify::new(),
             files_left: tokio::sync::Mutex::new(false),
             metrics: metrics.clone(),
+            agent: Mutex::new(None),
+            is_failing: Mutex::new(false),
         });
         let closing = stopping.child_token();
         let (orders, heard) = mpsc::channel(ORDERS);
         let follower = Follower::new(wishes, metrics, tasks.clone(), closing.clone());
-        shared.publish(|state| state.register(&shared.runner));
+        let mut resumed = None;
+        shared.publish(|state| resumed = state.begin(memory, agent.as_ref(), &shared.runner));
         tasks.spawn({
             let (shared, closing) = (shared.clone(), closing.clone());
             async move {
@@ -207,12 +237,14 @@ impl Catalog {
                     run_lasting("catalog", || async { shared.follow(&mut *news.lock().await, closing.clone()).await }),
                     run_lasting("orders", || async {
                         shared.follow_orders(&mut *heard.lock().await, closing.clone()).await
-                    })
+                    }),
+                    run_lasting("memory", || shared.keep(closing.clone()))
                 )
             }
         });
+        shared.unsaved.notify_one();
         let catalog = Self { shared, follower, closing, orders, began: unix_millis() };
-        catalog.follow(agent);
+        catalog.follow(agent, resumed);
         catalog
     }
 
@@ -230,6 +262,7 @@ impl Catalog {
     /// The files are ours again.
     pub async fn take_back_files(&self) {
         *self.shared.files_left.lock().await = false;
+        self.shared.state.lock().forget_saved();
         self.shared.save_all().await;
     }
 
@@ -240,8 +273,18 @@ impl Catalog {
         before.unwrap_or_else(|| Served::new(live(), self.orders.clone(), config.clone(), self.began).into())
     }
 
-    /// Follows this agent, or none. One that is followed already goes on.
-    fn follow(&self, agent: Option<consul::Agent>) {
+    /// What a successor has to know, as it is when it asks. Nothing that was passed on is forgotten here.
+    pub fn estate(&self) -> Box<dyn FnMut() -> Result<Vec<u8>, String> + Send> {
+        let shared = self.shared.clone();
+        Box::new(move || {
+            let stamp = Stamp::now();
+            memory::write(&shared.estate(), stamp)
+        })
+    }
+
+    /// Follows this agent, or none. One that is followed already goes on. `resumed` is what is held of it from an earlier
+    /// process.
+    fn follow(&self, agent: Option<consul::Agent>, resumed: Option<Resumed>) {
         if agent.as_ref().is_some_and(|agent| self.follower.follows(agent)) {
             return;
         }
@@ -257,7 +300,7 @@ impl Catalog {
             }
         });
         let shared = self.shared.clone();
-        self.follower.replace(agent, standing, move |event| shared.hear(event));
+        *self.shared.agent.lock() = self.follower.replace(agent, standing, resumed, move |event| shared.hear(event));
     }
 
     /// Where its answers come from, from now on.
@@ -279,7 +322,7 @@ impl Catalog {
     /// are others now.
     pub fn adopt(&self, mut plan: Plan) -> bool {
         let domains = self.shared.live.load().settings().domains().to_vec();
-        self.follow(plan.agent.take());
+        self.follow(plan.agent.take(), None);
         self.shared.publish(|state| state.adopt(plan, &self.shared.runner));
         domains != self.shared.live.load().settings().domains()
     }
@@ -296,6 +339,7 @@ impl Shared {
     pub(super) fn publish(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.state.lock();
         change(&mut state);
+        state.has_news = true;
         state.registry.publish_to(&self.live);
         drop(state);
         self.changed.notify_one();
@@ -305,11 +349,13 @@ impl Shared {
     fn hear(&self, event: consul::Event) {
         match event {
             consul::Event::Agent(agent) => self.publish(|state| {
+                state.has_agent_news = true;
                 if state.introduce(agent) {
                     state.register(&self.runner);
                 }
             }),
             consul::Event::News(news) => self.publish(|state| {
+                state.has_agent_news = true;
                 let now = Moment::now();
                 news.into_iter().for_each(|news| state.registry.hear(CONSUL, news, now));
             }),
@@ -343,6 +389,7 @@ impl Shared {
                 _ = looks.tick() => {
                     let mut state = self.state.lock();
                     if state.look_out(self) {
+                        state.has_news = true;
                         state.registry.publish_to(&self.live);
                     }
                 }
@@ -353,6 +400,105 @@ impl Shared {
 }
 
 impl State {
+    /// Makes what is known from files, registrations and an earlier process all there is, and runs the checks. What is held of
+    /// the agent, if anything is.
+    fn begin(&mut self, memory: Memory, agent: Option<&consul::Agent>, runner: &Runner) -> Option<Resumed> {
+        let now = Moment::now();
+        let (findings, origin) = memory.findings.map(|Past { saved, origin }| (saved, origin)).unwrap_or_default();
+        let contact = origin.zip(findings.agent_contact).map(|(origin, contact)| origin.at(contact));
+        let resumed = agent.zip(memory.agent).and_then(|(agent, past)| self.resume(past, contact, agent, now));
+        if let Some(origin) = origin {
+            runner.restore(findings.checks, origin);
+            self.guard = Guard::restore(findings.guard, origin);
+            let remotes = findings.remotes.into_iter();
+            self.remotes = remotes.map(|remote| (remote.check.clone(), (remote, origin))).collect();
+        }
+        self.deregistered = memory.deregistered.into_iter().collect();
+        self.register(runner);
+        // Without a clock to rely on, the choices still hold, as if they were of now.
+        self.registry.restore_policies(findings.policies, origin.unwrap_or(now), now);
+        resumed
+    }
+
+    /// Takes in the catalog of an agent that an earlier process has followed, if it is the one that is to be followed.
+    fn resume(
+        &mut self,
+        past: Past<AgentCatalog>,
+        contact: Option<Moment>,
+        agent: &consul::Agent,
+        now: Moment,
+    ) -> Option<Resumed> {
+        let Past { saved: AgentCatalog { source, introduction, catalog, contact: saved_contact }, origin } = past;
+        if !source.meets(&agent.source()) {
+            tracing::info!("the saved catalog is that of another agent, and not used");
+            return None;
+        }
+        // The findings are saved more often, and so know better.
+        let contact = contact.max(origin.map(|origin| origin.at(saved_contact)));
+        let contact = contact.filter(|contact| now.since(*contact) < agent.max_stale());
+        self.introduce(introduction);
+        let resumed = self.registry.restore_remote(CONSUL, catalog, contact, now);
+        match &resumed {
+            Some(resumed) => {
+                let seconds = now.since(resumed.contact).as_secs();
+                tracing::info!(source = "consul", seconds, "saved catalog in service until the agent is reached");
+            }
+            None => tracing::warn!(source = "consul", "the saved catalog is older than max_stale, and not used"),
+        }
+        resumed
+    }
+
+    /// What the next process has to know, but for the agent's catalog.
+    pub(super) fn findings(&mut self, runner: &Runner, agent: Option<&consul::Agent>, now: Moment) -> Findings {
+        self.has_news = false;
+        self.saved_contact = self.contact(agent).unwrap_or_default();
+        let remote = |(check, known): (&Arc<str>, &Known)| {
+            let past = known.remote.as_ref()?.save(now);
+            let is_held = self.guard.holds(&id_of(&known.key));
+            let held = is_held.then(|| self.registry.snapshot().outcome(&known.key)).flatten();
+            Some(RemoteCheck { check: check.clone(), past, held })
+        };
+        Findings {
+            checks: runner.save(now),
+            policies: self.registry.save_policies(now),
+            guard: self.guard.save(now),
+            remotes: self.checks.iter().filter_map(remote).collect(),
+            agent_contact: self.contact(agent).map(|contact| contact.offset(now)),
+        }
+    }
+
+    /// The agent's catalog for the next process, once there is one.
+    pub(super) fn agent_catalog(&mut self, agent: Option<&consul::Agent>, now: Moment) -> Option<AgentCatalog> {
+        self.has_agent_news = false;
+        let introduction = self.introduction.clone()?;
+        let source = agent?.source();
+        let contact = self.contact(agent).unwrap_or_default().offset(now);
+        let catalog = self.registry.save_remote(CONSUL)?;
+        Some(AgentCatalog { source, introduction, catalog, contact })
+    }
+
+    /// When the agent whose word is in service has answered last.
+    pub(super) fn contact(&self, agent: Option<&consul::Agent>) -> Option<Moment> {
+        let is_lost = self.registry.snapshot().standing().is_none_or(|standing| standing == Standing::Lost);
+        agent.filter(|_| !is_lost).map(consul::Agent::last_contact)
+    }
+
+    /// Whether anything is to be saved by now: of the findings, and of the agent's catalog.
+    pub(super) fn is_unsaved(&self, runner: &Runner, agent: Option<&consul::Agent>, now: Moment) -> (bool, bool) {
+        let is_alive = self.contact(agent).is_some_and(|contact| contact.since(self.saved_contact) >= CONTACT_DELAY);
+        (self.has_news || is_alive || runner.is_unsaved(now), self.has_agent_news)
+    }
+
+    /// What a successor has to know besides: the registrations, and which services of files were deregistered.
+    pub(super) fn registered(&self) -> (Option<String>, Vec<Arc<str>>) {
+        (self.registrations.to_text(), self.deregistered.iter().cloned().collect())
+    }
+
+    /// What is on the disk is not what was saved.
+    pub(super) fn forget_saved(&mut self) {
+        (self.has_news, self.has_agent_news) = (true, true);
+    }
+
     fn adopt(&mut self, mut plan: Plan, runner: &Runner) {
         plan.introduce(self.introduction.as_ref());
         if plan.settings != self.plan.settings {
@@ -389,6 +535,8 @@ impl State {
         let definitions = definitions.filter(|(key, _)| is_in(key.service_id.as_ref()));
         let definitions: Vec<_> = definitions.map(|(key, definition)| (key, definition.clone())).collect();
         runner.replace(definitions.iter().map(|check| self.check_of(check)).collect());
+        // What is known of a check from an earlier process counts from the start.
+        self.note_outcomes(&mut set.nodes, &mut set.instances, runner);
         self.registry.publish(FILES, set, Outcomes::Ours, now);
         let mut before = std::mem::take(&mut self.checks);
         self.running.clear();
@@ -424,6 +572,7 @@ impl State {
             ran.insert(check, known);
         }
         definitions.iter().for_each(|check| runner.start(self.check_of(check)));
+        self.note_outcomes(&mut part.nodes, &mut part.instances, runner);
         self.registry.publish_part(FILES, part, Outcomes::Ours, now);
         for (key, definition) in definitions {
             let known = ran.remove(&key.check);
@@ -436,6 +585,33 @@ impl State {
         let is_ttl = matches!(definition.kind, check::Kind::Ttl(_));
         let begins = self.registry.first_status(key, definition.initial, is_ttl);
         check::Check { id: id_of(key), service: key.service_id.clone(), definition: definition.clone(), begins }
+    }
+
+    /// Gives the checks of nodes and instances the outcomes that are known of them.
+    fn note_outcomes(&self, nodes: &mut [Arc<Node>], instances: &mut [Arc<Instance>], runner: &Runner) {
+        let note = |node: &NodeKey, checks: &[Check]| {
+            let mut noted = checks.to_vec();
+            for check in &mut noted {
+                let id = check::Id { node: node.name().into(), check: check.id.clone() };
+                let remote = self.remotes.get(&check.id).filter(|_| self.guard.holds(&id));
+                let held = remote.and_then(|(remote, _)| remote.held.clone());
+                let known = || runner.state(&id).filter(|_| !self.guard.holds(&id));
+                if let Some((status, output)) = held.or_else(|| known().map(|event| (event.status, event.output))) {
+                    (check.status, check.output) = (status, output);
+                }
+            }
+            (noted != checks).then_some(noted)
+        };
+        for node in nodes {
+            if let Some(checks) = note(&node.key(), &node.checks) {
+                *node = Node { checks, ..Node::clone(node) }.into();
+            }
+        }
+        for instance in instances {
+            if let Some(checks) = note(&instance.registration.node, &instance.checks) {
+                *instance = Instance { checks, registration: instance.registration.clone() }.into();
+            }
+        }
     }
 
     /// Notes a check that runs now, and has run as `before`.
@@ -453,7 +629,13 @@ impl State {
         let is_new = before.is_none();
         let mut remote = remote.map(|remote| remote.follow(before.and_then(|before| before.remote)));
         if let Some(remote) = remote.as_mut().filter(|_| is_new) {
-            remote.note(event.at, event.status, event.output);
+            if let Some((restored, origin)) = self.remotes.remove(&key.check) {
+                remote.restore(restored.past, origin);
+            }
+            // Of a check that goes on, this is the last of its past.
+            if !remote.ends_with(event.at, event.status) {
+                remote.begin(event.at, event.status, event.output);
+            }
         }
         self.running.entry(key.service_id.clone()).or_default().insert(key.check.clone());
         self.checks.insert(key.check.clone(), Known { key, status: event.status, remote });
@@ -598,6 +780,8 @@ pub(super) fn id_of(key: &CheckKey) -> check::Id {
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// Of two sources that contradict each other the first is believed. Our own node, by the definition files and by what is registered.
 const FILES: SourceId = SourceId(0);
+/// How often it is saved that the agent still answers.
+const CONTACT_DELAY: Duration = Duration::from_secs(5);
 /// So many orders may wait to be carried out.
 const ORDERS: usize = 1024;
 const CONSUL: SourceId = SourceId(2);

@@ -14,13 +14,15 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     catalog::{
         Host,
         check::{Definition, Id, Kind, Link, Reach, Sighting, cut_off_since},
         health::Status,
     },
-    clock::Moment,
+    clock::{Moment, Offset},
 };
 
 /// Whose word is not taken, and why.
@@ -47,6 +49,27 @@ enum Phase {
     Spent,
 }
 
+/// What is kept of the guard for the next process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub(super) struct Saved {
+    phase: SavedPhase,
+    held: Vec<Id>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+enum SavedPhase {
+    #[default]
+    Open,
+    CutOff {
+        since: Offset,
+    },
+    Returning {
+        since: Offset,
+        contact: Offset,
+    },
+    Spent,
+}
+
 /// What has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -67,7 +90,36 @@ pub(super) struct Remote {
     past: VecDeque<(Moment, Status, Arc<str>)>,
 }
 
+/// What a check of an instance on another host has been, for the next process.
+pub(super) type SavedPast = Vec<(Offset, Status, Arc<str>)>;
+
 impl Guard {
+    /// The guard that was saved at `origin`.
+    pub fn restore(saved: Saved, origin: Moment) -> Self {
+        let phase = match saved.phase {
+            SavedPhase::Open => Phase::Open,
+            SavedPhase::CutOff { since } => Phase::CutOff { since: origin.at(since) },
+            SavedPhase::Returning { since, contact } => {
+                Phase::Returning { since: origin.at(since), contact: origin.at(contact) }
+            }
+            SavedPhase::Spent => Phase::Spent,
+        };
+        Self { phase, held: saved.held.into_iter().collect() }
+    }
+
+    /// What the next process has to know, with times relative to `now`.
+    pub fn save(&self, now: Moment) -> Saved {
+        let phase = match self.phase {
+            Phase::Open => SavedPhase::Open,
+            Phase::CutOff { since } => SavedPhase::CutOff { since: since.offset(now) },
+            Phase::Returning { since, contact } => {
+                SavedPhase::Returning { since: since.offset(now), contact: contact.offset(now) }
+            }
+            Phase::Spent => SavedPhase::Spent,
+        };
+        Saved { phase, held: self.held.iter().cloned().collect() }
+    }
+
     /// Takes in since when we are cut off, if we are, and for how long that may count.
     pub fn judge(&mut self, cut_off: Option<Moment>, hold: Duration, now: Moment) -> Option<Verdict> {
         let (phase, verdict) = match (self.phase, cut_off) {
@@ -152,6 +204,27 @@ impl Remote {
     pub fn follow(mut self, before: Option<Self>) -> Self {
         self.past = before.map(|before| before.past).unwrap_or_default();
         self
+    }
+
+    /// Takes over what the check was in an earlier process, which saved it at `origin`.
+    pub fn restore(&mut self, past: SavedPast, origin: Moment) {
+        self.past = past.into_iter().map(|(at, status, output)| (origin.at(at), status, output)).collect();
+    }
+
+    /// What the next process has to know, with times relative to `now`.
+    pub fn save(&self, now: Moment) -> SavedPast {
+        self.past.iter().map(|(at, status, output)| (at.offset(now), *status, output.clone())).collect()
+    }
+
+    /// Whether this is what the check was last.
+    pub fn ends_with(&self, at: Moment, status: Status) -> bool {
+        self.past.back().is_some_and(|last| (last.0, last.1) == (at, status))
+    }
+
+    /// Notes what the check is from now on, as all that is known of it.
+    pub fn begin(&mut self, at: Moment, status: Status, output: Arc<str>) {
+        self.past.clear();
+        self.note(at, status, output);
     }
 
     /// Notes what the check is from now on.

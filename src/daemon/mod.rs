@@ -6,12 +6,15 @@
 
 mod agent;
 mod catalog;
+mod disk;
 mod guard;
 mod handover;
 mod http;
 mod inherited;
+mod keeping;
 mod lasting;
 mod listen;
+mod memory;
 mod panics;
 mod registrations;
 mod saved;
@@ -161,8 +164,12 @@ impl Daemon {
         let configured = first.map_or_else(open_all, Ok)?;
         let open: Vec<_> = units.into_iter().map(|listener| (listener, None)).chain(configured).collect();
         let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
-        let catalog = plan.map(|plan| Catalog::start(plan, metrics.clone(), &tasks, &stopping));
-        catalog.iter().for_each(|catalog| catalog.keep_registrations(registrations_place(&loaded)));
+        let catalog = plan.map(|plan| {
+            let place = registrations_place(&loaded);
+            // As late as possible: what the predecessor finds out from now on has to be found out here once more.
+            let passed_on = predecessor.and_then(Predecessor::estate);
+            Catalog::start(plan, place, passed_on.as_deref(), metrics.clone(), &tasks, &stopping)
+        });
         let tables = Tables::new(rules(&loaded, &outcome.files, &groups, catalog.as_ref()), epoch);
         let cache = Cache::new(config.cache.size.as_u64() as usize);
         let resolver = Arc::new(Resolver::new(cache, tables, config.server.max_in_flight));
@@ -279,11 +286,12 @@ impl Daemon {
         let sockets: io::Result<Vec<_>> =
             sockets.map(|(name, socket)| Ok((name, socket.try_clone_to_owned()?))).collect();
         let cache = snapshot_file(&self.loaded).map(|file| (self.face.resolver().clone(), file));
+        let estate = self.catalog.as_ref().map(Catalog::estate);
         tokio::task::spawn_blocking(move || {
             if let Some((resolver, file)) = cache {
                 saved::save_cache(&resolver, file);
             }
-            Successor::start(sockets.context("cannot pass the sockets on; see `ulimit -n`")?)
+            Successor::start(sockets.context("cannot pass the sockets on; see `ulimit -n`")?, estate)
         })
     }
 
@@ -399,7 +407,9 @@ impl Daemon {
         let is_other = match (&self.catalog, plan) {
             (Some(catalog), Some(plan)) => catalog.adopt(plan),
             (None, Some(plan)) => {
-                self.catalog = Some(Catalog::start(plan, self.metrics.clone(), &self.tasks, &self.stopping));
+                let place = registrations_place(&self.loaded);
+                let (metrics, tasks, stopping) = (self.metrics.clone(), &self.tasks, &self.stopping);
+                self.catalog = Some(Catalog::start(plan, place, None, metrics, tasks, stopping));
                 true
             }
             (Some(_), None) if !self.loaded.config.catalog.has_source() => {

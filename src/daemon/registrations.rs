@@ -1,36 +1,26 @@
 //! What is registered over the API while the daemon runs: taken in, kept in files, restored.
 //!
 //! Orders come through a bounded queue, and those that have gathered are carried out together: one snapshot, one save. A
-//! registration is answered when it is in force and on the disk. What TTL checks were told is saved a moment later, and
-//! what of it a crash loses is told again within their TTLs.
+//! registration is answered when it is in force and on the disk. What TTL checks were told is saved as results of checks are.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, path::PathBuf, sync::Arc};
 
-use serde::{Deserialize, Serialize};
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep_until},
-};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::catalog::{Shared, State, id_of};
+use super::{
+    catalog::{Shared, State, id_of},
+    disk::{self, Durability, Unusable},
+    memory::{self, Memory},
+};
 use crate::{
     catalog::{
         health::Status,
         source::{
             file::Owner,
-            registered::{Refused, Registered},
+            registered::{self, Refused, Registered},
         },
     },
-    clock::{Moment, unix_seconds},
     control::consul::{Command, Order},
 };
 
@@ -41,8 +31,6 @@ pub(super) struct Registrations {
     registered: Registered,
     /// Whether the disk knows less.
     is_unsaved: bool,
-    /// TTL checks that were told something, by their ids.
-    told: BTreeSet<Arc<str>>,
 }
 
 /// Whether anything may be registered, and where it is kept.
@@ -52,18 +40,6 @@ pub(super) struct Place {
     /// Without one, nothing survives a restart.
     pub folder: Option<PathBuf>,
 }
-
-/// What a TTL check was told last, as it is kept while no process runs.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Told {
-    status: Status,
-    output: String,
-    /// In seconds since 1970.
-    expires: u64,
-}
-
-type States = BTreeMap<String, Told>;
 
 impl Registrations {
     /// What is registered.
@@ -76,10 +52,14 @@ impl Registrations {
         self.place == *place
     }
 
-    /// TTL checks that were told something.
-    #[cfg(test)]
-    pub fn remembered(&self) -> Vec<&str> {
-        self.told.iter().map(|check| &**check).collect()
+    /// Where these are kept, if anywhere.
+    pub fn folder(&self) -> Option<&PathBuf> {
+        self.place.folder.as_ref()
+    }
+
+    /// As they are kept, for a successor; nothing if none can be made.
+    pub fn to_text(&self) -> Option<String> {
+        self.place.is_enabled.then(|| String::from_utf8_lossy(&self.registered.save()).into_owned())
     }
 
     /// Takes out a service.
@@ -88,34 +68,36 @@ impl Registrations {
         self.registered.drop_service(id);
     }
 
-    /// What is kept at a place, and what TTL checks were told.
-    fn load(place: Place) -> (Self, States) {
+    /// What is kept at a place, or what a predecessor has passed on.
+    pub fn load(place: Place, passed_on: Option<Vec<u8>>) -> Self {
         let mut registrations = Self { place, ..Self::default() };
         let Place { is_enabled, folder } = &registrations.place;
-        if *is_enabled && folder.is_none() {
-            tracing::warn!("registrations will not survive a restart; set server.state_directory");
+        if folder.is_none() {
+            let lost = if *is_enabled { ", registrations" } else { "" };
+            tracing::warn!(
+                "results of checks, choices of policies{lost} will not survive a restart; set server.state_directory"
+            );
         }
-        let Some(folder) = folder.clone() else { return (registrations, States::new()) };
-        let file = folder.join(REGISTRATIONS);
-        if *is_enabled && let Some(saved) = read(&file) {
-            let (registered, faults) = Registered::restore(&saved);
-            registrations.registered = registered;
-            for fault in &faults {
-                tracing::error!(file = %file.display(), error = fault, "registration not restored");
-            }
-            if !faults.is_empty() {
-                set_aside(&file);
-                registrations.is_unsaved = true;
-            }
+        if !is_enabled {
+            return registrations;
         }
-        let file = folder.join(STATES);
-        let states = read(&file).map(|saved| serde_json::from_slice(&saved)).unwrap_or_else(|| Ok(States::new()));
-        let states = states.unwrap_or_else(|error| {
-            tracing::warn!(file = %file.display(), %error, "states of TTL checks not restored");
-            set_aside(&file);
-            States::new()
-        });
-        (registrations, states)
+        let file = folder.as_ref().map(|folder| folder.join(REGISTRATIONS));
+        // The disk may know less than a predecessor.
+        registrations.is_unsaved = passed_on.is_some();
+        let saved = passed_on.or_else(|| disk::read(file.as_ref()?));
+        let Some(saved) = saved else { return registrations };
+        let (registered, faults) = Registered::restore(&saved);
+        registrations.registered = registered;
+        let name = file.as_ref().map(|file| tracing::field::display(file.display()));
+        for fault in &faults {
+            tracing::error!(file = &name, error = fault, "registration not restored");
+        }
+        if let Some(file) = file.filter(|_| !faults.is_empty()) {
+            let is_other = memory::version_of(&saved).is_some_and(|version| version != registered::VERSION);
+            disk::set_aside(&file, if is_other { Unusable::UnknownVersion } else { Unusable::Damaged });
+            registrations.is_unsaved = true;
+        }
+        registrations
     }
 
     /// The file and the contents that are to be saved.
@@ -132,37 +114,28 @@ impl Shared {
         if self.state.lock().registrations.are_at(&place) {
             return;
         }
-        let (registrations, states) = Registrations::load(place);
+        let memory = Memory::load(None, place.folder.as_deref());
+        let registrations = Registrations::load(place, None);
         self.publish(|state| {
-            let mut known = std::mem::replace(&mut state.registrations, registrations).told;
-            state.register(&self.runner);
-            known.retain(|check| state.checks.contains_key(check));
-            state.registrations.told.clone_from(&known);
-            let now = unix_seconds();
-            // What was told to this process is newer than what is on the disk.
-            let is_news = |check: &str, told: &Told| told.expires > now && !known.contains(check);
-            for (check, told) in states.into_iter().filter(|(check, told)| is_news(check, told)) {
-                // One that is gone, or finds out by itself, has no use for it.
-                let _ = state.tell(&check, told.status, &told.output, self);
+            // What runs already knows more than the disk; what is registered from now on does not.
+            if let Some((findings, origin)) = memory.findings.and_then(|past| Some((past.saved, past.origin?))) {
+                self.runner.restore(findings.checks, origin);
             }
+            state.registrations = registrations;
+            state.register(&self.runner);
         });
         self.unsaved.notify_one();
     }
 
     /// Carries out orders until the catalog closes.
     pub(super) async fn follow_orders(&self, orders: &mut mpsc::Receiver<Order>, closing: CancellationToken) {
-        let mut states_due = None;
         loop {
-            let states_are_due = sleep_until(states_due.unwrap_or_else(Instant::now));
             tokio::select! {
                 () = closing.cancelled() => break,
                 Some(first) = orders.recv() => {
                     let mut batch = vec![first];
                     while batch.len() < MOST_AT_ONCE && let Ok(next) = orders.try_recv() {
                         batch.push(next);
-                    }
-                    if batch.iter().any(|order| matches!(order.command, Command::Tell { .. })) {
-                        states_due.get_or_insert(Instant::now() + STATES_DELAY);
                     }
                     let mut outcomes = Vec::with_capacity(batch.len());
                     self.publish(|state| {
@@ -181,23 +154,14 @@ impl Shared {
                     }
                 }
                 () = self.unsaved.notified() => drop(self.save().await),
-                () = states_are_due, if states_due.is_some() => {
-                    states_due = None;
-                    self.save_states().await;
-                }
             }
         }
-        self.save_all().await;
-    }
-
-    /// Saves all that is not saved yet.
-    pub(super) async fn save_all(&self) {
-        // What fails is logged, and tried again with the next change.
+        // What fails is logged.
         let _ = self.save().await;
-        self.save_states().await;
     }
 
-    async fn save(&self) -> Result<(), Refused> {
+    /// Saves what is registered, unless it is saved already.
+    pub(super) async fn save(&self) -> Result<(), Refused> {
         let files_left = self.files_left.lock().await;
         if *files_left {
             return Ok(());
@@ -209,23 +173,6 @@ impl Shared {
             self.state.lock().registrations.is_unsaved = true;
             Refused::Unsaved(error)
         })
-    }
-
-    async fn save_states(&self) {
-        let files_left = self.files_left.lock().await;
-        if *files_left {
-            return;
-        }
-        let to_save = {
-            let mut state = self.state.lock();
-            let folder = state.registrations.place.folder.clone();
-            folder.map(|folder| (folder.join(STATES), state.told(self)))
-        };
-        if let Some((file, states)) = to_save
-            && let Ok(contents) = serde_json::to_vec_pretty(&states)
-        {
-            let _ = write(file, contents).await;
-        }
     }
 }
 
@@ -272,75 +219,23 @@ impl State {
         let known = self.checks.get(check).ok_or_else(no_ttl)?;
         let id = id_of(&known.key);
         shared.runner.tell(&id, status, output).map_err(|_| no_ttl())?;
-        self.registrations.told.insert(id.check.clone());
         if let Some(event) = shared.runner.state(&id) {
             self.take_in(event, shared);
         }
         Ok(())
-    }
-
-    /// What TTL checks were told, as far as it still holds.
-    fn told(&mut self, shared: &Shared) -> States {
-        let now = Moment::now();
-        // Ids come and go, in some places with every process.
-        self.registrations.told.retain(|check| self.checks.contains_key(check));
-        let told = self.registrations.told.iter().filter_map(|check| {
-            let id = id_of(&self.checks.get(check)?.key);
-            let (event, expires) = (shared.runner.state(&id)?, shared.runner.expires(&id)?);
-            let expires = unix_seconds() + expires.since(now).as_secs();
-            Some((check.to_string(), Told { status: event.status, output: event.output.to_string(), expires }))
-        });
-        told.collect()
-    }
-}
-
-/// The contents of a file, if there is one that can be read.
-fn read(file: &Path) -> Option<Vec<u8>> {
-    match fs::read(file) {
-        Ok(saved) => Some(saved),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => {
-            tracing::error!(file = %file.display(), %error, "saved file not read");
-            // Or the next save would put another in its place.
-            set_aside(file);
-            None
-        }
-    }
-}
-
-/// Keeps a damaged file for whoever can read it.
-fn set_aside(file: &Path) {
-    let aside = file.with_extension("damaged");
-    match fs::rename(file, &aside) {
-        Ok(()) => tracing::warn!(file = %aside.display(), "damaged file kept"),
-        Err(error) => tracing::warn!(file = %file.display(), %error, "damaged file cannot be kept"),
     }
 }
 
 /// Puts a file in the place of what it was, all of it or nothing, beside those who serve.
 async fn write(file: PathBuf, contents: Vec<u8>) -> Result<(), String> {
     let name = file.display().to_string();
-    let written = tokio::task::spawn_blocking(move || replace(&file, &contents)).await;
+    let written = tokio::task::spawn_blocking(move || disk::replace(&file, &contents, Durability::Disk)).await;
     written.map_err(io::Error::from).and_then(|written| written).map_err(|error| {
         tracing::error!(file = name, %error, "file not saved");
         format!("{name}: {error}")
     })
 }
 
-fn replace(file: &Path, contents: &[u8]) -> io::Result<()> {
-    let part = file.with_extension("part");
-    let mut options = fs::OpenOptions::new();
-    let mut written = options.write(true).create(true).truncate(true).mode(0o600).open(&part)?;
-    written.write_all(contents)?;
-    written.sync_all()?;
-    fs::rename(&part, file)?;
-    // The name is in the folder, which is a file of its own.
-    file.parent().map_or(Ok(()), |folder| fs::File::open(folder)?.sync_all())
-}
-
 const REGISTRATIONS: &str = "registrations.json";
-const STATES: &str = "check_states.json";
 /// So many orders are carried out together.
 const MOST_AT_ONCE: usize = 256;
-/// How long what TTL checks are told is gathered before it is saved.
-const STATES_DELAY: Duration = Duration::from_secs(1);

@@ -8,7 +8,7 @@ mod socket;
 
 pub use batch::{Datagram, Inbox, Local};
 pub use outbox::{Outbox, Sent};
-pub use pass::{message_pair, receive_message, send_message, set_message_timeout};
+pub use pass::{MOST_MESSAGE_BYTES, message_pair, receive_message, send_message, set_message_timeout};
 pub use poll::{Poller, Waker};
 pub use socket::{
     adopt_tcp, adopt_udp, bind_tcp, bind_udp, connect_udp, is_exhaustion, kernel_drops, open_files_limit,

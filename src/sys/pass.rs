@@ -44,9 +44,9 @@ pub fn send_message(socket: impl AsFd, text: &[u8], descriptor: Option<impl AsFd
     Ok(())
 }
 
-/// Waits for the next message, which is cut to [`MOST_BYTES`], and takes the descriptor that it brings; `None` at the end.
+/// Waits for the next message, which is cut to [`MOST_MESSAGE_BYTES`], and takes the descriptor that it brings; `None` at the end.
 pub fn receive_message(socket: impl AsFd) -> io::Result<Option<(Vec<u8>, Option<OwnedFd>)>> {
-    let mut text = vec![0; MOST_BYTES];
+    let mut text = vec![0; MOST_MESSAGE_BYTES];
     let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut room);
     let mut receive = || recvmsg(&socket, &mut [IoSliceMut::new(&mut text)], &mut control, RecvFlags::CMSG_CLOEXEC);
@@ -64,8 +64,8 @@ pub fn receive_message(socket: impl AsFd) -> io::Result<Option<(Vec<u8>, Option<
     Ok(Some((text, descriptor)))
 }
 
-/// Room for a message.
-const MOST_BYTES: usize = 4096;
+/// The longest message that can be received.
+pub const MOST_MESSAGE_BYTES: usize = 4096;
 
 #[cfg(test)]
 mod tests {

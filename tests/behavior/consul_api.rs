@@ -735,12 +735,12 @@ fn a_damaged_file_is_kept_and_no_reason_not_to_start() {
         (r#"{"Version": 1, "Services": [{"Name": "good"}, {"Port": 1}], "Checks": [], "Maintenance": []}"#, 1),
     ] {
         std::fs::write(&file, damaged).unwrap();
-        std::fs::write(state.path().join("check_states.json"), "nonsense").unwrap();
+        std::fs::write(state.path().join("catalog_state.json"), "nonsense").unwrap();
         let daemon = Setup::new(&registering(state.path(), "")).start();
         daemon.wait_for_log(0, |line| line.contains("registration not restored"));
-        daemon.wait_for_log(0, |line| line.contains("states of TTL checks not restored"));
+        daemon.wait_for_log(0, |line| line.contains("catalog_state.json") && line.contains("not used"));
         assert_eq!(read(api(&daemon), "catalog/services").as_object().unwrap().len(), good, "{damaged}");
-        assert_eq!(std::fs::read_to_string(file.with_extension("damaged")).unwrap(), damaged);
+        assert_eq!(std::fs::read_to_string(state.path().join("registrations.json.damaged")).unwrap(), damaged);
         put(&daemon, "agent/service/register", r#"{"Name": "new"}"#);
         assert_eq!(daemon.stop().code, Some(0));
         let daemon = Setup::new(&registering(state.path(), "")).start();

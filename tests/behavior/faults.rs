@@ -83,6 +83,7 @@ fn a_full_disk_costs_what_would_be_saved_and_nothing_else() {
         let ended = daemon.stop();
         assert_eq!(ended.code, Some(0), "{fault}");
         assert!(ended.text.contains("cache not saved"), "{fault}: {}", ended.text);
+        assert_eq!(ended.text.matches("state of the catalog not saved").count(), 1, "{fault}: {}", ended.text);
     }
 }
 

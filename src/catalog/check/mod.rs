@@ -13,6 +13,7 @@ mod http;
 mod http2;
 mod probe;
 mod response;
+mod saved;
 mod schedule;
 mod script;
 mod state;
@@ -24,6 +25,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc},
     task::{self, JoinError, JoinSet},
@@ -38,12 +40,13 @@ pub use definition::{
 };
 pub use duration::GoDuration;
 pub use guard::{Link, Reach, Sighting, cut_off_since};
+pub use saved::Saved;
 
 use crate::{catalog::health::Status, clock::Moment};
 use table::{Job, Table};
 
 /// Which check: its id is unique on its node.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub struct Id {
     /// The name of the node.
     pub node: Arc<str>,
@@ -130,8 +133,27 @@ impl Runner {
     /// Makes these all the checks there are. Those that stay the same are left alone; of those that are defined anew
     /// the state remains until their first result. The status with which a new one begins is no news.
     pub fn replace(&self, checks: Vec<Check>) {
-        self.table.lock().replace(checks, Moment::now(), &mut rand::rng());
+        let now = Moment::now();
+        let mut table = self.table.lock();
+        table.replace(checks, now, &mut rand::rng());
+        // What is seen of an alias from the start is what it follows.
+        table.follow(now);
         self.changed.notify_one();
+    }
+
+    /// Takes in the states that an earlier process has saved at `origin`. They count for checks that are started later.
+    pub fn restore(&self, saved: Vec<Saved>, origin: Moment) {
+        self.table.lock().restore(saved, origin);
+    }
+
+    /// What the next process has to know of the checks, with times relative to `now`.
+    pub fn save(&self, now: Moment) -> Vec<Saved> {
+        self.table.lock().save(now)
+    }
+
+    /// Whether anything has changed since then that is to be saved by now.
+    pub fn is_unsaved(&self, now: Moment) -> bool {
+        self.table.lock().is_unsaved(now)
     }
 
     /// Starts or changes one check.

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
 
 use crate::clock::Moment;
 
@@ -43,7 +44,7 @@ impl Schedule {
 }
 
 /// How a check is paced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 pub(super) enum Pace {
     /// It has not run yet: soon, for until then its service may be missing.
     First,
@@ -77,6 +78,26 @@ impl Pace {
 /// kept whatever a run takes; but a check that takes longer than that must not run without a pause.
 pub(super) fn next_start(started: Moment, wait: Duration, now: Moment) -> Moment {
     (started + wait).max(now + wait.min(MIN_WAIT))
+}
+
+/// The next start of a check whose probe was to start at `due` according to an earlier process, and had its last result at
+/// `result`.
+///
+/// The schedule goes on. Probes that became due meanwhile are spread over as much time as has passed since, so that they
+/// come no faster than they would have come.
+pub(super) fn resumed_start(
+    due: Moment,
+    result: Moment,
+    interval: Duration,
+    now: Moment,
+    rng: &mut impl Rng,
+) -> Moment {
+    // The interval may be shorter than it was.
+    let due = due.min(result + interval.mul_f64(1.0 + JITTER));
+    if due > now {
+        return due;
+    }
+    now + now.since(due).min(interval).min(START_SPREAD).mul_f64(rng.random())
 }
 
 fn jittered(wait: Duration, rng: &mut impl Rng) -> Duration {
@@ -113,6 +134,27 @@ mod tests {
         assert_eq!(schedule.take_due(at(100)), Some(7));
         assert_eq!(schedule.take_due(at(100)), Some(2));
         assert_eq!((schedule.take_due(at(100)), schedule.next()), (None, None));
+    }
+
+    #[test]
+    fn a_schedule_goes_on_and_what_became_due_meanwhile_is_spread() {
+        let rng = &mut SmallRng::seed_from_u64(1);
+        for (case, due, result, interval, now, expected) in [
+            ("due later", 18_000, 8_000, 10, 12_000, 18_000..=18_000),
+            ("due now", 12_000, 2_000, 10, 12_000, 12_000..=12_000),
+            ("just overdue", 11_900, 2_000, 10, 12_000, 12_000..=12_100),
+            ("long overdue", 18_000, 8_000, 10, 90_000, 90_000..=93_000),
+            ("long overdue, short interval", 18_000, 8_000, 1, 90_000, 90_000..=91_000),
+            ("the interval is shorter now", 608_000, 8_000, 10, 12_000, 18_500..=18_500),
+            ("the interval is longer now", 18_000, 8_000, 600, 12_000, 18_000..=18_000),
+        ] {
+            let starts: Vec<u64> = (0..200)
+                .map(|_| resumed_start(at(due), at(result), Duration::from_secs(interval), at(now), rng).as_millis())
+                .collect();
+            assert!(starts.iter().all(|start| expected.contains(start)), "{case}: {starts:?}");
+            let (low, high) = (starts.iter().min().unwrap(), starts.iter().max().unwrap());
+            assert!((high - low) * 10 >= (expected.end() - expected.start()) * 9, "{case}: uses the whole range");
+        }
     }
 
     #[test]

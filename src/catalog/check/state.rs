@@ -2,8 +2,13 @@
 
 use std::{borrow::Cow, sync::Arc};
 
+use serde::{Deserialize, Serialize};
+
 use super::{definition::Thresholds, guard::Reach, schedule::Pace};
-use crate::{catalog::health::Status, clock::Moment};
+use crate::{
+    catalog::health::Status,
+    clock::{Moment, Offset},
+};
 
 /// What a probe has found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,10 +31,22 @@ pub(super) struct State {
     pub pace: Pace,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 enum Row {
     Successes(u32),
     Failures(u32),
+}
+
+/// What is kept of a state for the next process.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+pub(super) struct Saved {
+    status: Status,
+    output: Arc<str>,
+    since: Offset,
+    row: Option<Row>,
+    reach: Reach,
+    reach_since: Offset,
+    pace: Pace,
 }
 
 impl State {
@@ -43,6 +60,30 @@ impl State {
             reach_since: now,
             pace: Pace::First,
         }
+    }
+
+    /// The state that was saved at `origin`.
+    pub fn restore(saved: Saved, origin: Moment) -> Self {
+        let Saved { status, output, since, row, reach, reach_since, pace } = saved;
+        let (since, reach_since) = (origin.at(since), origin.at(reach_since));
+        Self { status, output, since, row, reach, reach_since, pace }
+    }
+
+    /// What the next process has to know, with times relative to `now`.
+    pub fn save(&self, now: Moment) -> Saved {
+        let Self { status, ref output, since, row, reach, reach_since, pace } = *self;
+        let (since, reach_since) = (since.offset(now), reach_since.offset(now));
+        Saved { status, output: output.clone(), since, row, reach, reach_since, pace }
+    }
+
+    /// What a result changes that matters to later results: one that leaves it the same was a repetition.
+    pub fn weight(&self, thresholds: Thresholds) -> impl PartialEq + use<> {
+        let most = thresholds.passing.max(thresholds.warning).max(thresholds.critical);
+        let row = self.row.map(|row| match row {
+            Row::Successes(row) => Row::Successes(row.min(most)),
+            Row::Failures(row) => Row::Failures(row.min(most)),
+        });
+        (self.status, row, self.reach)
     }
 
     pub fn status(&self) -> Status {

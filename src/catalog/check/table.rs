@@ -15,7 +15,8 @@ use super::{
     Check, Error, Event, Id,
     definition::{Alias, Kind, Probe},
     guard::{Reach, Sighting},
-    schedule::{Pace, Schedule, next_start},
+    saved::{Saved, timing_delay},
+    schedule::{Pace, Schedule, next_start, resumed_start},
     state::{Outcome, State, head},
 };
 use crate::{catalog::health::Status, clock::Moment};
@@ -33,6 +34,18 @@ pub(super) struct Table {
     aliases_lag: bool,
     /// Numbers the uses of slots, for the same key may mean another check when a probe ends.
     uses: u64,
+    /// States of an earlier process, and when they were saved, for checks that have not been started yet.
+    saved: (Moment, HashMap<Id, Saved>),
+    unsaved: Unsaved,
+}
+
+/// What has changed since the last [`Table::save`].
+#[derive(Debug, Default)]
+struct Unsaved {
+    /// States, or which checks there are.
+    has_news: bool,
+    /// When the first result came that only repeats what was known.
+    timing_since: Option<Moment>,
 }
 
 #[derive(Debug)]
@@ -45,7 +58,11 @@ struct Slot {
     running: Option<Running>,
     /// When the last probe that has ended was started.
     begun: Option<Moment>,
+    /// When that probe ended.
+    ended: Option<Moment>,
     is_news: bool,
+    /// Whether its state comes from an earlier process, and it has not followed any check since.
+    is_restored_alias: bool,
     /// Whether it was said that the service should go.
     is_given_up: bool,
 }
@@ -77,6 +94,7 @@ impl Table {
     /// Starts a check. One with the same id is replaced and leaves its state behind.
     pub fn start(&mut self, check: Check, now: Moment, rng: &mut impl Rng) {
         self.uses += 1;
+        let mut resumed = None;
         let key = match self.keys.get(&check.id) {
             Some(&key) => {
                 let slot = &mut self.slots[key];
@@ -89,7 +107,13 @@ impl Table {
                 key
             }
             None => {
-                let state = State::new(check.begins, now);
+                let (origin, saved) = &mut self.saved;
+                let saved = saved.remove(&check.id);
+                resumed = saved.filter(|saved| saved.counts_for(&check.definition, *origin, now));
+                let state = match &resumed {
+                    Some(saved) => State::restore(saved.state.clone(), *origin),
+                    None => State::new(check.begins, now),
+                };
                 let (id, usage) = (check.id.clone(), self.uses);
                 let slot = Slot {
                     check,
@@ -97,8 +121,10 @@ impl Table {
                     usage,
                     due: None,
                     running: None,
-                    begun: None,
+                    begun: resumed.as_ref().and_then(|saved| saved.begun).map(|begun| origin.at(begun)),
+                    ended: resumed.as_ref().map(|saved| origin.at(saved.result)),
                     is_news: false,
+                    is_restored_alias: resumed.is_some(),
                     is_given_up: false,
                 };
                 let key = self.slots.insert(slot);
@@ -108,11 +134,18 @@ impl Table {
         };
         self.aliases.remove(&key);
         self.aliases_lag = true;
+        self.unsaved.has_news = true;
+        let origin = self.saved.0;
+        let was_due = resumed.map(|saved| (saved.due.map(|due| origin.at(due)), origin.at(saved.result)));
         let slot = &mut self.slots[key];
-        slot.due = match slot.check.definition.kind {
-            Kind::Probe { interval, .. } => Some(now + slot.step(interval, rng)),
-            Kind::Ttl(ttl) => Some(now + ttl),
-            Kind::Alias(_) => {
+        slot.due = match (&slot.check.definition.kind, was_due) {
+            (&Kind::Probe { interval, .. }, Some((Some(due), result))) => {
+                Some(resumed_start(due, result, interval, now, rng))
+            }
+            (&Kind::Probe { interval, .. }, _) => Some(now + slot.step(interval, rng)),
+            (&Kind::Ttl(ttl), Some((Some(due), _))) => Some(due.min(now + ttl)),
+            (&Kind::Ttl(ttl), _) => Some(now + ttl),
+            (Kind::Alias(_), _) => {
                 self.aliases.insert(key);
                 None
             }
@@ -127,7 +160,32 @@ impl Table {
             self.schedule.set(key, None);
             self.aliases.remove(&key);
             self.aliases_lag = true;
+            self.unsaved.has_news = true;
         }
+    }
+
+    /// Takes in the states that an earlier process has saved at `origin`. They are for checks that are started later.
+    pub fn restore(&mut self, saved: Vec<Saved>, origin: Moment) {
+        self.saved = (origin, saved.into_iter().map(|saved| (saved.id(), saved)).collect());
+    }
+
+    /// What the next process has to know, with times relative to `now`.
+    pub fn save(&mut self, now: Moment) -> Vec<Saved> {
+        self.unsaved = Unsaved::default();
+        self.slots.iter().filter_map(|(_, slot)| slot.save(now)).collect()
+    }
+
+    /// Whether there is anything to save by now.
+    pub fn is_unsaved(&self, now: Moment) -> bool {
+        let timing_is_due = |since: Moment| {
+            let interval = |slot: &Slot| match slot.check.definition.kind {
+                Kind::Probe { interval, .. } => Some(interval),
+                _ => None,
+            };
+            let shortest = self.slots.iter().filter_map(|(_, slot)| interval(slot)).min();
+            shortest.is_some_and(|shortest| now.since(since) >= timing_delay(shortest))
+        };
+        self.unsaved.has_news || self.unsaved.timing_since.is_some_and(timing_is_due)
     }
 
     /// Ends all checks but these, and starts those of them that do not run as they should.
@@ -149,6 +207,7 @@ impl Table {
         let Kind::Ttl(ttl) = slot.check.definition.kind else { return Err(Error::NotTtl) };
         let output = head(output, slot.check.definition.output_bytes);
         slot.due = Some(now + ttl);
+        self.unsaved.has_news = true;
         let is_news = slot.state.tell(status, output.into(), now);
         self.follow_up(key, is_news);
         Ok(())
@@ -187,8 +246,14 @@ impl Table {
         let (Some(running), &Kind::Probe { interval, .. }) = (slot.running.take(), &slot.check.definition.kind) else {
             return;
         };
-        slot.begun = Some(running.started);
-        let is_news = slot.state.settle(outcome, slot.check.definition.thresholds, now);
+        (slot.begun, slot.ended) = (Some(running.started), Some(now));
+        let thresholds = slot.check.definition.thresholds;
+        let before = slot.state.weight(thresholds);
+        let is_news = slot.state.settle(outcome, thresholds, now);
+        match before == slot.state.weight(thresholds) && !is_news {
+            true => drop(self.unsaved.timing_since.get_or_insert(now)),
+            false => self.unsaved.has_news = true,
+        }
         let wait = slot.step(interval, rng);
         slot.due = Some(next_start(running.started, wait, now));
         self.follow_up(ticket.key, is_news);
@@ -222,11 +287,15 @@ impl Table {
         let index = self.index();
         let verdicts: Vec<_> = self.aliases.iter().map(|&key| (key, self.verdict(key, &index))).collect();
         for (key, (status, output)) in verdicts {
+            let slot = &mut self.slots[key];
+            let is_restored = std::mem::take(&mut slot.is_restored_alias);
             if status == Status::Unknown {
-                // What it follows has no result yet: no news.
+                // What it follows has no result yet: no news. What it followed in an earlier process may have become too old.
+                if is_restored {
+                    slot.state = State::new(slot.check.begins, now);
+                }
                 continue;
             }
-            let slot = &mut self.slots[key];
             let output = head(&output, slot.check.definition.output_bytes);
             let is_news = slot.state.tell(status, output.into(), now);
             self.arm(key);
@@ -292,6 +361,7 @@ impl Table {
     }
 
     fn mark_news(&mut self, key: usize) {
+        self.unsaved.has_news = true;
         if !std::mem::replace(&mut self.slots[key].is_news, true) {
             self.news.push_back(key);
         }
@@ -359,6 +429,22 @@ impl Slot {
 
     fn is_overdue(&self, now: Moment) -> bool {
         self.gives_up_at().is_some_and(|at| at <= now)
+    }
+
+    /// What is kept of it; nothing if a probe has had no result yet.
+    fn save(&self, now: Moment) -> Option<Saved> {
+        let Check { id, definition, .. } = &self.check;
+        let result = match definition.kind {
+            // As long as a probe runs, the last result is as good as any.
+            Kind::Probe { .. } if self.running.is_some() => self.ended.map(|_| now)?,
+            Kind::Probe { .. } => self.ended?,
+            Kind::Ttl(_) | Kind::Alias(_) => now,
+        };
+        let started = self.running.as_ref().map(|running| running.started);
+        let mut saved = Saved::new(id, definition, self.state.save(now), result.offset(now));
+        saved.due = self.due.or(started).map(|due| due.offset(now));
+        saved.begun = self.begun.map(|begun| begun.offset(now));
+        Some(saved)
     }
 
     fn sighting(&self) -> Option<Sighting> {

@@ -610,7 +610,7 @@ fn to_json(value: &Value) -> Json {
 /// What all definitions may take as text; in memory it is several times that.
 const MOST_BYTES: usize = 32 << 20;
 /// Of what is saved.
-const VERSION: u32 = 1;
+pub const VERSION: u32 = 1;
 
 #[cfg(test)]
 #[path = "registered_tests.rs"]

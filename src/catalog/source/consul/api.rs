@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Config, Fault};
 use crate::catalog::{
@@ -55,7 +55,7 @@ pub(super) struct Response {
 }
 
 /// Who an agent is.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
 pub struct Introduction {
     /// Its datacenter.
     pub datacenter: String,

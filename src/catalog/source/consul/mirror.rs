@@ -131,6 +131,12 @@ impl Mirror {
         }
     }
 
+    /// Takes in nodes that an earlier process has saved. Whatever the agent says of them is later.
+    pub fn resume(&mut self, nodes: Vec<Arc<Node>>) {
+        let latest = |node: Arc<Node>| (node.key(), Latest { node, modified: 0, checks_index: 0 });
+        self.nodes.extend(nodes.into_iter().map(latest));
+    }
+
     /// All nodes.
     pub fn all_nodes(&self) -> Vec<Arc<Node>> {
         self.nodes.values().map(|latest| latest.node.clone()).collect()

@@ -9,8 +9,18 @@ mod config;
 mod mirror;
 mod plan;
 
-use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
+use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{mpsc, oneshot},
     task::{AbortHandle, JoinSet},
@@ -27,7 +37,7 @@ use self::{
     plan::{Ask, Note, Plan},
 };
 use crate::{
-    catalog::{News, ServiceKey, Standing, Wish},
+    catalog::{News, Resumed, ServiceKey, Standing, Wish},
     clock::{Moment, unix_seconds},
     metrics::Metrics,
 };
@@ -37,6 +47,16 @@ pub struct Agent {
     client: Arc<Client>,
     config: Config,
     max_stale: Duration,
+    /// When it has answered last, in milliseconds of [`Moment`].
+    contact: AtomicU64,
+}
+
+/// Which agents a configuration means, as it is kept for the next process.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Source {
+    addresses: Vec<String>,
+    namespace: Option<String>,
+    partition: Option<String>,
 }
 
 /// What it sends out.
@@ -79,10 +99,18 @@ enum Fault {
     Closed,
 }
 
+impl Source {
+    /// Whether the two have an agent in common, asked for the same.
+    pub fn meets(&self, other: &Self) -> bool {
+        (&self.namespace, &self.partition) == (&other.namespace, &other.partition)
+            && self.addresses.iter().any(|address| other.addresses.contains(address))
+    }
+}
+
 impl Agent {
     /// Reads the files that the section names.
     pub fn new(config: &Config, max_stale: Duration) -> Result<Self, FileError> {
-        Ok(Self { client: Client::new(config)?.into(), config: config.clone(), max_stale })
+        Ok(Self { client: Client::new(config)?.into(), config: config.clone(), max_stale, contact: AtomicU64::new(0) })
     }
 
     /// Whether it is the same agent, followed in the same way.
@@ -90,12 +118,29 @@ impl Agent {
         (&self.config, self.max_stale) == (&other.config, other.max_stale)
     }
 
+    /// When it has answered last, as far as it is followed.
+    pub fn last_contact(&self) -> Moment {
+        Moment::from_millis(self.contact.load(Ordering::Relaxed))
+    }
+
+    /// Which agents it means.
+    pub fn source(&self) -> Source {
+        let Config { address, namespace, partition, .. } = &self.config;
+        let addresses = address.urls().iter().map(ToString::to_string).collect();
+        Source { addresses, namespace: namespace.clone(), partition: partition.clone() }
+    }
+
+    /// How long what it has said holds while it is away.
+    pub fn max_stale(&self) -> Duration {
+        self.max_stale
+    }
+
     /// Follows it until `closing`. What is wished for is fetched; `tell` takes the news in before it returns. `standing` is
-    /// how the catalog stands to what it holds of another agent.
+    /// how the catalog stands to what it holds of another agent, or, if there is something to go on from (`resumed`), of this one.
     pub async fn run(
         &self,
         wishes: &mut mpsc::Receiver<Wish>,
-        standing: Standing,
+        (standing, resumed): (Standing, Option<Resumed>),
         tell: impl Fn(Event),
         metrics: &Metrics,
         closing: CancellationToken,
@@ -103,6 +148,11 @@ impl Agent {
         let now = Moment::now();
         let addresses = self.config.address.urls().len();
         let mut plan = Plan::new(addresses, self.config.wait, self.max_stale, standing, rand::random(), now);
+        if let Some(resumed) = resumed {
+            plan.resume(resumed, now);
+        }
+        let contact = |plan: &Plan| self.contact.store(plan.last_contact().as_millis(), Ordering::Relaxed);
+        contact(&plan);
         let mut running = JoinSet::new();
         let mut aborts: HashMap<u64, AbortHandle> = HashMap::new();
         loop {
@@ -152,6 +202,7 @@ impl Agent {
                         }
                         next = running.try_join_next();
                     }
+                    contact(&plan);
                     let age = Moment::now().since(plan.last_contact());
                     levels.catalog_source_contact.set(unix_seconds().saturating_sub(age.as_secs()));
                 }

@@ -30,7 +30,7 @@ use crate::{
         health::Status,
         model::{Kind, ServiceKey},
         registry::Set,
-        remote::{Held, News, Standing},
+        remote::{Held, News, Resumed, Standing},
     },
     clock::Moment,
 };
@@ -47,6 +47,8 @@ pub(super) struct Plan {
     last_contact: Moment,
     /// Since when it is away.
     away_since: Moment,
+    /// What is held comes from an earlier process that has just ended, and the agent has not been asked since.
+    is_resumed: bool,
     attempts: u32,
     next_id: u64,
     flights: HashMap<u64, Flight>,
@@ -193,6 +195,7 @@ impl Plan {
             standing,
             last_contact: now,
             away_since: now,
+            is_resumed: false,
             attempts: 0,
             next_id: 0,
             flights: HashMap::new(),
@@ -211,6 +214,20 @@ impl Plan {
             random: seed | 1,
             todo: Todo::default(),
         }
+    }
+
+    /// Goes on from what an earlier process has saved, as with an agent that is away since it answered last.
+    pub fn resume(&mut self, resumed: Resumed, now: Moment) {
+        let Resumed { datacenter, listed, nodes, followed, contact } = resumed;
+        (self.last_contact, self.away_since) = (contact, contact);
+        self.is_resumed = now.since(contact) <= RECENT;
+        self.datacenter = datacenter;
+        self.listed = listed.into_iter().collect();
+        self.mirror.resume(nodes);
+        let followed = followed.into_iter().take(MOST_FOLLOWED).map(|(key, healthy)| {
+            (key, Followed { poll: Poll::default(), asked: now, has: true, healthy, waiters: Vec::new() })
+        });
+        self.followed = followed.collect();
     }
 
     /// When the agent has answered last.
@@ -325,11 +342,13 @@ impl Plan {
         let turn = self.attempts / self.addresses.max(1) as u32;
         let is_first = self.attempts == 0;
         self.attempts = self.attempts.saturating_add(1);
+        self.is_resumed = false;
         self.place = (self.place + 1) % self.addresses.max(1);
         self.phase = Phase::Away { retry: now + self.pause(turn) };
         self.todo.notes.push(match self.standing {
             Standing::Current => Note::Away(fault),
             Standing::Lost if is_first => Note::Unreached(fault),
+            Standing::Away if is_first => Note::Away(fault),
             _ => Note::StillAway(fault),
         });
         self.step_back(now);
@@ -439,8 +458,10 @@ impl Plan {
         settling.stood = Some((print, since));
         let quiet = if takes_away { QUIET_LOSS } else { QUIET };
         let is_credible = now >= since + quiet || now >= leader_since + LONGEST_DOUBT;
+        // An agent that was followed a moment ago, by an earlier process, has not come back from anywhere.
+        let is_as_before = self.is_resumed && !takes_away;
         // Where nothing is held there is nothing to lose.
-        if self.standing == Standing::Lost || is_credible {
+        if self.standing == Standing::Lost || is_credible || is_as_before {
             self.believe(reading, now);
         } else {
             settling.next_round = now + ROUND_PAUSE;
@@ -500,6 +521,7 @@ impl Plan {
         self.todo.notes.push(Note::Followed);
         self.standing = Standing::Current;
         self.phase = Phase::Following;
+        self.is_resumed = false;
         self.attempts = 0;
         self.poll(now);
     }
@@ -850,6 +872,8 @@ const FETCH_LIMIT: Duration = Duration::from_millis(1500);
 const WAIT_MARGIN: Duration = Duration::from_secs(5);
 const DATACENTERS_INTERVAL: Duration = Duration::from_secs(60);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// An agent that has answered this long ago has had a sign of life to give since.
+const RECENT: Duration = Duration::from_secs(10);
 /// For how long an agent that is back must have said the same; and if something is missing that was there.
 const QUIET: Duration = Duration::from_secs(1);
 const QUIET_LOSS: Duration = Duration::from_secs(5);
