@@ -15,6 +15,7 @@ mod consul;
 mod consul_api;
 mod consul_equality;
 mod consul_source;
+mod continuity;
 mod control_api;
 mod cut_off;
 mod equality;

@@ -198,11 +198,11 @@ impl Shared {
             }
             _ => {
                 let name = path.strip_prefix("/v1/health/service/").unwrap_or_default();
-                let addresses = state.services.get(name).into_iter().flatten().enumerate();
-                let entries = addresses.map(|(number, address)| {
+                let addresses = state.services.get(name).into_iter().flatten();
+                let entries = addresses.map(|address| {
                     format!(
                         r#"{{"Node": {NODE}, "Checks": [], "Service":
-                            {{"ID": "{name}{number}", "Service": "{name}", "Address": "{address}", "Port": 80}}}}"#
+                            {{"ID": "{name}-{address}", "Service": "{name}", "Address": "{address}", "Port": 80}}}}"#
                     )
                 });
                 format!("[{}]", entries.collect::<Vec<_>>().join(", "))
