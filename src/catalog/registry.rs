@@ -341,10 +341,10 @@ impl Registry {
     pub fn restore_policies(&mut self, saved: Vec<SavedPolicy>, origin: Moment, now: Moment) -> Changes {
         let mut touched = Touched::default();
         for SavedPolicy { service, state, past } in saved {
-            let state = State::restore(state, origin);
+            let state = State::restore(state, origin, now);
             match self.policies.get_mut(&service) {
                 Some(ruled) => {
-                    let restore = |(until, state)| (origin.at(until), State::restore(state, origin));
+                    let restore = |(until, state)| (origin.at(until), State::restore(state, origin, now));
                     (ruled.state, ruled.past) = (state, past.into_iter().map(restore).collect());
                     touched.services([service]);
                 }
