@@ -34,7 +34,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("libc::", &["sys/"]),
     ("unsafe ", &["sys/"]),
     ("prometheus::", &["metrics/"]),
-    ("domain::", &["zone/file.rs"]),
+    ("domain::", &["zone/rdata/"]),
     ("reqwest", &["catalog/"]),
     ("anyhow", &["daemon", "cli.rs", "main.rs"]),
     ("axum", &["control/"]),

@@ -251,7 +251,9 @@ impl Config {
 
     /// All paths of files and folders.
     fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
-        let paths = self.zones.hosts.iter_mut().chain(self.zone.iter_mut().map(|zone| &mut zone.file));
+        // One without a folder is a file's name wherever it is.
+        let ordered = self.zones.order.iter_mut().filter(|path| path.components().count() > 1);
+        let paths = self.zones.hosts.iter_mut().chain(ordered).chain(self.zone.iter_mut().map(|zone| &mut zone.file));
         let paths = paths.chain(self.forward.iter_mut().filter_map(|rule| rule.ca_file.as_mut()));
         let definitions = self.catalog.files.iter_mut().map(|files| &mut files.directory);
         let of_agent = self.catalog.consul.iter_mut().flat_map(consul::Config::paths_mut);

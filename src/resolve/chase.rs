@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::tables::Sharing;
+use super::tables::{Reach, Sharing};
 use crate::{
     cache::{Life, Marks, Policy, lifetime},
     clock::Moment,
@@ -23,6 +23,8 @@ pub(super) struct Walk {
     records: Vec<Record>,
     extended_errors: Vec<u8>,
     seen: Vec<Name>,
+    /// Whether overlays have a say over the name asked at present.
+    reach: Reach,
     /// How long the forwarded parts live; `None` while all of it is local.
     span: Option<Span>,
     /// Until when the local parts hold at the most.
@@ -87,6 +89,7 @@ impl Walk {
             records: Vec::new(),
             extended_errors: Vec::new(),
             seen: Vec::new(),
+            reach: Reach::Overlays,
             span: None,
             until: None,
             marks: Marks::default(),
@@ -102,6 +105,16 @@ impl Walk {
     /// Whether the question itself is still what is asked.
     pub fn is_at_start(&self) -> bool {
         self.seen.is_empty()
+    }
+
+    /// Whether overlays have a say over the name asked at present.
+    pub fn reach(&self) -> Reach {
+        self.reach
+    }
+
+    /// Notes whether they have a say over what comes next.
+    pub fn set_reach(&mut self, reach: Reach) {
+        self.reach = reach;
     }
 
     /// With whom what is known so far may be shared.

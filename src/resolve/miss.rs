@@ -293,9 +293,10 @@ impl Resolver {
         let tables = self.tables();
         let asked = job.walk.asked();
         let Question { qtype, qclass, .. } = *asked;
+        let reach = job.walk.reach();
         let confined = confine(&mut response, asked, |owner| {
             let rule = |qname: &Name, qtype| {
-                tables.rule_of(&Question { qname: qname.clone(), qtype, qclass }, job.client, now)
+                tables.rule_of(&Question { qname: qname.clone(), qtype, qclass }, job.client, reach, now)
             };
             let rule_of_owner = rule(owner, Rtype::A);
             // A catalog whose source is lost has the name, and another rule asked for it.
@@ -305,7 +306,7 @@ impl Resolver {
         job.is_guarded |= route.guards(&asked.qname);
         let stays = |target: &Name| {
             let target = Question { qname: target.clone(), qtype, qclass };
-            tables.rule_of(&target, job.client, now) == Some(route.id)
+            tables.rule_of(&target, job.client, reach, now) == Some(route.id)
                 && tables.sharing(&target, job.client) == Sharing::All
         };
         let said = Said::Forwarded(response, route.lifetimes);
@@ -373,7 +374,8 @@ impl Resolver {
             let asked = walk.asked();
             let sharing = tables.sharing(asked, client);
             let mut marks = Marks::default();
-            let decision = tables.decide(asked, client, chance, &mut marks);
+            let mut reach = walk.reach();
+            let decision = tables.decide(asked, client, chance, &mut reach, &mut marks);
             if let Decision::Catalog { said, catalog, .. } = &decision
                 && let Verdict::Wait(wanted) = &said.verdict
             {
@@ -382,6 +384,7 @@ impl Resolver {
             }
             // Whoever answers, it is their turn because the catalog has nothing to say.
             walk.mark(marks);
+            walk.set_reach(reach);
             let asked = walk.asked();
             let (said, id) = match decision {
                 Decision::Local { answer, rule } => (Said::Local(first_of_any(asked, answer)), rule),
@@ -460,7 +463,9 @@ impl Resolver {
         }
         let key = Key::new(asked.qname.wire(), asked.qtype, asked.qclass, variant);
         let (mut response, ttls) = self.cache.find(&key, now, epoch, |found| {
+            // The name itself may be an overlay's to answer, when a chain that has left the overlays leads to it.
             let is_good = matches!(found.state, State::Fresh { .. })
+                && found.origin.rule == route.id
                 && !found.origin.chained
                 && !found.origin.loopback_only
                 && found.marks.places().next().is_none()

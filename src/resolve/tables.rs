@@ -99,6 +99,16 @@ impl Decision<'_> {
     }
 }
 
+/// Whether overlays still have a say over the names of a CNAME chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// They rule on the name.
+    Overlays,
+    /// One of them has ruled on a name before: what it leads to is answered by what lies beneath them. Response policies are
+    /// not applied to what they have rewritten or passed, or a rule could lead to itself.
+    Beneath,
+}
+
 /// With whom an answer may be shared by way of the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Sharing {
@@ -172,16 +182,25 @@ impl Tables {
         self.prefetch
     }
 
-    /// Who answers a question, or what. `marks` is told what of the catalog that depends on.
+    /// Who answers a question, or what. `marks` is told what of the catalog that depends on, and `reach` whether an overlay
+    /// has ruled.
     pub(super) fn decide(
         &self,
         question: &Question,
         client: Client,
         chance: Chance,
+        reach: &mut Reach,
         marks: &mut Marks,
     ) -> Decision<'_> {
         let asker = if client.is_loopback { zone::Client::Loopback } else { zone::Client::Remote };
-        match self.overlays.answer(question, asker) {
+        let ruling = match *reach {
+            Reach::Overlays => self.overlays.answer(question, asker),
+            Reach::Beneath => self.overlays.answer_from_hosts(question, asker),
+        };
+        if ruling.is_some() {
+            *reach = Reach::Beneath;
+        }
+        match ruling {
             Some(Ruling::Answer { answer, generation }) => {
                 return Decision::Local { answer, rule: RuleId(generation) };
             }
@@ -238,12 +257,12 @@ impl Tables {
     /// Whether these tables would have a cached answer come from where it came from.
     pub(super) fn uphold(&self, question: &Question, origin: Origin, now: Moment) -> bool {
         // Each name of a chain may have found another rule, so chains are not upheld.
-        !origin.chained && self.rule_of(question, LOCAL_CLIENT, now) == Some(origin.rule)
+        !origin.chained && self.rule_of(question, LOCAL_CLIENT, Reach::Overlays, now) == Some(origin.rule)
     }
 
     /// The rule that answers, if it is one whose answers are cached.
-    pub(super) fn rule_of(&self, question: &Question, client: Client, now: Moment) -> Option<RuleId> {
-        match self.decide(question, client, Chance { random: 0, now }, &mut Marks::default()) {
+    pub(super) fn rule_of(&self, question: &Question, client: Client, mut reach: Reach, now: Moment) -> Option<RuleId> {
+        match self.decide(question, client, Chance { random: 0, now }, &mut reach, &mut Marks::default()) {
             Decision::Local { rule, .. } => Some(rule),
             Decision::Catalog { catalog, .. } => Some(catalog_rule(catalog)),
             Decision::Forward(route) => Some(route.id),

@@ -190,7 +190,11 @@ fn hosts(line: &str) -> Overlays {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), line).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let config = zone::Config { directory: Some(folder.path().to_owned()), hosts: vec![file.path().to_owned()] };
+    let config = zone::Config {
+        directory: Some(folder.path().to_owned()),
+        hosts: vec![file.path().to_owned()],
+        ..zone::Config::default()
+    };
     zone::Files::load(&config, &[], None).files.overlays()
 }
 

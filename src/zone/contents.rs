@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Error, Problem, Rrset, names::Names};
+use super::{Problem, Rrset, error::Findings, names::Names};
 use crate::{
     location::Location,
     wire::{Name, Rtype},
@@ -25,7 +25,7 @@ pub(super) struct Contents {
     /// The files read, as they were then.
     pub stamps: Stamps,
     /// Faults and warnings.
-    pub errors: Vec<Error>,
+    pub findings: Findings,
     /// Whether an SOA record was read or, with a fault of its own, at least meant.
     pub mentions_soa: bool,
     /// All RDATA, one after the other.
@@ -71,7 +71,7 @@ impl Contents {
             names: Names::default(),
             records: Vec::new(),
             stamps: Vec::new(),
-            errors: Vec::new(),
+            findings: Findings::default(),
             mentions_soa: false,
             octets: Vec::new(),
             files: Vec::new(),
@@ -86,14 +86,19 @@ impl Contents {
 
     /// Notes what is wrong with a record.
     pub fn blame(&mut self, entry: &Entry, problem: Problem) {
+        self.blame_many(entry, problem, 1);
+    }
+
+    /// Notes a warning of which this record is the first of `count`.
+    pub fn blame_many(&mut self, entry: &Entry, problem: Problem, count: usize) {
         let file = self.files.get(usize::from(entry.file)).cloned().unwrap_or_default();
-        self.errors.push(problem.at(Location::line(file, entry.line as usize)));
+        self.findings.add_many(problem.at(Location::line(file, entry.line as usize)), count);
     }
 
     /// Notes what is wrong with the file as a whole, if it could be read.
     pub fn blame_file(&mut self, problem: Problem) {
         if let Some(file) = self.files.first() {
-            self.errors.push(problem.at(Location::file(file)));
+            self.findings.add(problem.at(Location::file(file)));
         }
     }
 

@@ -1,7 +1,7 @@
 //! A master file cut into entries, and entries into words (RFC 1035 §5.1).
 //!
 //! An entry ends with its line, unless parentheses hold several lines together. Cutting comes before reading, so that
-//! a fault in one entry does not hide the faults of the next.
+//! a fault in one entry does not hide the faults of the next. Lines end with LF, CR LF or CR.
 
 use super::Problem;
 
@@ -37,7 +37,7 @@ impl<'a> Entries<'a> {
             let start = self.at;
             self.at += 1;
             match byte {
-                b'\n' => {
+                b'\n' | b'\r' if !is_half_of_line_end(bytes, start) => {
                     self.line += 1;
                     if parentheses == 0 {
                         if !words.is_empty() || entry.fault.is_some() {
@@ -48,7 +48,7 @@ impl<'a> Entries<'a> {
                 }
                 b' ' | b'\t' | b'\r' => {}
                 b';' => {
-                    while bytes.get(self.at).is_some_and(|&byte| byte != b'\n') {
+                    while bytes.get(self.at).is_some_and(|&byte| byte != b'\n' && byte != b'\r') {
                         self.at += 1;
                     }
                 }
@@ -63,7 +63,7 @@ impl<'a> Entries<'a> {
                     if words.is_empty() {
                         entry.line = self.line;
                     }
-                    match word_end(bytes, start) {
+                    match word_end(bytes, start, words) {
                         Ok(end) => {
                             words.push(&self.text[start..end]);
                             self.at = end;
@@ -83,22 +83,39 @@ impl<'a> Entries<'a> {
     }
 }
 
+/// Whether this is the CR of CR LF.
+fn is_half_of_line_end(bytes: &[u8], at: usize) -> bool {
+    bytes[at] == b'\r' && bytes.get(at + 1) == Some(&b'\n')
+}
+
 /// Where the word that begins at `start` ends: always before an ASCII character. An error if a quotation is open there.
-fn word_end(bytes: &[u8], start: usize) -> Result<usize, usize> {
+///
+/// A quotation is a word, or the value behind `key=` of an SVCB or HTTPS record.
+fn word_end(bytes: &[u8], start: usize, before: &[&str]) -> Result<usize, usize> {
     let mut at = start;
-    let mut quoted = false;
+    let mut quoted = bytes[start] == b'"';
+    let ends_with_quote = quoted;
+    at += usize::from(quoted);
     while let Some(&byte) = bytes.get(at) {
         match byte {
-            b'\n' => break,
-            // What follows a backslash is no sign; only the end of the line stays one.
-            b'\\' if bytes.get(at + 1).is_some_and(|&next| next != b'\n') => at += 1,
-            b'"' => quoted = !quoted,
-            b' ' | b'\t' | b'\r' | b';' | b'(' | b')' if !quoted => break,
+            b'\n' | b'\r' => break,
+            // A backslash takes the meaning from the next character, unless that ends the line.
+            b'\\' if bytes.get(at + 1).is_some_and(|&next| next != b'\n' && next != b'\r') => at += 1,
+            b'"' if quoted && ends_with_quote => return Ok(at + 1),
+            b'"' if quoted => quoted = false,
+            b'"' if bytes[at - 1] == b'=' && before.iter().any(|word| has_pairs(word)) => quoted = true,
+            b'"' => break,
+            b' ' | b'\t' | b';' | b'(' | b')' if !quoted => break,
             _ => {}
         }
         at += 1;
     }
     if quoted { Err(at) } else { Ok(at) }
+}
+
+/// Whether this is a type whose RDATA has pairs of keys and values.
+fn has_pairs(word: &str) -> bool {
+    ["SVCB", "HTTPS", "TYPE64", "TYPE65"].iter().any(|known| word.eq_ignore_ascii_case(known))
 }
 
 fn is_blank(byte: Option<&u8>) -> bool {
@@ -111,8 +128,7 @@ mod tests {
 
     #[test]
     fn entries_end_with_their_line_unless_held_together() {
-        let text =
-            "; comment\n\na 1 IN TXT \"x ; (y\" z\\;w ; rest\n  b (\n c ; d\n) e\nf \"open\ng )\nh key=\"a b\" (\n";
+        let text = "; comment\n\na 1 IN TXT \"x ; (y\" z\\;w ; rest\n  b (\n c ; d\n) e\r\nf \"open\ng )\nh HTTPS key=\"a b\"\"c\"d\ri x\"y z\"w (\n";
         let mut entries = Entries::new(text);
         let mut words = Vec::new();
         let mut read = Vec::new();
@@ -124,7 +140,8 @@ mod tests {
             (4, true, "b|c|e", None),
             (7, false, "f", Some(Problem::OpenQuote)),
             (8, false, "g", Some(Problem::StrayParenthesis)),
-            (9, false, "h|key=\"a b\"", Some(Problem::OpenParenthesis)),
+            (9, false, "h|HTTPS|key=\"a b\"|\"c\"|d", None),
+            (10, false, "i|x|\"y z\"|w", Some(Problem::OpenParenthesis)),
         ];
         assert_eq!(read, expected.map(|(line, indented, words, fault)| (line, indented, words.to_string(), fault)));
     }

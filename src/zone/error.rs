@@ -1,6 +1,10 @@
 //! What can be wrong with a file, and where.
 
-use std::path::PathBuf;
+use std::{
+    collections::{HashMap, hash_map},
+    mem::{Discriminant, discriminant},
+    path::PathBuf,
+};
 
 use crate::{
     location::Location,
@@ -26,9 +30,6 @@ pub enum Problem {
     /// The folder of zones cannot be listed.
     #[error("the folder cannot be listed: {0}; create it, or correct zones.directory")]
     NoDirectory(String),
-    /// The file holds octets that are not UTF-8.
-    #[error("not UTF-8 text; write other octets as \\DDD")]
-    NotUtf8,
     /// The file holds more names than can be told apart.
     #[error("more than 4 GiB of names or data; split the file")]
     TooLarge,
@@ -57,7 +58,7 @@ pub enum Problem {
     #[error("`)` closes nothing; remove it, or write \\)")]
     StrayParenthesis,
     /// A `$WORD` that is not known.
-    #[error("unknown directive {0}; known are $ORIGIN, $TTL and $INCLUDE")]
+    #[error("unknown directive {0}; known are $ORIGIN, $TTL, $INCLUDE and $GENERATE")]
     UnknownDirective(String),
     /// A directive with too few or too many arguments.
     #[error("malformed directive; write `{0}`")]
@@ -80,20 +81,26 @@ pub enum Problem {
         /// Why not.
         error: NameError,
     },
-    /// A name with a quotation mark or letters beyond ASCII.
-    #[error("`{0}` is not a name; write letters beyond ASCII in the xn-- form, and other signs as \\DDD")]
+    /// Warning: a name with letters beyond ASCII. It is their octets, which no client asks for.
+    #[error("`{0}` has letters beyond ASCII and will not be asked for in this form; write the xn-- form")]
     BadLetters(String),
-    /// A record outside its zone.
-    #[error("owner name {owner} lies outside the apex {apex}; give it a zone file of its own")]
+    /// Warning: a record outside its zone.
+    #[error("owner name {owner} lies outside the apex {apex} and is ignored; give it a zone file of its own")]
     OutOfZone {
         /// The owner.
         owner: Name,
         /// The apex.
         apex: Name,
     },
-    /// Text that is not a TTL, or one above 2^31-1 (RFC 2181 §8).
+    /// Text that is not a TTL.
     #[error("`{0}` is not a TTL; write seconds up to 2147483647, or units as in 1h30m")]
     BadTtl(String),
+    /// Warning: a TTL above 2^31-1 (RFC 2181 §8).
+    #[error("the TTL {0} is above 2147483647 s and becomes 0; write a smaller one")]
+    LongTtl(String),
+    /// A range, or a modifier of `$`, that `$GENERATE` does not understand.
+    #[error("bad $GENERATE: {0}; write `$GENERATE 1-254 host-$ A 192.0.2.$`")]
+    BadGenerate(String),
     /// A record without TTL, and nothing to take one from.
     #[error("no TTL; put `$TTL 1h` at the top of the file")]
     NoTtl,
@@ -149,20 +156,43 @@ pub enum Problem {
         /// CNAME or DNAME.
         rtype: Rtype,
     },
-    /// Data where a DNAME record leads away (RFC 6672 §2.4).
-    #[error("{owner} lies below the DNAME record of {dname} and can never be reached; remove one of them")]
+    /// Warning: data where a DNAME record leads away (RFC 6672 §2.4).
+    #[error("{owner} lies below the DNAME record of {dname} and is never served; remove one of them")]
     BelowDname {
         /// The owner.
         owner: Name,
         /// The owner of the DNAME record.
         dname: Name,
     },
-    /// NS or DNAME at a wildcard, of which nobody can say what it means (RFC 4592 §4.2, §4.4).
-    #[error("a wildcard cannot have {0} records; name the children one by one")]
-    WildcardCut(Rtype),
-    /// DNAME in an overlay, which would hold names that are not in it.
-    #[error("an overlay cannot have DNAME records; use `*.OWNER CNAME *.TARGET`")]
+    /// NS at a wildcard (RFC 4592 §4.2).
+    #[error("a wildcard cannot have NS records; name the children one by one")]
+    WildcardNs,
+    /// Warning: DNAME at a wildcard, whose meaning is undefined (RFC 4592 §4.4).
+    #[error("the DNAME record of a wildcard redirects nothing; name the children one by one")]
+    WildcardDname,
+    /// Warning: DNAME in an overlay, which would hold names that are not in it.
+    #[error(
+        "a DNAME record in an overlay redirects nothing, and its owner has no other data; use `*.OWNER CNAME *.TARGET`"
+    )]
     DnameInOverlay,
+    /// Warning: an overlay with an SOA record at its apex, perhaps without the intent.
+    #[error(
+        "the SOA record makes this a response policy zone, whose owners are relative to {apex}: `www` rules on `www.`, \
+         not on `www.{apex}`; remove the SOA record to rule on names below {apex}"
+    )]
+    RelativeToSoa {
+        /// The owner of the SOA record.
+        apex: Name,
+    },
+    /// Warning: an alias in an overlay whose target the same overlay holds.
+    #[error(
+        "the target {target} of a CNAME record is looked up beneath the overlays, not in this file; write its records \
+         at the owner of the CNAME record"
+    )]
+    TargetInOverlay {
+        /// The target.
+        target: Name,
+    },
 
     /// Warning: NS, MX or SRV leads to an alias (RFC 2181 §10.3).
     #[error("{rtype} leads to {target}, which is an alias; name the target of its CNAME record")]
@@ -198,29 +228,151 @@ pub enum Problem {
         /// The owner.
         owner: Name,
     },
+    /// Warning: files in the folder of zones whose names say nothing.
+    #[error("{} are passed over: {}; name them APEX.zone, APEX.overlay or @NAME.overlay, or move them away", plural(.0.len(), "file"), list(.0))]
+    PassedOver(Vec<String>),
+    /// Warning: an entry of `zones.order` that is no file's.
+    #[error("zones.order names `{}`, which is no overlay or hosts file; correct or remove it", .0.display())]
+    OrderOfNothing(PathBuf),
     /// Warning: a line of a hosts file that does not begin with an address.
     #[error("`{0}` is not an address; the line is passed over")]
     BadAddress(String),
     /// Warning: an address without a name.
     #[error("{0} has no name behind it; the line is passed over")]
     NoNames(String),
+    /// Warning: a word in a hosts file that no host can be called.
+    #[error("`{0}` is not the name of a host and is passed over; write letters, digits, hyphens and single dots")]
+    BadHost(String),
+    /// Warning: a line of a hosts file that is too long.
+    #[error("the line is longer than 64 KiB and is passed over; split it")]
+    LongLine,
+    /// The last example of a warning that there are more of.
+    #[error("{first}; and {more} more of the kind")]
+    More {
+        /// The example.
+        first: Box<Problem>,
+        /// How many more.
+        more: usize,
+    },
 }
 
 impl Problem {
     /// Whether the file can be served in spite of this.
     pub fn is_warning(&self) -> bool {
-        matches!(
-            self,
-            Self::TargetIsAlias { .. }
-                | Self::TtlsDiffer { .. }
-                | Self::Occluded { .. }
-                | Self::ForeignTrigger { .. }
-                | Self::BadAddress(_)
-                | Self::NoNames(_)
-        )
+        match self {
+            Self::More { first, .. } => first.is_warning(),
+            Self::BadLetters(_)
+            | Self::OutOfZone { .. }
+            | Self::LongTtl(_)
+            | Self::BelowDname { .. }
+            | Self::WildcardDname
+            | Self::DnameInOverlay
+            | Self::RelativeToSoa { .. }
+            | Self::TargetInOverlay { .. }
+            | Self::TargetIsAlias { .. }
+            | Self::TtlsDiffer { .. }
+            | Self::Occluded { .. }
+            | Self::ForeignTrigger { .. }
+            | Self::PassedOver(_)
+            | Self::OrderOfNothing(_)
+            | Self::BadAddress(_)
+            | Self::NoNames(_)
+            | Self::BadHost(_)
+            | Self::LongLine => true,
+            _ => false,
+        }
+    }
+
+    /// How many warnings of this kind a file gives with their lines. The others are only counted.
+    fn most_examples(&self) -> usize {
+        match self {
+            Self::TargetIsAlias { .. } | Self::TtlsDiffer { .. } | Self::Occluded { .. } | Self::BelowDname { .. } => {
+                20
+            }
+            _ => 1,
+        }
     }
 
     pub(super) fn at(self, location: Location) -> Error {
         Error { location, problem: self }
     }
+}
+
+/// What has been found in a file: every fault, and of each kind of warning a few examples and their number.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    errors: Vec<Error>,
+    faults: usize,
+    /// How often each kind of warning was found, and the place of its last example.
+    warnings: HashMap<Discriminant<Problem>, (usize, usize)>,
+}
+
+impl Findings {
+    pub fn add(&mut self, error: Error) {
+        self.add_many(error, 1);
+    }
+
+    /// Adds a warning that was found `count` times, with its first example.
+    pub fn add_many(&mut self, error: Error, count: usize) {
+        if !error.problem.is_warning() {
+            self.faults += 1;
+            self.errors.push(error);
+            return;
+        }
+        let most = error.problem.most_examples();
+        let (known, last) = match self.warnings.entry(discriminant(&error.problem)) {
+            hash_map::Entry::Occupied(known) => known.into_mut(),
+            hash_map::Entry::Vacant(vacant) => vacant.insert((0, 0)),
+        };
+        if *known < most {
+            *last = self.errors.len();
+            self.errors.push(error);
+        }
+        *known += count;
+    }
+
+    /// How many faults.
+    pub fn faults(&self) -> usize {
+        self.faults
+    }
+
+    /// How many errors of any kind.
+    pub fn count(&self) -> usize {
+        self.faults + self.warnings.values().map(|(count, _)| count).sum::<usize>()
+    }
+
+    /// All of them, in the order of the lines.
+    pub fn into_errors(mut self) -> Vec<Error> {
+        for (count, last) in self.warnings.into_values() {
+            let Some(error) = self.errors.get_mut(last) else { continue };
+            let more = count.saturating_sub(error.problem.most_examples());
+            if more > 0 {
+                let first = Box::new(error.problem.clone());
+                error.problem = Problem::More { first, more };
+            }
+        }
+        self.errors.sort_by(|a, b| (&a.location.file, a.location.line).cmp(&(&b.location.file, b.location.line)));
+        self.errors
+    }
+
+    /// The warnings, unless there are faults: then all errors.
+    pub fn refuse_faults(self) -> Result<Vec<Error>, Vec<Error>> {
+        let is_refused = self.faults > 0;
+        let errors = self.into_errors();
+        if is_refused { Err(errors) } else { Ok(errors) }
+    }
+}
+
+fn plural(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
+/// The first few of many names.
+fn list(names: &[String]) -> String {
+    const MOST: usize = 8;
+    let mut text = names[..names.len().min(MOST)].join(", ");
+    if names.len() > MOST {
+        text += &format!(" and {} more", names.len() - MOST);
+    }
+    text
 }

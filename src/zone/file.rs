@@ -1,34 +1,29 @@
-//! The reader of master files: from text to records, with every fault on the way (RFC 1035 §5, RFC 2308 §4, RFC 3597 §5).
+//! The reader of master files: from text to records, with every fault on the way (RFC 1035 §5, RFC 2308 §4).
 //!
-//! Entries, owners, TTLs and the types of which there are many are read here; the RDATA of all others is left to the
-//! crate `domain`. Its reader alone would not do: it stops at the first fault, and knows no `1h`.
+//! What is accepted is what BIND accepts. A record without TTL gets that of `$TTL`; without one the last TTL written in the
+//! file. If the first record without TTL is the SOA record, its minimum stands for `$TTL`. An overlay needs neither: there
+//! the TTL is five minutes.
 //!
-//! A record without TTL gets that of `$TTL`; without one the last TTL written in the file; without one the SOA
-//! minimum; and in an overlay, which needs no SOA, five minutes.
+//! The text may be in any encoding that contains ASCII: what is not ASCII counts as octets, as if written `\DDD`.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr},
+    borrow::Cow,
+    ffi::OsStr,
+    fmt::Write,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-};
-
-use domain::{
-    base::{
-        ParsedName, iana,
-        rdata::{ComposeRecordData, ParseRecordData},
-    },
-    dep::octseq::Parser,
-    rdata::ZoneRecordData,
-    zonefile::inplace,
 };
 
 use super::{
     Mode, Problem,
     contents::{Contents, Entry, read_file},
     entry::Entries,
+    generate::{self, Generate},
+    rdata::{self, MAX_TTL, is_quoted, read_name, read_octets, read_rtype, read_seconds},
 };
 use crate::{
     location::Location,
-    wire::{Class, Name, NameError, Rtype},
+    wire::{Class, Name, Rtype},
 };
 
 /// Reads a file and what it includes.
@@ -43,17 +38,15 @@ pub(super) fn read(path: &Path, apex: &Name, mode: Mode) -> Contents {
 /// Reads a text as if it stood in `path`.
 pub(super) fn parse(path: &Path, text: &str, apex: &Name, mode: Mode) -> Contents {
     let mut reader = Reader::new(apex, mode);
-    reader.read_text(path, text, Scope::new(apex));
+    reader.read_text(path, &to_ascii(text.as_bytes()), Scope::new(apex));
     reader.finish()
 }
 
-/// The state of reading that an included file inherits.
+/// The state of reading that an included file inherits, and cannot change for the file that includes it.
 #[derive(Clone)]
 struct Scope {
     origin: Name,
     owner: Owner,
-    dollar_ttl: Option<u32>,
-    last_ttl: Option<u32>,
     /// The files from the first to this one.
     trail: Vec<PathBuf>,
 }
@@ -68,7 +61,7 @@ enum Owner {
 
 impl Scope {
     fn new(apex: &Name) -> Self {
-        Self { origin: apex.clone(), owner: Owner::None, dollar_ttl: None, last_ttl: None, trail: Vec::new() }
+        Self { origin: apex.clone(), owner: Owner::None, trail: Vec::new() }
     }
 }
 
@@ -76,13 +69,25 @@ struct Reader {
     contents: Contents,
     mode: Mode,
     soa_minimum: Option<u32>,
+    dollar_ttl: Option<u32>,
+    last_ttl: Option<u32>,
+    /// How many records `$GENERATE` has made.
+    generated: usize,
     /// The RDATA being read.
     scratch: Vec<u8>,
 }
 
 impl Reader {
     fn new(apex: &Name, mode: Mode) -> Self {
-        Self { contents: Contents::new(apex), mode, soa_minimum: None, scratch: Vec::new() }
+        Self {
+            contents: Contents::new(apex),
+            mode,
+            soa_minimum: None,
+            dollar_ttl: None,
+            last_ttl: None,
+            generated: 0,
+            scratch: Vec::new(),
+        }
     }
 
     fn finish(mut self) -> Contents {
@@ -95,18 +100,17 @@ impl Reader {
         match read_file(path) {
             Ok((bytes, stamp)) => {
                 self.contents.stamps.push((path.to_path_buf(), Some(stamp)));
-                let text = String::from_utf8(bytes).map_err(|error| {
-                    let good = error.utf8_error().valid_up_to();
-                    let line = 1 + error.as_bytes()[..good].iter().filter(|&&byte| byte == b'\n').count();
-                    self.contents.errors.push(Problem::NotUtf8.at(Location::line(path, line)));
-                });
-                text.ok()
+                Some(match String::from_utf8(bytes) {
+                    Ok(text) if text.is_ascii() => text,
+                    Ok(text) => to_ascii(text.as_bytes()).into_owned(),
+                    Err(error) => to_ascii(error.as_bytes()).into_owned(),
+                })
             }
             Err(error) => {
                 self.contents.stamps.push((path.to_path_buf(), None));
                 let reason =
                     if blame.line.is_some() { format!("{}: {error}", path.display()) } else { error.to_string() };
-                self.contents.errors.push(Problem::Unreadable(reason).at(blame.clone()));
+                self.contents.findings.add(Problem::Unreadable(reason).at(blame.clone()));
                 None
             }
         }
@@ -116,8 +120,7 @@ impl Reader {
         let file = self.contents.files.len() as u16;
         self.contents.files.push(path.to_path_buf());
         scope.trail.push(path.to_path_buf());
-        // Some editors begin a text with a byte order mark, which is no part of it.
-        let mut entries = Entries::new(text.strip_prefix('\u{feff}').unwrap_or(text));
+        let mut entries = Entries::new(text);
         let mut words = Vec::new();
         while let Some(entry) = entries.next(&mut words) {
             let result = match (entry.fault, words.first()) {
@@ -129,24 +132,25 @@ impl Reader {
                     Err(fault)
                 }
                 (None, Some(word)) if word.starts_with('$') && !entry.indented => {
-                    self.read_directive(&words, &mut scope, &Location::line(path, entry.line))
+                    self.read_directive(&words, &mut scope, &Location::line(path, entry.line), file)
                 }
                 (None, _) => self.read_record(&words, entry.indented, &mut scope, (file, entry.line as u32)),
             };
             if let Err(problem) = result {
                 self.contents.mentions_soa |= words.iter().any(|word| word.eq_ignore_ascii_case("SOA"));
-                self.contents.errors.push(problem.at(Location::line(path, entry.line)));
+                self.contents.findings.add(problem.at(Location::line(path, entry.line)));
             }
-            if self.contents.errors.len() >= MAX_ERRORS {
-                if self.contents.errors.len() == MAX_ERRORS {
-                    self.contents.errors.push(Problem::MoreFaults.at(Location::line(path, entry.line)));
+            let faults = self.contents.findings.faults();
+            if faults >= MAX_ERRORS {
+                if faults == MAX_ERRORS {
+                    self.contents.findings.add(Problem::MoreFaults.at(Location::line(path, entry.line)));
                 }
                 return;
             }
         }
     }
 
-    fn read_directive(&mut self, words: &[&str], scope: &mut Scope, here: &Location) -> Result<(), Problem> {
+    fn read_directive(&mut self, words: &[&str], scope: &mut Scope, here: &Location, file: u16) -> Result<(), Problem> {
         let arguments = &words[1..];
         match words[0].to_ascii_uppercase().as_str() {
             "$ORIGIN" => match arguments {
@@ -154,24 +158,65 @@ impl Reader {
                 _ => return Err(Problem::BadDirective("$ORIGIN NAME")),
             },
             "$TTL" => match arguments {
-                [ttl] => scope.dollar_ttl = Some(read_ttl(ttl)?),
+                [ttl] => self.dollar_ttl = Some(self.read_ttl(ttl, here)?),
                 _ => return Err(Problem::BadDirective("$TTL 1h")),
             },
             "$INCLUDE" => {
-                let (file, origin) = match arguments {
-                    [file] => (file, scope.origin.clone()),
-                    [file, origin] => (file, read_name(origin, &scope.origin)?),
+                let (included, origin) = match arguments {
+                    [included] => (included, scope.origin.clone()),
+                    [included, origin] => (included, read_name(origin, &scope.origin)?),
                     _ => return Err(Problem::BadDirective("$INCLUDE FILE [ORIGIN]")),
                 };
-                // What the included file sets does not outlive it (RFC 1035 §5.1).
-                self.include(file.trim_matches('"'), Scope { origin, ..scope.clone() }, here)?;
+                let octets = read_octets(included).map_err(|_| Problem::BadDirective("$INCLUDE FILE [ORIGIN]"))?;
+                // Origin and owner of the included file do not outlive it (RFC 1035 §5.1); TTLs do, as in BIND.
+                self.include(Path::new(OsStr::from_bytes(&octets)), Scope { origin, ..scope.clone() }, here)?;
             }
+            "$GENERATE" => self.generate(arguments, &scope.origin, (file, here.line.unwrap_or_default() as u32))?,
             _ => return Err(Problem::UnknownDirective(words[0].to_string())),
         }
         Ok(())
     }
 
-    fn include(&mut self, file: &str, scope: Scope, here: &Location) -> Result<(), Problem> {
+    /// Makes the records of `$GENERATE`. The owner of the entry before stays the current one.
+    fn generate(&mut self, arguments: &[&str], origin: &Name, at: (u16, u32)) -> Result<(), Problem> {
+        let generate = Generate::new(arguments)?;
+        let (_, head) = generate.middle.split_last().unwrap_or((&"", &[]));
+        let is_head = |word: &&&str| read_seconds(word).is_some() || read_class(word).is_some();
+        if let Some(word) = head.iter().find(|word| !is_head(word)) {
+            let reason = format!("`{word}` is neither TTL nor class; put RDATA of several words in quotation marks");
+            return Err(generate::bad(reason));
+        }
+        self.generated = self.generated.saturating_add(generate.count());
+        if self.generated > MAX_GENERATED {
+            return Err(generate::bad(format!("the file generates more than {MAX_GENERATED} records")));
+        }
+        let mut scope = Scope::new(origin);
+        for number in generate.numbers() {
+            let owner = generate::expand(generate.owner, number)?;
+            let text = generate::expand(generate.rdata, number)?;
+            let (mut entries, mut words) = (Entries::new(&text), Vec::new());
+            if let Some(fault) = entries.next(&mut words).and_then(|entry| entry.fault) {
+                return Err(fault);
+            }
+            let words = [&[owner.as_str()], generate.middle, &*words].concat();
+            self.read_record(&words, false, &mut scope, at)?;
+        }
+        Ok(())
+    }
+
+    /// A TTL, or 0 for one that is too large (RFC 2181 §8).
+    fn read_ttl(&mut self, word: &str, here: &Location) -> Result<u32, Problem> {
+        match read_seconds(word) {
+            Some(ttl) if ttl > MAX_TTL => {
+                self.contents.findings.add(Problem::LongTtl(word.to_string()).at(here.clone()));
+                Ok(0)
+            }
+            Some(ttl) => Ok(ttl),
+            None => Err(Problem::BadTtl(word.to_string())),
+        }
+    }
+
+    fn include(&mut self, file: &Path, scope: Scope, here: &Location) -> Result<(), Problem> {
         let path = here.file.parent().unwrap_or(Path::new("")).join(file);
         if scope.trail.len() > MAX_INCLUDE_DEPTH || self.contents.files.len() >= usize::from(u16::MAX) {
             return Err(Problem::IncludeDepth(MAX_INCLUDE_DEPTH));
@@ -196,12 +241,22 @@ impl Reader {
         (file, line): (u16, u32),
     ) -> Result<(), Problem> {
         let mut words = words;
+        let here = |reader: &Self| {
+            let path = reader.contents.files.get(usize::from(file)).cloned().unwrap_or_default();
+            Location::line(path, line as usize)
+        };
         if let Some((first, rest)) = words.split_first().filter(|_| !indented) {
             words = rest;
             scope.owner = Owner::Faulty;
-            let owner = read_name(first, &scope.origin)?;
+            let word = if is_quoted(first) { first.trim_matches('"') } else { first };
+            let owner = read_name(word, &scope.origin)?;
             if !owner.is_at_or_below(&self.contents.apex) {
-                return Err(Problem::OutOfZone { owner, apex: self.contents.apex.clone() });
+                let problem = Problem::OutOfZone { owner, apex: self.contents.apex.clone() };
+                self.contents.findings.add(problem.at(here(self)));
+                return Ok(());
+            }
+            if !owner.wire().is_ascii() {
+                self.contents.findings.add(Problem::BadLetters(word.to_string()).at(here(self)));
             }
             scope.owner = Owner::Name(owner);
         }
@@ -215,7 +270,7 @@ impl Reader {
             let (word, rest) = words.split_first().ok_or(Problem::NoType)?;
             words = rest;
             if ttl.is_none() && word.starts_with(|first: char| first.is_ascii_digit()) {
-                ttl = Some(read_ttl(word)?);
+                ttl = Some(self.read_ttl(word, &here(self))?);
             } else if let (None, Some(read)) = (class, read_class(word)) {
                 class = Some(read);
             } else {
@@ -226,18 +281,21 @@ impl Reader {
             return Err(Problem::ForeignClass(class));
         }
         self.scratch.clear();
-        read_rdata(rtype, words, &scope.origin, &mut self.scratch)?;
-        let rdata_bytes =
-            u16::try_from(self.scratch.len()).map_err(|_| bad_rdata(rtype, "longer than 65535 octets".to_string()))?;
-        if rtype == Rtype::SOA && owner == &self.contents.apex {
-            self.soa_minimum = self.scratch.last_chunk().map(|octets| u32::from_be_bytes(*octets));
+        rdata::read(rtype, words, &scope.origin, &mut self.scratch)?;
+        let rdata_bytes = self.scratch.len() as u16;
+        if rtype == Rtype::SOA {
+            let minimum = self.scratch.last_chunk().map(|octets| u32::from_be_bytes(*octets).min(MAX_TTL));
+            self.soa_minimum = self.soa_minimum.or(minimum);
+            if ttl.or(self.dollar_ttl).or(self.last_ttl).is_none() {
+                self.dollar_ttl = minimum;
+            }
         }
-        scope.last_ttl = ttl.or(scope.last_ttl);
+        self.last_ttl = ttl.or(self.last_ttl);
         let default = match self.mode {
-            Mode::Zone => self.soa_minimum,
+            Mode::Zone => None,
             Mode::Overlay => self.soa_minimum.or(Some(OVERLAY_TTL)),
         };
-        let ttl = ttl.or(scope.dollar_ttl).or(scope.last_ttl).or(default).ok_or(Problem::NoTtl)?;
+        let ttl = ttl.or(self.dollar_ttl).or(self.last_ttl).or(default).ok_or(Problem::NoTtl)?;
 
         let contents = &mut self.contents;
         let rdata_at = u32::try_from(contents.octets.len()).map_err(|_| Problem::TooLarge)?;
@@ -248,54 +306,26 @@ impl Reader {
     }
 }
 
-/// A name, relative to `origin` unless it ends with a dot.
-fn read_name(word: &str, origin: &Name) -> Result<Name, Problem> {
-    if word == "@" {
-        return Ok(origin.clone());
+/// The text with octets beyond ASCII written as `\DDD`. A byte order mark before it is no part of it.
+fn to_ascii(bytes: &[u8]) -> Cow<'_, str> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    if let Ok(text) = str::from_utf8(bytes)
+        && text.is_ascii()
+    {
+        return Cow::Borrowed(text);
     }
-    if !word.is_ascii() || word.starts_with('"') {
-        return Err(Problem::BadLetters(word.to_string()));
+    let mut text = String::with_capacity(bytes.len() + bytes.len() / 8);
+    let mut is_escaped = false;
+    for &byte in bytes {
+        match byte {
+            // The backslash is there already.
+            0x80.. if is_escaped => drop(write!(text, "{byte}")),
+            0x80.. => drop(write!(text, "\\{byte}")),
+            _ => text.push(char::from(byte)),
+        }
+        is_escaped = byte == b'\\' && !is_escaped;
     }
-    let bad_name = |error| Problem::BadName { text: word.to_string(), error };
-    let name: Name = word.parse().map_err(bad_name)?;
-    let before_dot = word.strip_suffix('.');
-    let is_absolute = before_dot.is_some_and(|rest| {
-        let backslashes = rest.len() - rest.trim_end_matches('\\').len();
-        backslashes % 2 == 0
-    });
-    if is_absolute {
-        return Ok(name);
-    }
-    let labels = &name.wire()[..name.wire().len() - 1];
-    Name::from_wire(&[labels, origin.wire()].concat()).map_err(|_| bad_name(NameError::LongName))
-}
-
-/// Seconds, or numbers with units as in `1h30m`, up to 2^31-1 (RFC 2181 §8).
-fn read_ttl(word: &str) -> Result<u32, Problem> {
-    read_seconds(word).filter(|&ttl| ttl <= MAX_TTL).ok_or_else(|| Problem::BadTtl(word.to_string()))
-}
-
-fn read_seconds(word: &str) -> Option<u32> {
-    if let Ok(seconds) = word.parse() {
-        return (!word.starts_with('+')).then_some(seconds);
-    }
-    let mut rest = word;
-    let mut total = 0u32;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-        let unit_seconds = match rest.as_bytes().get(digits)?.to_ascii_lowercase() {
-            b's' => 1,
-            b'm' => 60,
-            b'h' => 3600,
-            b'd' => 86_400,
-            b'w' => 604_800,
-            _ => return None,
-        };
-        let number: u32 = rest[..digits].parse().ok()?;
-        total = total.checked_add(number.checked_mul(unit_seconds)?)?;
-        rest = &rest[digits + 1..];
-    }
-    Some(total)
+    Cow::Owned(text)
 }
 
 fn read_class(word: &str) -> Option<Class> {
@@ -303,101 +333,12 @@ fn read_class(word: &str) -> Option<Class> {
     word.parse().ok().filter(|&class| class != Class::ANY)
 }
 
-fn read_rtype(word: &str) -> Result<Rtype, Problem> {
-    let known: iana::Rtype = word.parse().map_err(|_| Problem::UnknownType(word.to_string()))?;
-    let rtype = Rtype(known.to_int());
-    if rtype.is_meta() { Err(Problem::QueryType(rtype)) } else { Ok(rtype) }
-}
-
-/// The RDATA of a record, in wire form.
-fn read_rdata(rtype: Rtype, words: &[&str], origin: &Name, out: &mut Vec<u8>) -> Result<(), Problem> {
-    let bad = |reason: &str| Err(bad_rdata(rtype, reason.to_string()));
-    match (rtype, words) {
-        (_, []) => return bad("it is missing"),
-        (_, ["\\#", ..]) => read_by_domain(rtype, words, origin, out).map_err(|reason| bad_rdata(rtype, reason))?,
-        (Rtype::A, [address]) => match address.parse::<Ipv4Addr>() {
-            Ok(address) => out.extend(address.octets()),
-            Err(_) => return bad("not an IPv4 address"),
-        },
-        (Rtype::AAAA, [address]) => match address.parse::<Ipv6Addr>() {
-            Ok(address) => out.extend(address.octets()),
-            Err(_) => return bad("not an IPv6 address"),
-        },
-        (Rtype::CNAME | Rtype::DNAME | Rtype::NS | Rtype::PTR, [target]) => {
-            out.extend_from_slice(read_name(target, origin)?.wire());
-        }
-        (Rtype::SOA, [mname, rname, serial, times @ ..]) if times.len() == 4 => {
-            out.extend_from_slice(read_name(mname, origin)?.wire());
-            out.extend_from_slice(read_name(rname, origin)?.wire());
-            match serial.parse::<u32>() {
-                Ok(serial) => out.extend(serial.to_be_bytes()),
-                Err(_) => return bad("the serial is not a number"),
-            }
-            for time in times {
-                out.extend(read_ttl(time)?.to_be_bytes());
-            }
-        }
-        (Rtype::A | Rtype::AAAA | Rtype::CNAME | Rtype::DNAME | Rtype::NS | Rtype::PTR, _) => {
-            return bad("there is more than one word");
-        }
-        (Rtype::SOA, _) => return bad("there are not seven words"),
-        _ => read_by_domain(rtype, words, origin, out).map_err(|reason| bad_rdata(rtype, reason))?,
-    }
-    Ok(())
-}
-
-/// Has the crate `domain` read the RDATA, as a zone of one record.
-fn read_by_domain(rtype: Rtype, words: &[&str], origin: &Name, out: &mut Vec<u8>) -> Result<(), String> {
-    // These look like others that the crate knows (RFC 1183 §1, §3.3; RFC 2230 §3; RFC 7208 §3.1).
-    let layout = match rtype {
-        Rtype::AFSDB | Rtype(21) | Rtype(36) => Rtype::MX,
-        Rtype::SPF => Rtype::TXT,
-        _ => rtype,
-    };
-    // It takes `@` for a label where the origin is meant (RFC 1035 §5.1).
-    let has_names = !matches!(layout, Rtype::TXT | Rtype::HINFO | Rtype::CAA);
-    let absolute = origin.to_string();
-    let words: Vec<&str> = words.iter().map(|&word| if word == "@" && has_names { &absolute } else { word }).collect();
-    let text = format!("$ORIGIN {absolute}\n. 0 CLASS1 TYPE{} {}\n", layout.0, words.join(" "));
-    match inplace::Zonefile::from(text.as_str()).next_entry() {
-        Ok(Some(inplace::Entry::Record(record))) => {
-            let Ok(()) = record.data().compose_rdata(out);
-        }
-        Ok(_) => return Err("it is not a record".to_string()),
-        // Its message begins with line and column in a text that the operator never sees.
-        Err(error) => return Err(error.to_string().splitn(3, ':').last().unwrap_or_default().trim().to_string()),
-    }
-    // It lets empty labels pass, and octets behind `\#` that make no sense as their type (RFC 3597 §5).
-    let mut parser = Parser::from_ref(out.as_slice());
-    match ZoneRecordData::<&[u8], ParsedName<&[u8]>>::parse_rdata(layout.0.into(), &mut parser) {
-        Ok(_) if parser.remaining() == 0 => Ok(()),
-        _ => Err("a name or number in it is malformed".to_string()),
-    }
-}
-
-fn bad_rdata(rtype: Rtype, reason: String) -> Problem {
-    let example = match rtype {
-        Rtype::A => "A 192.0.2.1",
-        Rtype::AAAA => "AAAA 2001:db8::1",
-        Rtype::CNAME => "CNAME target.example.",
-        Rtype::DNAME => "DNAME target.example.",
-        Rtype::NS => "NS ns.example.",
-        Rtype::PTR => "PTR host.example.",
-        Rtype::MX => "MX 10 mail.example.",
-        Rtype::TXT => "TXT \"up to 255 octets\" \"and more\"",
-        Rtype::SRV => "SRV 0 5 443 host.example.",
-        Rtype::SOA => "SOA ns.example. hostmaster.example. 1 1h 20m 1w 1m",
-        _ => "\\# LENGTH HEX",
-    };
-    Problem::BadRdata { rtype, reason, example }
-}
-
-/// Largest TTL (RFC 2181 §8).
-const MAX_TTL: u32 = i32::MAX as u32;
 /// TTL of an overlay's records if nothing says otherwise.
 const OVERLAY_TTL: u32 = 300;
 /// How many files may stand between a file and the first.
 const MAX_INCLUDE_DEPTH: usize = 8;
+/// How many records one file may generate: as many as a /10 has addresses.
+const MAX_GENERATED: usize = 1 << 22;
 /// Past so many faults a file is not what it is taken for.
 const MAX_ERRORS: usize = 200;
 
@@ -410,36 +351,6 @@ mod tests {
     }
 
     #[test]
-    fn every_form_of_rdata_becomes_its_wire_form() {
-        let host = b"\x04host\x07example\x00".as_slice();
-        for (text, rtype, rdata) in [
-            ("A 192.0.2.1", 1, b"\xc0\x00\x02\x01".to_vec()),
-            ("TYPE1 192.0.2.1", 1, b"\xc0\x00\x02\x01".to_vec()),
-            ("A \\# 4 c0000201", 1, b"\xc0\x00\x02\x01".to_vec()),
-            ("A \\# 4 c000 0201", 1, b"\xc0\x00\x02\x01".to_vec()),
-            ("TYPE65280 \\# 0", 65_280, vec![]),
-            ("TYPE65280 \\# 2 abcd", 65_280, vec![0xab, 0xcd]),
-            ("PTR host", 12, host.to_vec()),
-            ("MX 10 @", 15, b"\x00\x0a\x07example\x00".to_vec()),
-            ("TXT @", 16, b"\x01@".to_vec()), // only where a name is expected
-            ("MX 10 host", 15, [b"\x00\x0a", host].concat()),
-            ("AFSDB 1 host", 18, [b"\x00\x01", host].concat()),
-            ("SRV 1 2 3 host.example.", 33, [b"\x00\x01\x00\x02\x00\x03", host].concat()),
-            ("TXT \"a b\" c", 16, b"\x03a b\x01c".to_vec()),
-            ("TXT ( \"a;\" ; comment\n  \\100\\; )", 16, b"\x02a;\x02d;".to_vec()),
-            ("SPF \"v=spf1 -all\"", 99, b"\x0bv=spf1 -all".to_vec()),
-            ("CAA 0 issue \"ca.test\"", 257, b"\x00\x05issueca.test".to_vec()),
-            ("RP @ .", 17, b"\x07example\x00\x00".to_vec()),
-            ("HTTPS 1 . alpn=\"h2\"", 65, b"\x00\x01\x00\x00\x01\x00\x03\x02h2".to_vec()),
-        ] {
-            let contents = read_text(&format!("@ 60 IN {text}\n"));
-            assert_eq!(contents.errors, [], "{text}");
-            let entry = contents.records[0];
-            assert_eq!((entry.rtype, contents.rdata(&entry)), (Rtype(rtype), &*rdata), "{text}");
-        }
-    }
-
-    #[test]
     fn a_ttl_is_taken_from_the_nearest_place_that_has_one() {
         for (text, ttl) in [
             ("$TTL 1h\n@ 60 A 192.0.2.1", Some(60)),
@@ -447,49 +358,84 @@ mod tests {
             ("$TTL 1h\n@ 7 A 192.0.2.1\n@ A 192.0.2.2", Some(3600)), // $TTL before the last one (RFC 2308 §4)
             ("@ 7 A 192.0.2.1\n@ A 192.0.2.2", Some(7)),             // the last one (RFC 1035 §5.1)
             ("@ SOA @ @ 1 2 3 4 5\n@ TXT x", Some(5)),               // the SOA minimum
+            ("@ SOA @ @ 1 2 3 4 5\n@ 7 A 192.0.2.1\n@ TXT x", Some(5)), // which stands for $TTL then
+            ("@ 9 SOA @ @ 1 2 3 4 5\n@ TXT x", Some(9)),
             ("@ IN 2147483647 A 192.0.2.1", Some(2_147_483_647)),
             ("@ A 192.0.2.1", None),
         ] {
             let contents = read_text(text);
             assert_eq!(contents.records.last().map(|entry| entry.ttl), ttl, "{text}");
-            assert_eq!(contents.errors.is_empty(), ttl.is_some(), "{text}: {:?}", contents.errors);
+            assert_eq!(contents.findings.count() == 0, ttl.is_some(), "{text}: {:?}", contents.findings);
         }
         let overlay = parse(Path::new("test"), "@ CNAME .", &Name::root(), Mode::Overlay);
         assert_eq!(overlay.records[0].ttl, OVERLAY_TTL);
     }
 
     #[test]
-    fn names_are_relative_to_the_origin_unless_they_end_with_a_dot() {
-        let origin = "sub.example.".parse().unwrap();
-        for (word, expected) in [
-            ("@", "sub.example."),
-            ("www", "www.sub.example."),
-            ("www.example.", "www.example."),
-            ("a\\.", "a\\..sub.example."), // an escaped dot ends no name
-            ("a\\\\.", "a\\\\."),
-            (".", "."),
-            ("\\@", "\\@.sub.example."),
-        ] {
-            assert_eq!(read_name(word, &origin).unwrap().to_string(), expected, "{word}");
-        }
-        for word in ["", "a..b", "..", "b\u{fc}cher", "\"quoted\"", &"abc.".repeat(64)] {
-            assert!(read_name(word, &origin).is_err(), "{word}");
-        }
-    }
-
-    #[test]
-    fn what_an_included_file_sets_does_not_outlive_it() {
+    fn origin_and_owner_of_an_included_file_do_not_outlive_it_and_ttls_do() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("main.zone");
         std::fs::write(&path, "$TTL 60\nwww A 192.0.2.1\n$INCLUDE more.inc sub\n AAAA 2001:db8::1\n").unwrap();
         std::fs::write(folder.path().join("more.inc"), "$TTL 7\n$ORIGIN x.example.\nmail A 192.0.2.2\n").unwrap();
         let contents = read(&path, &"example.".parse().unwrap(), Mode::Zone);
-        assert_eq!(contents.errors, []);
+        assert_eq!(contents.findings.count(), 0, "{:?}", contents.findings);
         let owners: Vec<Name> = contents.names.iter().map(|wire| Name::from_wire(wire).unwrap()).collect();
         let read = contents.records.iter().map(|e| (owners[e.owner as usize].to_string(), e.rtype, e.ttl));
-        let expected = [("www", Rtype::A, 60), ("www", Rtype::AAAA, 60), ("mail.x", Rtype::A, 7)];
+        let expected = [("www", Rtype::A, 60), ("www", Rtype::AAAA, 7), ("mail.x", Rtype::A, 7)];
         let expected = expected.map(|(owner, rtype, ttl)| (format!("{owner}.example."), rtype, ttl));
         assert_eq!(read.collect::<Vec<_>>(), expected);
         assert_eq!(contents.stamps.len(), 2);
+    }
+
+    #[test]
+    fn large_ttls_become_0_with_one_warning_in_all() {
+        let contents = read_text("$TTL 4294967295\n@ A 192.0.2.1\n@ 2147483648 A 192.0.2.2\n@ 100w100w TXT x\n");
+        assert_eq!(contents.records.iter().map(|entry| entry.ttl).collect::<Vec<_>>(), [0, 0, 120_960_000]);
+        let warnings: Vec<String> = contents.findings.into_errors().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            warnings,
+            [
+                "test:1: the TTL 4294967295 is above 2147483647 s and becomes 0; write a smaller one; and 1 more of the kind"
+            ]
+        );
+        assert!(read_text("@ 4294967296 A 192.0.2.1\n").findings.faults() > 0, "more than 32 bits");
+    }
+
+    #[test]
+    fn text_beyond_ascii_is_octets() {
+        let octets = |bytes: &[u8]| {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("x.zone");
+            std::fs::write(&path, bytes).unwrap();
+            let contents = read(&path, &"example.".parse().unwrap(), Mode::Zone);
+            assert_eq!(contents.findings.faults(), 0, "{:?}", contents.findings);
+            contents.records.last().map(|entry| contents.rdata(entry).to_vec()).unwrap()
+        };
+        assert_eq!(octets(b"@ 60 TXT \"M\xfcnchen\" ; caf\xe9\n"), b"\x07M\xfcnchen");
+        assert_eq!(octets("@ 60 TXT \"M\u{fc}nchen\"\n".as_bytes()), b"\x08M\xc3\xbcnchen");
+        assert_eq!(octets(b"@ 60 TXT \"\\\xfc \\\\\xfc\"\n"), b"\x04\xfc \\\xfc"); // escaped, and behind a backslash
+        assert_eq!(octets("\u{feff}@ 60 TXT x\n".as_bytes()), b"\x01x");
+        let contents = read_text("b\u{fc}cher 60 A 192.0.2.1\nm\u{fc}ll 60 A 192.0.2.1\n");
+        assert_eq!((contents.records.len(), contents.findings.faults(), contents.findings.count()), (2, 0, 2));
+    }
+
+    #[test]
+    fn generated_records_are_bounded_and_have_the_line_of_their_directive() {
+        let contents = read_text("$TTL 60\nwww A 192.0.2.1\n$GENERATE 1-3 h$ A 192.0.2.${100,3}\n TXT x\n");
+        assert_eq!(contents.findings.count(), 0, "{:?}", contents.findings);
+        let lines: Vec<_> = contents.records.iter().map(|entry| (entry.owner, entry.rtype, entry.line)).collect();
+        let expected = [(0, Rtype::A, 2), (0, Rtype::TXT, 4), (1, Rtype::A, 3), (2, Rtype::A, 3), (3, Rtype::A, 3)];
+        assert_eq!(lines, expected, "the owner before stays");
+        for (text, expected) in [
+            ("$GENERATE 0-2147483647 h$ 60 A 192.0.2.1", "more than 4194304 records"),
+            ("$GENERATE 1-300 h$ 60 A 192.0.2.$", "bad RDATA for A"),
+            ("$GENERATE 1-2 h$ 60 MX 10 mail$", "quotation marks"),
+            ("$GENERATE 1-2 h$ ( 60 A 192.0.2.$", "parenthesis"),
+            ("$GENERATE 1-2 h$ 60 TXT \"(\"", "parenthesis"),
+        ] {
+            let errors = read_text(text).findings.into_errors();
+            assert_eq!(errors.len(), 1, "{text}: {errors:?}");
+            assert!(errors[0].to_string().contains(expected), "{text}: {}", errors[0]);
+        }
     }
 }

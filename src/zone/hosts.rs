@@ -5,14 +5,20 @@
 //! it would name a machine that is not meant. `localhost` is passed over: it means loopback whatever a file says
 //! (RFC 6761 §6.3).
 //!
-//! Lines that cannot be read are passed over with a warning, as libc passes over them: a typing error in `/etc/hosts` is no
-//! reason not to start.
+//! Lines and names that cannot be read are passed over, as libc passes over them: a typing error in `/etc/hosts` is no
+//! reason not to start. There is one warning of each kind, with a count.
 
-use std::{collections::HashMap, io, net::IpAddr, path::Path};
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, Ipv6Addr},
+    path::Path,
+};
 
 use super::{
     Client, Error, Problem,
     contents::{Stamps, read_file},
+    error::Findings,
     names::Names,
     next_generation, synthesize_soa,
 };
@@ -58,40 +64,46 @@ impl Hosts {
 
     /// Reads a hosts file from its bytes; `file` is what warnings call it.
     pub fn parse(file: &Path, bytes: &[u8]) -> Self {
-        let mut warnings = Vec::new();
+        let mut findings = Findings::default();
         let mut names = Names::default();
         // The number of a name and what is said of it, a thing at a time.
         let mut addresses: Vec<(u32, IpAddr)> = Vec::new();
         let mut pointers: Vec<(u32, Node)> = Vec::new();
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         for (line, number) in bytes.split(|&byte| byte == b'\n').zip(1..) {
-            let mut warn = |problem: Problem| warnings.push(problem.at(Location::line(file, number)));
-            let Ok(line) = std::str::from_utf8(line) else {
-                warn(Problem::NotUtf8);
-                continue;
-            };
-            let mut words = line.split('#').next().unwrap_or_default().split_ascii_whitespace();
-            let Some(word) = words.next() else { continue };
-            // An address with a zone identifier means something on this machine's links alone (RFC 4007 §11).
-            if word.contains('%') {
+            let mut warn = |problem: Problem| findings.add(problem.at(Location::line(file, number)));
+            // Comments may be in any encoding.
+            let line = line.split(|&byte| byte == b'#').next().unwrap_or_default();
+            if line.len() > MAX_LINE_BYTES {
+                warn(Problem::LongLine);
                 continue;
             }
-            let Ok(address) = word.parse::<IpAddr>() else {
-                warn(Problem::BadAddress(word.to_string()));
-                continue;
+            let line = String::from_utf8_lossy(line);
+            let mut words = line.split_ascii_whitespace();
+            let Some(word) = words.next() else { continue };
+            let address = match read_address(word) {
+                Address::Of(address) => address,
+                Address::OfLink => continue,
+                Address::None => {
+                    warn(Problem::BadAddress(word.to_string()));
+                    continue;
+                }
             };
             let mut first = None;
+            let mut has_names = false;
             for word in words {
-                match word.parse::<Name>() {
-                    Ok(name) => {
-                        if !is_localhost(&name) {
-                            addresses.extend(names.insert(name.wire()).map(|number| (number, address)));
-                        }
-                        first.get_or_insert(name);
-                    }
-                    Err(error) => warn(Problem::BadName { text: word.to_string(), error }),
+                has_names = true;
+                let Some(name) = read_host(word) else {
+                    warn(Problem::BadHost(word.to_string()));
+                    continue;
+                };
+                if !is_localhost(&name) {
+                    addresses.extend(names.insert(name.wire()).map(|number| (number, address)));
                 }
+                first.get_or_insert(name);
             }
             match first {
+                None if has_names => {}
                 None => warn(Problem::NoNames(word.to_string())),
                 // The unspecified address stands for "nowhere" in blocklists: it has no name.
                 Some(first) if !address.is_unspecified() => {
@@ -127,7 +139,7 @@ impl Hosts {
         }
         names.renumber(|number| place_of[number as usize]);
         names.shrink();
-        Self { generation: next_generation(), warnings, names, nodes }
+        Self { generation: next_generation(), warnings: findings.into_errors(), names, nodes }
     }
 
     /// Under which answers of this file are cached: a file read anew has another one.
@@ -180,6 +192,29 @@ impl Hosts {
     }
 }
 
+/// What a line of a hosts file begins with.
+enum Address {
+    Of(IpAddr),
+    /// An address with a zone identifier means something on this machine's links alone (RFC 4007 §11).
+    OfLink,
+    None,
+}
+
+fn read_address(word: &str) -> Address {
+    match word.split_once('%') {
+        Some((address, zone)) if !zone.is_empty() && address.parse::<Ipv6Addr>().is_ok() => Address::OfLink,
+        Some(_) => Address::None,
+        // `::ffff:192.0.2.1` is the IPv4 address to every host.
+        None => word.parse::<IpAddr>().map_or(Address::None, |address| Address::Of(address.to_canonical())),
+    }
+}
+
+/// A name of letters, digits, hyphens and, as many hosts have them, underscores.
+fn read_host(word: &str) -> Option<Name> {
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    word.parse().ok().filter(|name: &Name| !name.is_root() && word.bytes().all(is_letter))
+}
+
 /// The name under which the reverse zones keep an address (RFC 1035 §3.5, RFC 3596 §2.5).
 fn reverse_name(address: IpAddr) -> Name {
     let text = match address {
@@ -202,6 +237,8 @@ fn is_localhost(name: &Name) -> bool {
 /// TTL of all that hosts files say, in seconds. They are changed by hand while others wait for the effect: short, and not 0, for
 /// then a client that keeps answers would ask for each packet again.
 const TTL: u32 = 30;
+/// Longest line: more names than an address has.
+const MAX_LINE_BYTES: usize = 64 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -282,10 +319,61 @@ fe80::1%eth0 link.example
         let expected = [
             "hosts:8: `192.0.2` is not an address; the line is passed over",
             "hosts:9: 192.0.2.9 has no name behind it; the line is passed over",
-            "hosts:10: `a..b` is not a name: a label is empty; write it with labels of at most 63 octets between single dots",
+            "hosts:10: `a..b` is not the name of a host and is passed over; write letters, digits, hyphens and single dots",
         ];
         assert_eq!(warnings, expected);
-        assert_eq!(Hosts::parse(Path::new("hosts"), b"\xff\n192.0.2.1 a.example\n").names.len(), 2);
         assert!(Hosts::load(Path::new("/nonexistent/hosts")).warnings().is_empty());
+    }
+
+    #[test]
+    fn lines_of_real_hosts_files_are_read() {
+        use Client::{Loopback, Remote};
+        let long = format!("192.0.2.66 long.example{}\n", " x".repeat(40_000));
+        let text = [
+            b"\xef\xbb\xbf192.0.2.1 bom.example\r\n".as_slice(),
+            b"192.0.2.2 latin.example # M\xfcnchen\n",
+            b"# \xff\n",
+            b"::ffff:192.0.2.3 mapped.example\n::ffff:127.0.0.9 mapped-loop.example\n",
+            b"fe80::1%lo0 localhost\nfe80::2%en0 scoped.example\nfoo%bar bad.example\n192.0.2.9%eth0 bad2.example\n",
+            b"192.0.2.4 *.wild.example b\xc3\xbccher.example fine.example \\097.example under_score.example dot.example.\n",
+            b"192.0.2.5 *.only.example\n",
+            b"192.0.2.6#glued.example\n",
+            b"192.0.2.7 a.example#b.example\n",
+            long.as_bytes(),
+            b"\t 192.0.2.8\tlast.example",
+        ]
+        .concat();
+        let hosts = Hosts::parse(Path::new("hosts"), &text);
+        for (qname, qtype, client, expected) in [
+            ("bom.example", Rtype::A, Remote, "192.0.2.1"),
+            ("latin.example", Rtype::A, Remote, "192.0.2.2"),
+            ("mapped.example", Rtype::A, Remote, "192.0.2.3"),
+            ("mapped.example", Rtype::AAAA, Remote, "-"),
+            ("3.2.0.192.in-addr.arpa", Rtype::PTR, Remote, "mapped.example."),
+            ("mapped-loop.example", Rtype::A, Remote, ""), // a loopback address in any form
+            ("mapped-loop.example", Rtype::A, Loopback, "127.0.0.9"),
+            ("scoped.example", Rtype::AAAA, Loopback, ""),
+            ("fine.example", Rtype::A, Remote, "192.0.2.4"),
+            ("under_score.example", Rtype::A, Remote, "192.0.2.4"),
+            ("dot.example", Rtype::A, Remote, "192.0.2.4"),
+            ("4.2.0.192.in-addr.arpa", Rtype::PTR, Remote, "fine.example."),
+            ("a.example", Rtype::A, Remote, "192.0.2.7"), // a comment needs no blank before it
+            ("b.example", Rtype::A, Remote, ""),
+            ("x.wild.example", Rtype::A, Remote, ""),
+            ("bad2.example", Rtype::A, Remote, ""),
+            ("long.example", Rtype::A, Remote, ""),
+            ("last.example", Rtype::A, Remote, "192.0.2.8"),
+        ] {
+            assert_eq!(ask(&hosts, qname, qtype, client), expected, "{qname} {qtype} {client:?}");
+        }
+        let warnings: Vec<String> = hosts.warnings().iter().map(ToString::to_string).collect();
+        let expected = [
+            "hosts:8: `foo%bar` is not an address; the line is passed over; and 1 more of the kind",
+            "hosts:10: `*.wild.example` is not the name of a host and is passed over; write letters, digits, hyphens and \
+             single dots; and 3 more of the kind",
+            "hosts:12: 192.0.2.6 has no name behind it; the line is passed over",
+            "hosts:14: the line is longer than 64 KiB and is passed over; split it",
+        ];
+        assert_eq!(warnings, expected);
     }
 }

@@ -12,7 +12,7 @@ use super::{
     contents::{Contents, Entry},
     denial_soa, file,
     names::{Names, is_wildcard, wildcard_below},
-    next_generation, refuse_faults, synthesize_soa,
+    next_generation, synthesize_soa,
 };
 use crate::wire::{Answer, Name, Question, Rcode, Record, Rtype};
 
@@ -90,13 +90,23 @@ impl Zone {
         if soa.is_none() && !contents.mentions_soa {
             contents.blame_file(Problem::NoSoa { apex: zone.apex.clone() });
         }
-        zone.warnings = refuse_faults(contents.errors)?;
+        zone.warnings = contents.findings.refuse_faults()?;
         Ok(zone)
     }
 
     /// The name above which others answer.
     pub fn apex(&self) -> &Name {
         &self.apex
+    }
+
+    /// All records, occluded ones and glue included, in no particular order.
+    pub fn records(&self) -> impl Iterator<Item = Record> {
+        // Both go by number; the names in between come after the owners.
+        let owners = self.names.iter().map(name_of).zip(&self.nodes);
+        owners.flat_map(|(owner, rrsets)| {
+            let records = rrsets.iter().flat_map(|rrset| rrset.records(&owner)).collect::<Vec<_>>();
+            records.into_iter()
+        })
     }
 
     /// Under which answers of this zone are cached: a zone read anew has another one.
@@ -232,15 +242,22 @@ impl Zone {
     /// Checks the records of one owner against the rest of the zone.
     fn check(&self, owner: &Name, entries: &[Entry], contents: &mut Contents) {
         if owner == &self.apex {
-            if let Some(second) = entries.iter().filter(|entry| entry.rtype == Rtype::SOA).nth(1) {
+            // An equal one ends the output of `dig axfr`.
+            let mut soas = entries.iter().filter(|entry| entry.rtype == Rtype::SOA);
+            if let Some(first) = soas.next()
+                && let Some(second) = soas.find(|entry| contents.rdata(entry) != contents.rdata(first))
+            {
                 contents.blame(second, Problem::SecondSoa);
             }
         } else if let Some(soa) = entries.iter().find(|entry| entry.rtype == Rtype::SOA) {
             contents.blame(soa, Problem::SoaBelowApex { owner: owner.clone() });
         }
-        let is_cut = |entry: &&Entry| matches!(entry.rtype, Rtype::NS | Rtype::DNAME);
-        if let Some(cut) = entries.iter().find(is_cut).filter(|_| is_wildcard(owner.wire())) {
-            contents.blame(cut, Problem::WildcardCut(cut.rtype));
+        for entry in entries.iter().filter(|_| is_wildcard(owner.wire())) {
+            match entry.rtype {
+                Rtype::NS => contents.blame(entry, Problem::WildcardNs),
+                Rtype::DNAME => contents.blame(entry, Problem::WildcardDname),
+                _ => {}
+            }
         }
         match self.place(&owner.to_lower(), Rtype::A) {
             Place::Dname(dname) => {

@@ -117,7 +117,7 @@ fn names_below_a_delegation_are_referred() {
 ns 60 A 192.0.2.1
 sub 60 NS ns.sub
 sub 60 NS ns.other.test.
-sub 60 DS 1 8 2 00
+sub 60 DS 1 8 99 00
 ns.sub 60 A 192.0.2.2
 ns.sub 60 AAAA 2001:db8::2
 mail.sub 60 A 192.0.2.3

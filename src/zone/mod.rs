@@ -13,10 +13,12 @@ mod contents;
 mod entry;
 mod error;
 mod file;
+mod generate;
 mod hosts;
 mod lookup;
 mod names;
 mod overlay;
+mod rdata;
 mod store;
 
 use std::{
@@ -32,7 +34,7 @@ use serde::{Deserialize, Serialize};
 pub use error::{Error, Problem};
 pub use hosts::Hosts;
 pub use lookup::Zone;
-pub use overlay::{Client, Overlay, Overlays, Ruling};
+pub use overlay::{Client, Ordered, Overlay, Overlays, Ruling};
 pub use store::{Files, Outcome, Source};
 
 use crate::wire::{Name, NameError, Record, Rtype, Soa};
@@ -50,6 +52,11 @@ pub struct Config {
     /// is given to loopback clients only. Faulty lines are passed over with a warning.
     /// Default ["/etc/hosts"]. Applies at reload.
     pub hosts: Vec<PathBuf>,
+
+    /// Overlays and hosts files that are asked first, in this order: the first that holds a name decides. Each is a file's
+    /// name, or its path. The others follow: exact before wildcard, then the longer apex, then the order of the files.
+    /// Default []. Applies at reload.
+    pub order: Vec<PathBuf>,
 }
 
 /// One override zone, section `[[zone]]`.
@@ -81,7 +88,7 @@ pub enum Mode {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { directory: None, hosts: vec![PathBuf::from("/etc/hosts")] }
+        Self { directory: None, hosts: vec![PathBuf::from("/etc/hosts")], order: Vec::new() }
     }
 }
 
@@ -128,12 +135,6 @@ fn denial_soa(soa: &Rrset, apex: &Name) -> Option<Record> {
     let soa = soa.records(apex).next()?;
     let minimum = u32::from_be_bytes(*soa.rdata.last_chunk()?);
     Some(Record { ttl: soa.ttl.min(minimum), ..soa })
-}
-
-/// The warnings among `errors`, unless there are faults: then all of them. Both in the order of the lines.
-fn refuse_faults(mut errors: Vec<Error>) -> Result<Vec<Error>, Vec<Error>> {
-    errors.sort_by(|a, b| (&a.location.file, a.location.line).cmp(&(&b.location.file, b.location.line)));
-    if errors.iter().all(|error| error.problem.is_warning()) { Ok(errors) } else { Err(errors) }
 }
 
 /// A number that no other table of this process has.

@@ -76,6 +76,21 @@ impl Names {
         })
     }
 
+    /// The names at or below `origin`, a name in lower-cased wire form, without it; and their new numbers by the old ones.
+    pub fn relative_to(&self, origin: &[u8]) -> (Self, Vec<Option<u32>>) {
+        let mut relative = Self::default();
+        let mut buffer = Vec::new();
+        let numbers = self.iter().map(|name| {
+            let labels = name.strip_suffix(origin).filter(|labels| is_whole(name, labels.len()))?;
+            buffer.clear();
+            buffer.extend_from_slice(labels);
+            buffer.push(0);
+            relative.insert(&buffer)
+        });
+        let numbers = numbers.collect();
+        (relative, numbers)
+    }
+
     /// Gives back the memory that growing has taken in advance.
     pub fn shrink(&mut self) {
         self.arena.shrink_to_fit();
@@ -128,6 +143,18 @@ pub(super) fn wildcard_below(name: &[u8]) -> Vec<u8> {
 /// Whether the leftmost label of a name given in wire form is `*`.
 pub(super) fn is_wildcard(name: &[u8]) -> bool {
     name.starts_with(b"\x01*")
+}
+
+/// Whether a label of a name given in wire form begins at `place`.
+fn is_whole(name: &[u8], place: usize) -> bool {
+    let mut at = 0;
+    while at < place {
+        match name.get(at) {
+            Some(&length) => at += 1 + usize::from(length),
+            None => return false,
+        }
+    }
+    at == place
 }
 
 /// Where the search for a tag begins: tags are spread evenly, so their order is a hash of its own.

@@ -3,14 +3,18 @@
 //! An overlay owns the names in it for all types: a type it lacks is NODATA. Names it does not hold fall through, even
 //! those between a name and the apex. A CNAME record may be an action of response policy zones (RPZ,
 //! draft-vixie-dnsop-dns-rpz §3): `.` denies the name, `*.` denies all its data, `rpz-passthru.` leaves it to
-//! whoever is next, `rpz-drop.` gives no reply, `rpz-tcp-only.` answers over TCP alone, and `*.garden.example.` leads to the
-//! qname put in front of `garden.example.`. Other aliases are followed by whoever asked, for their target may
-//! belong to anyone.
+//! whoever is next, as does the qname itself (the older form), `rpz-drop.` gives no reply, `rpz-tcp-only.` answers over TCP
+//! alone, and `*.garden.example.` leads to the qname put in front of `garden.example.`. Other aliases are followed by
+//! the caller, who asks no overlay about their targets.
 //!
-//! Several overlays may hold a name: exact beats wildcard, then the longer apex wins, then the order of the files. Within an
-//! overlay the longest wildcard wins, whatever other names exist: that is what blocklists mean, though RFC 4592 does not.
+//! Several overlays may hold a name. Files that `zones.order` lists are asked first, in its order, and the first that holds
+//! the name decides, as among the response policy zones of BIND. Among the others exact beats wildcard, then the longer apex
+//! wins, then the order of the files. Within an overlay exact beats wildcard and the longest wildcard wins, whatever other
+//! names exist: that is what blocklists mean, though RFC 4592 does not.
 //!
-//! SOA and NS records at the apex are those that RPZ demands of every file: they make the overlay hold nothing.
+//! An SOA record makes the file a response policy zone: its owner is the name of the zone, and all other owners are relative
+//! to it. `bad.test.rpz.example.` in the zone `rpz.example.` is the rule for `bad.test.`. Records at the SOA record's own
+//! name are about the file and rule on nothing.
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
@@ -19,15 +23,26 @@ use super::{
     contents::{Contents, Entry},
     denial_soa, file,
     names::{Names, is_wildcard, wildcard_below},
-    next_generation, refuse_faults, synthesize_soa,
+    next_generation, synthesize_soa,
 };
 use crate::wire::{Answer, Class, Name, Question, Rcode, Record, Rtype};
 
 /// All overlays and hosts files in the order in which they are asked.
 #[derive(Clone, Default)]
 pub struct Overlays {
+    /// Asked first, one after the other.
+    ordered: Vec<Ordered>,
     overlays: Vec<Arc<Overlay>>,
     hosts: Vec<Arc<Hosts>>,
+}
+
+/// A file with a place of its own in the order.
+#[derive(Clone)]
+pub enum Ordered {
+    /// An overlay.
+    Overlay(Arc<Overlay>),
+    /// A hosts file.
+    Hosts(Arc<Hosts>),
 }
 
 /// Who asks, as far as it makes a difference.
@@ -61,7 +76,12 @@ impl Overlays {
     /// Orders overlays by their apex, the longer first, and otherwise keeps their order; hosts files come last.
     pub fn new(mut overlays: Vec<Arc<Overlay>>, hosts: Vec<Arc<Hosts>>) -> Self {
         overlays.sort_by_key(|overlay| std::cmp::Reverse(overlay.apex.label_count()));
-        Self { overlays, hosts }
+        Self { ordered: Vec::new(), overlays, hosts }
+    }
+
+    /// The same, with these asked before all others, in this order: the first of them that holds a name rules on it.
+    pub fn with_ordered(self, ordered: Vec<Ordered>) -> Self {
+        Self { ordered, ..self }
     }
 
     /// What is said to a question; `None` if no overlay holds the name.
@@ -71,22 +91,48 @@ impl Overlays {
         if question.qclass != Class::IN {
             return None;
         }
+        let qname = &question.qname;
+        let first = self.ordered.iter().find_map(|file| match file {
+            Ordered::Overlay(overlay) => {
+                let action = overlay.find_exact(qname).or_else(|| overlay.find_wildcard(qname))?;
+                Some(overlay.rule(action, question))
+            }
+            Ordered::Hosts(hosts) => hosts.rule(question, client),
+        });
         let held = |find: fn(&Overlay, &Name) -> Option<u32>| {
-            self.overlays.iter().find_map(|overlay| Some(overlay.rule(find(overlay, &question.qname)?, question)))
+            self.overlays.iter().find_map(|overlay| Some(overlay.rule(find(overlay, qname)?, question)))
         };
-        held(Overlay::find_exact)
-            .or_else(|| {
-                self.hosts.iter().find_map(|hosts| {
-                    let answer = hosts.answer(question, client)?;
-                    Some(Ruling::Answer { answer, generation: hosts.generation() })
-                })
-            })
+        first
+            .or_else(|| held(Overlay::find_exact))
+            .or_else(|| self.hosts.iter().find_map(|hosts| hosts.rule(question, client)))
             .or_else(|| held(Overlay::find_wildcard))
+    }
+
+    /// What hosts files alone say to a question.
+    pub fn answer_from_hosts(&self, question: &Question, client: Client) -> Option<Ruling> {
+        if question.qclass != Class::IN {
+            return None;
+        }
+        self.all_hosts().find_map(|hosts| hosts.rule(question, client))
     }
 
     /// Whether loopback clients may be told something else than others: such an answer belongs into no cache.
     pub fn is_client_dependent(&self, qname: &Name) -> bool {
-        self.hosts.iter().any(|hosts| hosts.is_client_dependent(qname))
+        self.all_hosts().any(|hosts| hosts.is_client_dependent(qname))
+    }
+
+    fn all_hosts(&self) -> impl Iterator<Item = &Hosts> {
+        let ordered = self.ordered.iter().filter_map(|file| match file {
+            Ordered::Hosts(hosts) => Some(hosts),
+            Ordered::Overlay(_) => None,
+        });
+        ordered.chain(&self.hosts).map(|hosts| &**hosts)
+    }
+}
+
+impl Hosts {
+    fn rule(&self, question: &Question, client: Client) -> Option<Ruling> {
+        Some(Ruling::Answer { answer: self.answer(question, client)?, generation: self.generation() })
     }
 }
 
@@ -127,6 +173,10 @@ impl Overlay {
     }
 
     pub(super) fn build(mut contents: Contents) -> Result<Self, Vec<Error>> {
+        let soa = find_soa(&mut contents);
+        if let Some(soa) = &soa {
+            make_relative(&mut contents, &soa.owner);
+        }
         let mut records = std::mem::take(&mut contents.records);
         let mut overlay = Self {
             apex: contents.apex.clone(),
@@ -135,24 +185,20 @@ impl Overlay {
             names: std::mem::take(&mut contents.names),
             actions: vec![Action::FallThrough],
             has_wildcards: false,
-            soa: None,
+            soa,
         };
-        // The apex' own SOA and NS records are about the file.
+        // NS records at the apex are no rule, nor is anything else there in a policy, nor the signatures of a signed one.
         let at_apex = overlay.names.find(overlay.apex.to_lower().wire());
-        let is_administrative =
-            |entry: &Entry| Some(entry.owner) == at_apex && matches!(entry.rtype, Rtype::SOA | Rtype::NS);
-        let soas: Vec<Entry> = records
-            .extract_if(.., |entry| is_administrative(entry))
-            .filter(|entry| entry.rtype == Rtype::SOA)
-            .collect();
-        if let Some(second) = soas.get(1) {
-            contents.blame(second, Problem::SecondSoa);
-        }
-        if let Some(soa) = soas.first() {
-            overlay.soa =
-                contents.rrsets(&overlay.apex, &[*soa]).first().and_then(|rrset| denial_soa(rrset, &overlay.apex));
-        }
+        let is_policy = overlay.soa.is_some();
+        records.retain(|entry| {
+            let is_at_apex = Some(entry.owner) == at_apex;
+            let is_about_file = is_at_apex && (is_policy || entry.rtype == Rtype::NS);
+            let is_signature = is_policy && matches!(entry.rtype, Rtype::RRSIG | Rtype::NSEC | Rtype::NSEC3);
+            !is_about_file && !is_signature
+        });
 
+        // Where aliases lead, and the first record that leads there.
+        let mut targets: Vec<(Name, Entry)> = Vec::new();
         let mut of_owner = vec![FALL_THROUGH; overlay.names.len()];
         let mut known: HashMap<Vec<u8>, u32> = HashMap::new();
         let mut fingerprint = Vec::new();
@@ -170,11 +216,17 @@ impl Overlay {
                 Some(&action) => action,
                 None => {
                     let owner = Name::from_wire(owner).expect("names come from names");
-                    let errors = contents.errors.len();
+                    let errors = contents.findings.count();
                     overlay.actions.push(Action::new(contents.rrsets(&owner, entries)));
                     let action = overlay.actions.len() as u32 - 1;
+                    if let Some(Action::Data(rrsets)) = overlay.actions.last()
+                        && let Some(target) = rrsets.iter().find(|rrset| rrset.rtype == Rtype::CNAME)
+                    {
+                        let target = target.records(&owner).next().and_then(|record| record.target());
+                        targets.extend(target.filter(|target| *target != owner).map(|target| (target, entries[0])));
+                    }
                     // What has a fault is looked at each time, so that each owner is named.
-                    if contents.errors.len() == errors {
+                    if contents.findings.count() == errors {
                         known.insert(fingerprint.clone(), action);
                     }
                     action
@@ -185,7 +237,13 @@ impl Overlay {
         overlay.names.renumber(|number| of_owner[number as usize]);
         overlay.names.shrink();
         overlay.actions.shrink_to_fit();
-        overlay.warnings = refuse_faults(contents.errors)?;
+        for (target, entry) in targets {
+            let action = overlay.find_exact(&target.to_lower()).map(|action| &overlay.actions[action as usize]);
+            if matches!(action, Some(Action::Data(rrsets)) if !leads_to(rrsets, &target)) {
+                contents.blame(&entry, Problem::TargetInOverlay { target });
+            }
+        }
+        overlay.warnings = contents.findings.refuse_faults()?;
         Ok(overlay)
     }
 
@@ -235,6 +293,8 @@ impl Overlay {
                 Some(Err(_)) => Answer { rcode: Rcode::YXDOMAIN, ..Answer::default() },
                 None => deny(Rcode::NOERROR),
             },
+            // The older form of `rpz-passthru.`.
+            Action::Data(rrsets) if leads_to(rrsets, qname) => return Ruling::PassThrough,
             Action::Data(rrsets) => {
                 let of_type = |rtype| rrsets.iter().filter(move |rrset| rrset.rtype == rtype || rtype == Rtype::ANY);
                 let mut answer: Vec<Record> = of_type(question.qtype).flat_map(|rrset| rrset.records(qname)).collect();
@@ -277,20 +337,82 @@ impl Action {
     }
 }
 
+/// Whether there is a CNAME record with this target.
+fn leads_to(rrsets: &[Rrset], target: &Name) -> bool {
+    let cname = rrsets.iter().find(|rrset| rrset.rtype == Rtype::CNAME);
+    cname.and_then(|cname| cname.rdatas.first()).is_some_and(|rdata| rdata.eq_ignore_ascii_case(target.wire()))
+}
+
+/// The SOA record of the file, as denials carry it. More than one are a fault, unless they are equal.
+fn find_soa(contents: &mut Contents) -> Option<Record> {
+    let soas: Vec<Entry> = contents.records.iter().filter(|entry| entry.rtype == Rtype::SOA).copied().collect();
+    let first = soas.iter().min_by_key(|entry| (entry.file, entry.line))?;
+    let owner = owner_of(first, contents);
+    for other in &soas {
+        if other.owner != first.owner {
+            let owner = owner_of(other, contents);
+            contents.blame(other, Problem::SoaBelowApex { owner });
+        } else if contents.rdata(other) != contents.rdata(first) {
+            contents.blame(other, Problem::SecondSoa);
+        }
+    }
+    let has_ns = contents.records.iter().any(|entry| (entry.owner, entry.rtype) == (first.owner, Rtype::NS));
+    if !has_ns && owner == contents.apex && !owner.is_root() {
+        contents.blame(first, Problem::RelativeToSoa { apex: owner.clone() });
+    }
+    let rrsets = contents.rrsets(&owner, &[*first]);
+    denial_soa(rrsets.first()?, &owner)
+}
+
+fn owner_of(entry: &Entry, contents: &Contents) -> Name {
+    let wire = contents.names.iter().nth(entry.owner as usize).expect("the number of a name");
+    Name::from_wire(wire).expect("names come from names")
+}
+
+/// Makes all owners relative to `origin`: those elsewhere are left out, and the others are for names anywhere.
+fn make_relative(contents: &mut Contents, origin: &Name) {
+    if origin.is_root() {
+        return;
+    }
+    let (names, numbers) = contents.names.relative_to(origin.to_lower().wire());
+    let mut records = std::mem::take(&mut contents.records);
+    let mut outside = Vec::new();
+    records.retain_mut(|entry| match numbers[entry.owner as usize] {
+        Some(number) => {
+            entry.owner = number;
+            true
+        }
+        None => {
+            outside.push(*entry);
+            false
+        }
+    });
+    if let Some(first) = outside.iter().min_by_key(|entry| (entry.file, entry.line)) {
+        let owner = owner_of(first, contents);
+        contents.blame_many(first, Problem::OutOfZone { owner, apex: origin.clone() }, outside.len());
+    }
+    contents.records = records;
+    contents.names = names;
+    contents.apex = Name::root();
+}
+
 /// Whether the records of one owner can be served.
 fn check(owner: &[u8], entries: &[Entry], contents: &mut Contents) -> bool {
-    let owned = || Name::from_wire(owner).expect("names come from names");
     // Looked for in the bytes, for the names are many and such labels few.
-    if owner.windows(4).any(|octets| octets == b"rpz-") && owned().labels().any(|label| FOREIGN.contains(&label)) {
-        contents.blame(&entries[0], Problem::ForeignTrigger { owner: owned() });
-        return false;
-    }
-    for entry in entries {
-        match entry.rtype {
-            Rtype::DNAME => contents.blame(entry, Problem::DnameInOverlay),
-            Rtype::SOA => contents.blame(entry, Problem::SoaBelowApex { owner: owned() }),
-            _ => {}
+    if owner
+        .windows(5)
+        .any(|octets| octets == b"\x06rpz-" || octets == b"\x08rpz-" || octets == b"\x0brpz-" || octets == b"\x0drpz-")
+    {
+        let owner = Name::from_wire(owner).expect("names come from names");
+        let place = owner.label_count().checked_sub(contents.apex.label_count() + 1);
+        let below_apex = place.and_then(|place| owner.labels().nth(place));
+        if below_apex.is_some_and(|label| FOREIGN.contains(&label)) {
+            contents.blame(&entries[0], Problem::ForeignTrigger { owner });
+            return false;
         }
+    }
+    for entry in entries.iter().filter(|entry| entry.rtype == Rtype::DNAME) {
+        contents.blame(entry, Problem::DnameInOverlay);
     }
     true
 }

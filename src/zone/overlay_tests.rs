@@ -123,3 +123,85 @@ fn names_of_which_the_same_is_said_share_it() {
     assert_eq!(ask(&overlays, "b7.", Rtype::ANY), "A 0, AAAA 0");
     assert_eq!(ask(&overlays, "a99.", Rtype::A), "NXDOMAIN");
 }
+
+#[test]
+fn a_name_that_leads_to_itself_is_left_alone() {
+    let file = overlay(
+        ".",
+        "self.test CNAME SELF.test.\n*.apis.test CNAME restricted.apis.test.\n*.wild.test CNAME *.wild.test.\n",
+    );
+    assert_eq!(file.warnings(), []);
+    let overlays = Overlays::new(vec![file], Vec::new());
+    for (qname, expected) in [
+        ("self.test.", "PassThrough"),
+        ("www.apis.test.", "CNAME restricted.apis.test."),
+        ("restricted.apis.test.", "PassThrough"),
+        ("www.wild.test.", "CNAME www.wild.test.wild.test."),
+    ] {
+        assert_eq!(ask(&overlays, qname, Rtype::A), expected, "{qname}");
+    }
+}
+
+#[test]
+fn files_with_a_place_in_the_order_are_asked_one_after_the_other() {
+    let allow = overlay(".", "*.shop.test CNAME rpz-passthru.\n");
+    let block = overlay(".", "ads.shop.test CNAME .\n*.test A 192.0.2.1\nheld.test A 192.0.2.2\n");
+    let site = overlay("site.test.", "www A 192.0.2.3\n");
+    let hosts = Arc::new(Hosts::parse(Path::new("hosts"), b"192.0.2.4 db.test www.site.test\n"));
+    let unordered = || Overlays::new(vec![allow.clone(), block.clone(), site.clone()], vec![hosts.clone()]);
+    let by_order = |ordered: Vec<Ordered>| Overlays::new(vec![site.clone()], Vec::new()).with_ordered(ordered);
+    let (allow, block, hosts) =
+        (Ordered::Overlay(allow.clone()), Ordered::Overlay(block.clone()), Ordered::Hosts(hosts.clone()));
+    let allow_first = by_order(vec![allow.clone(), block.clone(), hosts.clone()]);
+    let block_first = by_order(vec![block.clone(), allow.clone(), hosts.clone()]);
+    let hosts_first = by_order(vec![hosts, allow, block]);
+    for (qname, expected) in [
+        // The wildcard of the first file is before the name in the second, unless there is no order.
+        ("ads.shop.test.", ["NXDOMAIN", "PassThrough", "NXDOMAIN", "PassThrough"]),
+        ("x.shop.test.", ["PassThrough", "PassThrough", "A 1", "PassThrough"]),
+        ("held.test.", ["A 2", "A 2", "A 2", "A 2"]),
+        ("db.test.", ["A 4", "A 1", "A 1", "A 4"]),
+        // A longer apex does not help a file without a place.
+        ("www.site.test.", ["A 3", "A 1", "A 1", "A 4"]),
+    ] {
+        let found = [&unordered(), &allow_first, &block_first, &hosts_first].map(|o| ask(o, qname, Rtype::A));
+        assert_eq!(found, expected, "{qname}");
+    }
+    assert!(!hosts_first.is_client_dependent(&"db.test.".parse().unwrap()));
+}
+
+#[test]
+fn a_response_policy_zone_is_relative_to_the_owner_of_its_soa() {
+    let text = "$ORIGIN rpz.vendor.test.\n$TTL 60\nbad.test CNAME .\n@ SOA localhost. nobody.invalid. 1 1h 20m 1w 30\n\
+                @ NS localhost.\n*.wild.test CNAME *.\nGood.Test CNAME rpz-passthru.\nlocal.test CNAME garden\n\
+                bad.test RRSIG CNAME 13 2 60 20380101000000 20250101000000 1 rpz.vendor.test. AQID\n\
+                nsec.test NSEC @ CNAME\n";
+    for apex in [".", "rpz.vendor.test.", "vendor.test."] {
+        let file = overlay(apex, text);
+        assert_eq!(file.warnings(), [], "{apex}");
+        let overlays = Overlays::new(vec![file], Vec::new());
+        for (qname, expected) in [
+            ("bad.test.", "NXDOMAIN"),
+            ("x.wild.test.", "NOERROR"),
+            ("good.test.", "PassThrough"),
+            ("local.test.", "CNAME garden.rpz.vendor.test."),
+            ("nsec.test.", ""),
+            ("bad.test.rpz.vendor.test.", ""),
+            ("rpz.vendor.test.", ""),
+            (".", ""),
+        ] {
+            assert_eq!(ask(&overlays, qname, Rtype::A), expected, "{qname} {apex}");
+        }
+    }
+}
+
+#[test]
+fn many_unsupported_triggers_are_one_warning() {
+    let text: String = (0..5000).map(|i| format!("32.{}.{}.0.10.rpz-ip CNAME .\n", i % 256, i / 256)).collect();
+    let file = overlay(".", &(text + "bad.test CNAME .\n"));
+    let warnings: Vec<String> = file.warnings().iter().map(ToString::to_string).collect();
+    let expected = "test.overlay:1: 32.0.0.0.10.rpz-ip. is a response policy trigger that is not supported and is passed over; \
+                    remove it; and 4999 more of the kind";
+    assert_eq!(warnings, [expected]);
+    assert_eq!(ask(&Overlays::new(vec![file], Vec::new()), "bad.test.", Rtype::A), "NXDOMAIN");
+}

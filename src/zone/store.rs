@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Config, Error, Hosts, Mode, Overlay, Overlays, Problem, Zone,
+    Config, Error, Hosts, Mode, Ordered, Overlay, Overlays, Problem, Zone,
     contents::{Contents, Stamp, Stamps},
     file,
 };
@@ -35,6 +35,10 @@ pub struct Files {
     hosts: Vec<Loaded<Hosts>>,
     /// Every file that was looked at, whatever came of it.
     paths: Vec<PathBuf>,
+    /// What `zones.order` says.
+    order: Vec<PathBuf>,
+    /// Warnings about the folder and the order, which are given again only when they change.
+    notes: Vec<Error>,
 }
 
 /// What loading came to.
@@ -63,6 +67,12 @@ impl Files {
         let mut outcome = Outcome { files: Self::default(), faults: Vec::new(), warnings: Vec::new() };
         let mut sources = zones.to_vec();
         sources.extend(outcome.list(config, previous));
+        let may_be_ordered: Vec<PathBuf> = sources
+            .iter()
+            .filter(|source| source.mode == Mode::Overlay)
+            .map(|source| source.path.clone())
+            .chain(config.hosts.iter().cloned())
+            .collect();
         for source in sources {
             match source.mode {
                 Mode::Zone => outcome.load_zone(source, previous),
@@ -82,6 +92,9 @@ impl Files {
             outcome.files.add_paths(&hosts.stamps);
             outcome.files.hosts.push(hosts);
         }
+        outcome.files.order.clone_from(&config.order);
+        outcome.files.notes = outcome.notes(config, &may_be_ordered);
+        outcome.warnings.extend(outcome.files.notes.iter().filter(|note| !previous.notes.contains(note)).cloned());
         outcome
     }
 
@@ -94,10 +107,25 @@ impl Files {
         self.zones.iter().map(|loaded| &loaded.value)
     }
 
-    /// The overlays and hosts files.
+    /// The overlays and hosts files, those that `zones.order` lists first.
     pub fn overlays(&self) -> Overlays {
-        let overlays = self.overlays.iter().map(|loaded| loaded.value.clone()).collect();
-        Overlays::new(overlays, self.hosts.iter().map(|loaded| loaded.value.clone()).collect())
+        let place = |source: &Source| self.order.iter().position(|entry| is_meant(entry, &source.path));
+        let mut ordered = Vec::new();
+        let (mut overlays, mut hosts) = (Vec::new(), Vec::new());
+        for Loaded { source, value, .. } in &self.overlays {
+            match place(source) {
+                Some(place) => ordered.push((place, Ordered::Overlay(value.clone()))),
+                None => overlays.push(value.clone()),
+            }
+        }
+        for Loaded { source, value, .. } in &self.hosts {
+            match place(source) {
+                Some(place) => ordered.push((place, Ordered::Hosts(value.clone()))),
+                None => hosts.push(value.clone()),
+            }
+        }
+        ordered.sort_by_key(|&(place, _)| place);
+        Overlays::new(overlays, hosts).with_ordered(ordered.into_iter().map(|(_, file)| file).collect())
     }
 
     /// Every file that was read or should have been, included ones too: when one changes or appears, it is time to load again.
@@ -136,6 +164,20 @@ impl Outcome {
                 zones.chain(overlays).filter(|source| source.path.parent() == Some(directory)).cloned().collect()
             }
         }
+    }
+
+    /// What is odd about the folder as a whole and about the order.
+    fn notes(&self, config: &Config, may_be_ordered: &[PathBuf]) -> Vec<Error> {
+        let directory = config.directory();
+        let passed_over = list_passed_over(directory, &self.files.paths);
+        let mut notes = Vec::new();
+        if !passed_over.is_empty() {
+            notes.push(Problem::PassedOver(passed_over).at(Location::file(directory)));
+        }
+        let is_known = |entry: &PathBuf| may_be_ordered.iter().any(|path| is_meant(entry, path));
+        let unknown = config.order.iter().filter(|entry| !is_known(entry));
+        notes.extend(unknown.map(|entry| Problem::OrderOfNothing(entry.clone()).at(Location::file(directory))));
+        notes
     }
 
     fn load_zone(&mut self, source: Source, previous: &Files) {
@@ -217,6 +259,27 @@ fn list_directory(directory: &Path, faults: &mut Vec<Error>) -> io::Result<Vec<S
     Ok(sources)
 }
 
+/// Whether an entry of `zones.order` means the file at `path`: by its name, or by its path.
+fn is_meant(entry: &Path, path: &Path) -> bool {
+    entry == path || path.file_name().is_some_and(|name| entry.as_os_str() == name)
+}
+
+/// The names of the files in a folder that are neither listed by [`list_directory`] nor among those read, `read`, and that
+/// are no leftovers of editors either.
+fn list_passed_over(directory: &Path, read: &[PathBuf]) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    let mut names: Vec<String> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_none_or(|extension| extension != "zone" && extension != "overlay"))
+        .filter(|path| !read.contains(path) && path.is_file())
+        .map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned())
+        .filter(|name| !name.starts_with(['.', '#']) && !name.ends_with('~'))
+        .collect();
+    names.sort();
+    names
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -238,7 +301,7 @@ mod tests {
 
         fn load(&self, previous: Option<&Files>) -> Outcome {
             let hosts = vec![self.0.path().join("hosts")];
-            let config = Config { directory: Some(self.0.path().to_path_buf()), hosts };
+            let config = Config { directory: Some(self.0.path().to_path_buf()), hosts, ..Config::default() };
             Files::load(&config, &[], previous)
         }
     }
@@ -317,9 +380,54 @@ mod tests {
         let folder = Folder::new();
         folder.write("a.zone", SOA);
         let other = Source { path: folder.0.path().join("a.zone"), apex: "A.".parse().unwrap(), mode: Mode::Zone };
-        let config = Config { directory: Some(folder.0.path().to_path_buf()), hosts: Vec::new() };
+        let config = Config { directory: Some(folder.0.path().to_path_buf()), hosts: Vec::new(), ..Config::default() };
         let outcome = Files::load(&config, &[other], None);
         assert_eq!(apexes(&outcome.files), ["A."]);
         assert!(matches!(outcome.faults[0].problem, Problem::SameApex { .. }));
+    }
+
+    #[test]
+    fn files_that_are_passed_over_and_an_order_of_nothing_are_said_once() {
+        let folder = Folder::new();
+        folder.write("a.zone", &format!("{SOA}$INCLUDE more.inc\n"));
+        folder.write("more.inc", "");
+        for name in ["b.zone.rpmsave", "README", ".hidden", "a.zone~", "#a.zone#"] {
+            folder.write(name, "");
+        }
+        folder.write("allow.overlay", "@ CNAME rpz-passthru.\n");
+        folder.write("hosts", "");
+        let order = ["allow.overlay", "a.zone", "hosts", "gone.overlay"].map(PathBuf::from).to_vec();
+        let hosts = vec![folder.0.path().join("hosts")];
+        let config = Config { directory: Some(folder.0.path().to_path_buf()), hosts, order };
+        let first = Files::load(&config, &[], None);
+        let warnings: Vec<String> = first.warnings.iter().map(|warning| warning.problem.to_string()).collect();
+        let expected = [
+            "2 files are passed over: README, b.zone.rpmsave; name them APEX.zone, APEX.overlay or @NAME.overlay, or move \
+             them away",
+            "zones.order names `a.zone`, which is no overlay or hosts file; correct or remove it",
+            "zones.order names `gone.overlay`, which is no overlay or hosts file; correct or remove it",
+        ];
+        assert_eq!(warnings, expected);
+        assert_eq!(Files::load(&config, &[], Some(&first.files)).warnings, []);
+        folder.write("c.txt", "");
+        let warnings = Files::load(&config, &[], Some(&first.files)).warnings;
+        assert!(warnings.len() == 1 && warnings[0].to_string().contains("3 files are passed over"), "{warnings:?}");
+    }
+
+    #[test]
+    fn the_order_names_files_or_their_paths() {
+        let folder = Folder::new();
+        folder.write("@block.overlay", "*.test CNAME .\nads.test CNAME .\n");
+        folder.write("@allow.overlay", "*.test CNAME rpz-passthru.\n");
+        let path = folder.0.path().join("@allow.overlay");
+        for order in [vec![PathBuf::from("@allow.overlay")], vec![path]] {
+            let config = Config { directory: Some(folder.0.path().to_path_buf()), hosts: Vec::new(), order };
+            let overlays = Files::load(&config, &[], None).files.overlays();
+            let qname = "ads.test".parse().unwrap();
+            let question =
+                crate::wire::Question { qname, qtype: crate::wire::Rtype::A, qclass: crate::wire::Class::IN };
+            let ruling = overlays.answer(&question, super::super::Client::Remote);
+            assert_eq!(ruling, Some(super::super::Ruling::PassThrough));
+        }
     }
 }

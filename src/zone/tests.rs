@@ -53,7 +53,8 @@ fn fixtures_provoke_exactly_the_messages_that_they_begin_with() {
 #[test]
 fn examples_are_read_in_silence() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/zones");
-    let outcome = Files::load(&Config { directory: Some(directory), hosts: Vec::new() }, &[], None);
+    let outcome =
+        Files::load(&Config { directory: Some(directory), hosts: Vec::new(), ..Config::default() }, &[], None);
     assert_eq!((outcome.faults, outcome.warnings), (Vec::new(), Vec::new()));
     assert!(outcome.files.zones().count() >= 1);
 }
@@ -61,16 +62,13 @@ fn examples_are_read_in_silence() {
 #[test]
 fn files_that_cannot_be_read_are_faults_with_a_remedy() {
     let folder = tempfile::tempdir().unwrap();
-    let latin1 = folder.path().join("latin1.zone");
-    fs::write(&latin1, b"; one\n; M\xfcnchen\n").unwrap();
-    for (path, line, expected) in [
-        (folder.path().join("missing.zone"), None, "cannot be read: No such file or directory"),
-        (folder.path().to_path_buf(), None, "not a regular file"),
-        (latin1, Some(2), "not UTF-8 text"),
+    for (path, expected) in [
+        (folder.path().join("missing.zone"), "cannot be read: No such file or directory"),
+        (folder.path().to_path_buf(), "not a regular file"),
     ] {
         let errors = Zone::load(&path, &Name::root()).err().unwrap();
         assert_eq!(errors.len(), 1, "{errors:?}");
-        assert_eq!(errors[0].location.line, line, "{}", path.display());
+        assert_eq!(errors[0].location.line, None, "{}", path.display());
         assert!(errors[0].to_string().contains(expected), "{}", errors[0]);
     }
 }
@@ -123,7 +121,7 @@ fn any_text() -> impl Strategy<Value = String> {
             "@", "www", "*", "a.example.", ".", "60", "1h", "IN", "CH", "A", "AAAA", "CNAME", "DNAME", "NS", "SOA", "MX", "TXT",
             "SRV", "CAA", "SVCB", "HTTPS", "NAPTR", "SSHFP", "TLSA", "DS", "DNSKEY", "RRSIG", "NSEC", "NSEC3", "HINFO", "LOC",
             "TYPE65280", "\\#", "0", "4", "0a000001", "192.0.2.1", "2001:db8::1", "\"text\"", "\"", "(", ")", "; c", "\\", "\\0",
-            "\\255", "alpn=\"h2\"", "key65000=", "$ORIGIN", "$TTL", "$INCLUDE", "$GENERATE", "aGk=", "20260101000000", "\u{fc}",
+            "\\255", "1-3", "${0,2,n}", "$", "LOC", "APL", "WKS", "HIP", "URI", "alpn=\"h2\"", "key65000=", "$ORIGIN", "$TTL", "$INCLUDE", "$GENERATE", "aGk=", "20260101000000", "\u{fc}",
         ]).prop_map(String::from),
         1 => "[ -~]{0,12}",
     ];

@@ -29,6 +29,7 @@ mod messages;
 mod negative_answers;
 mod overload;
 mod overrides;
+mod policies;
 mod quic;
 mod real_upstreams;
 mod rebinding;

@@ -104,13 +104,37 @@ impl Program {
         Self::bind_forwarder(&[(".".to_owned(), vec![upstream])], &options, ANSWERED)
     }
 
+    /// BIND 9 as a forwarder of all names, with response policy zones, name and text of each, in this order.
+    pub fn bind_with_policies(upstream: SocketAddr, policies: &[(&str, &str)]) -> Option<Self> {
+        let folder = folder_with(policies);
+        let listed: String = policies.iter().map(|(name, _)| format!("zone \"{name}\"; ")).collect();
+        let options = format!("response-policy {{ {listed}}}; empty-zones-enable no;");
+        let at = folder.path().display();
+        let zone = |(name, _): &(&str, &str)| {
+            format!("zone \"{name}\" {{ type primary; check-names ignore; file \"{at}/{name}.zone\"; }};\n")
+        };
+        let zones: String = policies.iter().map(zone).collect();
+        let rules = [(".".to_owned(), vec![upstream])];
+        Self::bind_forwarder_in(folder, &rules, &options, &zones, ANSWERED)
+    }
+
     fn bind_forwarder(rules: &[(String, Vec<SocketAddr>)], options: &str, probe: (&str, &str)) -> Option<Self> {
+        Self::bind_forwarder_in(folder_with(&[]), rules, options, "", probe)
+    }
+
+    fn bind_forwarder_in(
+        folder: TempDir,
+        rules: &[(String, Vec<SocketAddr>)],
+        options: &str,
+        zones: &str,
+        probe: (&str, &str),
+    ) -> Option<Self> {
         let named = require::program("named")?;
-        let (address, folder) = (free_port(), folder_with(&[]));
+        let address = free_port();
         let mut config = format!(
             "options {{ directory \"{}\"; listen-on port {} {{ {}; }}; listen-on-v6 {{ none; }};\n\
              pid-file none; session-keyfile none; recursion yes; allow-query {{ any; }}; dnssec-validation no;\n\
-             {options} }};\ncontrols {{ }};\n",
+             {options} }};\ncontrols {{ }};\n{zones}",
             folder.path().display(),
             address.port(),
             address.ip(),
