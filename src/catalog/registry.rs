@@ -210,13 +210,7 @@ impl Registry {
     }
 
     /// Takes in nodes that a source knows now, and such as it knows no more.
-    pub(super) fn publish_nodes(
-        &mut self,
-        source: SourceId,
-        put: Vec<Arc<Node>>,
-        gone: Vec<NodeKey>,
-        now: Moment,
-    ) -> Changes {
+    pub fn publish_nodes(&mut self, source: SourceId, put: Vec<Arc<Node>>, gone: Vec<NodeKey>, now: Moment) -> Changes {
         let mut touched = Touched::default();
         for node in put {
             self.put_node(source, node.key(), Some(node), Outcomes::Published, &mut touched);

@@ -35,6 +35,7 @@ use crate::{
         health::Status,
         source::{
             consul,
+            external::Changed,
             file::{self, Owner, Scope},
             value::{Fault, Value},
         },
@@ -62,7 +63,7 @@ pub(super) struct Catalog {
 pub(super) struct Plan {
     config: Config,
     pub(super) files: Arc<Files>,
-    identity: Identity,
+    pub(super) identity: Identity,
     settings: Settings,
     agent: Option<consul::Agent>,
     /// All addresses of this host.
@@ -102,7 +103,7 @@ pub(super) struct Shared {
 
 pub(super) struct State {
     pub(super) plan: Plan,
-    registry: Registry,
+    pub(super) registry: Registry,
     pub(super) registrations: Registrations,
     /// The checks that run, by their ids.
     pub(super) checks: HashMap<Arc<str>, Known>,
@@ -538,12 +539,23 @@ impl State {
         // What is known of a check from an earlier process counts from the start.
         self.note_outcomes(&mut set.nodes, &mut set.instances, runner);
         self.registry.publish(FILES, set, Outcomes::Ours, now);
+        let external = registered.external().set(&identity.datacenter);
+        self.registry.publish(EXTERNAL, external, Outcomes::Published, now);
         let mut before = std::mem::take(&mut self.checks);
         self.running.clear();
         for (key, definition) in definitions {
             let known = before.remove(&key.check);
             self.note(key, &definition, known, runner, now);
         }
+    }
+
+    /// Makes known what has been registered of an external node, or is no longer.
+    pub(super) fn publish_external(&mut self, changed: Changed) {
+        let now = Moment::now();
+        self.registrations.note_change();
+        let (part, gone) = self.registrations.registered().external().part(changed, &self.plan.identity.datacenter);
+        self.registry.publish_part(EXTERNAL, part, Outcomes::Published, now);
+        self.registry.publish_nodes(EXTERNAL, Vec::new(), gone.into_iter().collect(), now);
     }
 
     /// The same for some services, or our node, alone.
@@ -688,13 +700,15 @@ impl State {
                 check,
                 "service deregistered; its check was critical for too long"
             );
+            let mut changed = HashSet::from([Some(service.clone())]);
             if self.plan.files.has_service(&service) {
-                self.deregistered.insert(service.clone());
+                self.deregistered.insert(service);
             } else {
-                self.registrations.drop_service(&service);
+                // Its sidecar goes with it.
+                changed.extend(self.registrations.drop_service(&service));
                 shared.unsaved.notify_one();
             }
-            return self.register_some(&HashSet::from_iter([Some(service)]), &shared.runner);
+            return self.register_some(&changed, &shared.runner);
         }
         self.registry.set_check(FILES, &known.key, status, &event.output, Moment::now());
     }
@@ -784,6 +798,8 @@ const FILES: SourceId = SourceId(0);
 const CONTACT_DELAY: Duration = Duration::from_secs(5);
 /// So many orders may wait to be carried out.
 const ORDERS: usize = 1024;
+/// Nodes that are registered without an agent.
+const EXTERNAL: SourceId = SourceId(1);
 const CONSUL: SourceId = SourceId(2);
 
 #[cfg(test)]

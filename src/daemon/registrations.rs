@@ -3,7 +3,7 @@
 //! Orders come through a bounded queue, and those that have gathered are carried out together: one snapshot, one save. A
 //! registration is answered when it is in force and on the disk. What TTL checks were told is saved as results of checks are.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -62,10 +62,15 @@ impl Registrations {
         self.place.is_enabled.then(|| String::from_utf8_lossy(&self.registered.save()).into_owned())
     }
 
-    /// Takes out a service.
-    pub fn drop_service(&mut self, id: &str) {
+    /// Notes that something else is registered than what is saved.
+    pub fn note_change(&mut self) {
         self.is_unsaved = true;
-        self.registered.drop_service(id);
+    }
+
+    /// Takes out a service, and says whose state that changes.
+    pub fn drop_service(&mut self, id: &str) -> BTreeSet<Owner> {
+        self.is_unsaved = true;
+        self.registered.drop_service(id)
     }
 
     /// What is kept at a place, or what a predecessor has passed on.
@@ -196,6 +201,19 @@ impl State {
                     tracing::info!(service = id, "service deregistered");
                 }
                 changed
+            }
+            Command::RegisterNode(new) => {
+                let datacenter = &self.plan.identity.datacenter;
+                let snapshot = self.registry.snapshot();
+                let changed = registered.add_external(new, datacenter, |node| snapshot.node(node).is_some())?;
+                self.publish_external(changed);
+                return Ok(());
+            }
+            Command::DeregisterNode(removal) => {
+                if let Some(changed) = registered.remove_external(&removal, &self.plan.identity.datacenter)? {
+                    self.publish_external(changed);
+                }
+                return Ok(());
             }
             Command::RegisterCheck(new) => registered.put_check(new, &files)?,
             Command::DeregisterCheck(id) => registered.remove_check(&id, &files)?,

@@ -502,6 +502,9 @@ for unserved in (lambda: c.kv.put("k", "v"), lambda: c.session.create("s"), lamb
         sys.exit("took what is not served for %r" % result)
     except consul.ConsulException as error:
         assert "not served" in str(error), error
+assert c.catalog.register("ext", "192.0.2.70", service={"Service": "far", "Port": 7, "Address": "192.0.2.71"})
+assert [n["Node"] for n in c.catalog.service("far")[1]] == ["ext"]
+assert c.catalog.deregister("ext") and c.catalog.service("far")[1] == []
 assert c.agent.service.deregister("web1") and sorted(c.agent.services()) == ["web2"]
 print("done")
 "#;
@@ -591,6 +594,206 @@ fn a_change_wakes_those_who_wait_for_it_and_no_others() {
     daemon.edit_config(|config| config.replace("enable_registration = true", ""));
     assert!(daemon.reload().contains("reloaded"));
     assert_eq!(nodes.end().status, 503);
+}
+
+/// Nodes without an agent, as Terraform and scripts register them: each request is put to a Consul as well.
+#[test]
+fn external_nodes_are_registered_as_with_a_consul() {
+    let Some(consul) = Consul::start("{}", None) else { return };
+    let state = state_folder();
+    let config = registering(state.path(), "").replace("monitor1", "monitor");
+    let start = || Setup::new(&config.replace("192.0.2.1", &consul.http().ip().to_string())).start();
+    let daemon = start();
+    let both = |request: &str, body: &str| {
+        let [theirs, ours] = [consul.http(), api(&daemon)].map(|server| send(server, request, &[], body));
+        assert_eq!(ours.status, theirs.status, "{request} {body}: {} / {}", ours.body, theirs.body);
+        // What no decoder can read is refused in other words.
+        let is_same = ours.body.trim() == theirs.body.trim() || ours.body.starts_with("Request decode failed: ");
+        assert!(is_same, "{request} {body}: {} / {}", ours.body, theirs.body);
+    };
+    let compare = |daemon: &Daemon, moment: &str| {
+        for path in [
+            "catalog/nodes",
+            "catalog/nodes?node-meta=external-node:true",
+            "catalog/services",
+            "catalog/service/shop",
+            "catalog/service/pay",
+            "catalog/service/edge",
+            "catalog/connect/shop",
+            "catalog/node/ext1",
+            "catalog/node/none",
+            "catalog/node-services/ext2",
+            "health/service/shop",
+            "health/service/shop?passing",
+            "health/service/pay?passing",
+            "health/node/ext1",
+            "health/checks/shop",
+            "health/state/critical",
+            "health/state/any",
+        ] {
+            let [theirs, ours] = [consul.http(), api(daemon)].map(|server| {
+                let mut value = read(server, path);
+                plain(&mut value);
+                // An agent says more of its own node than others register.
+                if let Some(items) = value.as_array_mut() {
+                    items.retain(|item| item["Node"] != "monitor");
+                    items
+                        .iter_mut()
+                        .flat_map(|item| item["Checks"].as_array_mut())
+                        .for_each(|checks| checks.sort_by_key(Value::to_string));
+                }
+                forget_definitions(&mut value);
+                value
+            });
+            assert_eq!(ours, theirs, "{moment}: {path}\nours: {ours:#}\ntheirs: {theirs:#}");
+        }
+    };
+    for body in [
+        r#"{"Node": "ext1", "Address": "192.0.2.50"}"#,
+        r#"{"Node": "ext1", "Address": "192.0.2.51", "NodeMeta": {"external-node": "true", "external-probe": "true"},
+            "TaggedAddresses": {"lan": "192.0.2.51", "wan": "198.51.100.51"}, "ID": "40e4a748-2192-161a-0510-9bf59fe950b5",
+            "Service": {"ID": "shop1", "Service": "shop", "Tags": ["v1"], "Port": 80, "Address": "shop.example",
+                        "Meta": {"m": "1"}, "Weights": {"Passing": 3, "Warning": 1}, "EnableTagOverride": false},
+            "Checks": [{"CheckID": "alive", "Name": "node alive", "Status": "passing", "Notes": "n", "Output": "o"},
+                       {"Name": "http", "Status": "passing", "ServiceID": "shop1",
+                        "Definition": {"HTTP": "http://192.0.2.51/", "Interval": "5s", "Timeout": "1s"}}]}"#,
+        r#"{"Node": "ext1", "SkipNodeUpdate": true, "Service": {"Service": "pay"}, "Check": {"Name": "pay", "ServiceID": "pay"}}"#,
+        r#"{"node": "EXT2", "address": "192.0.2.52", "service": {"service": "shop", "port": 81},
+            "check": {"Name": "tcp", "Status": "warning", "ServiceID": "shop", "Definition": {"TCP": "192.0.2.52:81"}},
+            "checks": [{"Name": "tcp2", "Status": "passing", "Definition": {"TCP": "192.0.2.52:81", "Interval": "5s"}}]}"#,
+        r#"{"Node": "ext3", "Address": "192.0.2.53", "Service": {"Service": "edge", "Kind": "connect-proxy", "Port": 443,
+            "Proxy": {"DestinationServiceName": "shop"}}}"#,
+        // These are refused.
+        "",
+        "nonsense",
+        "{}",
+        r#"{"Node": "x"}"#,
+        r#"{"Address": "192.0.2.9"}"#,
+        r#"{"Node": "x", "Address": "192.0.2.9", "Datacenter": "elsewhere"}"#,
+        r#"{"Node": "x", "Address": "192.0.2.9", "Bogus": 1}"#,
+        r#"{"Node": "x", "Address": "192.0.2.9", "Service": {"ID": "s"}}"#,
+        r#"{"Node": "x", "Address": "192.0.2.9", "Service": {}}"#,
+        r#"{"Node": "x", "Address": "192.0.2.9", "Service": {"Service": "a", "Address": "0.0.0.0"}}"#,
+        r#"{"Node": "x", "Address": "192.0.2.9", "Service": {"Service": "a", "Port": "80"}}"#,
+        r#"{"Node": "ext1", "Address": "192.0.2.51", "Check": {"Name": "c", "ServiceID": "none"}}"#,
+    ] {
+        both("PUT /v1/catalog/register", body);
+    }
+    // A Consul has put ext1 in order before it refused the check; here a refused request changes nothing.
+    let again =
+        r#"{"Node": "ext1", "Address": "192.0.2.51", "NodeMeta": {"external-node": "true"}, "Datacenter": "dc1"}"#;
+    both("PUT /v1/catalog/register", again);
+    compare(&daemon, "registered");
+    for request in ["GET /v1/catalog/register", "POST /v1/catalog/deregister"] {
+        both(request, "{}");
+    }
+    let names =
+        ["shop.service.consul A", "ext1.node.consul A", "shop.service.consul SRV", "51.2.0.192.in-addr.arpa PTR"];
+    let answers = |daemon: &Daemon| names.map(|name| ask(daemon, name));
+    let known = answers(&daemon);
+    assert_eq!(known[1], ["192.0.2.51"]);
+    assert!(known[0].contains(&"192.0.2.52".to_owned()), "{known:?}");
+    // As other registrations, they are there again after a restart, an orderly one or not.
+    let mut daemon = daemon;
+    signal(daemon.pid(), "KILL");
+    daemon.wait();
+    let daemon = start();
+    assert_eq!(answers(&daemon), known);
+    compare(&daemon, "restarted");
+    let both = |request: &str, body: &str| {
+        let [theirs, ours] = [consul.http(), api(&daemon)].map(|server| send(server, request, &[], body));
+        assert_eq!((ours.status, ours.body.trim()), (theirs.status, theirs.body.trim()), "{request} {body}");
+    };
+    for body in [
+        "{}",
+        r#"{"Node": "none"}"#,
+        r#"{"Node": "ext1", "ServiceID": "none"}"#,
+        r#"{"Node": "ext1", "CheckID": "none"}"#,
+        r#"{"Node": "ext1", "Datacenter": "elsewhere"}"#,
+        r#"{"Node": "ext1", "Bogus": 1}"#,
+        r#"{"Node": "ext1", "CheckID": "alive"}"#,
+        r#"{"Node": "ext1", "ServiceID": "shop1"}"#,
+        r#"{"Node": "ext3", "Address": "192.0.2.53"}"#,
+    ] {
+        both("PUT /v1/catalog/deregister", body);
+        compare(&daemon, body);
+    }
+    both("PUT /v1/catalog/deregister", r#"{"Node": "ext1"}"#);
+    both("PUT /v1/catalog/deregister", r#"{"Node": "ext2"}"#);
+    compare(&daemon, "deregistered");
+    assert_eq!(daemon.ask("shop.service.consul A").rcode_name(), "NXDOMAIN");
+}
+
+/// Sidecars, empty checks and aliases are registered as with a Consul, over the API and by files.
+#[test]
+fn services_with_sidecars_are_what_a_consul_makes_of_them() {
+    let services = [
+        r#"{"Name": "side", "ID": "side1", "Port": 9000, "Tags": ["t"], "Meta": {"a": "b"}, "Address": "192.0.2.9",
+            "Check": {"TTL": "1h", "Status": "passing"}, "Connect": {"SidecarService": {}}}"#,
+        r#"{"Name": "side", "ID": "side2", "Port": 9001, "Connect": {"SidecarService": {"Port": 7777, "Name": "own-name",
+            "Tags": ["own"], "Check": {"TTL": "1h"}, "Proxy": {"Config": {"a": 1}}}}}"#,
+        r#"{"Name": "side3", "Connect": {"SidecarService": {}}}"#,
+        r#"{"Name": "empty", "Check": {}}"#,
+        r#"{"Name": "alias", "Check": {"AliasService": "side1", "Interval": "10s"}}"#,
+    ];
+    let Some(consul) = Consul::start("{}", None) else { return };
+    let state = state_folder();
+    let config = registering(state.path(), "").replace("monitor1", "monitor");
+    let over_api = Setup::new(&config).start();
+    let file =
+        |service: &str| service.replace("SidecarService", "sidecar_service").replace("AliasService", "alias_service");
+    let files = services.map(file).join(",");
+    let config = CATALOG.replace("monitor1", "monitor") + FILES;
+    let by_files = Setup::new(&config).file("consul.d/all.json", &format!("{{\"services\": [{files}]}}")).start();
+    for body in services {
+        for server in [consul.http(), api(&over_api)] {
+            let response = send(server, "PUT /v1/agent/service/register", &[], body);
+            assert_eq!(response.status, 200, "{body}: {}", response.body);
+        }
+    }
+    let look = |server, path: &str| {
+        let mut value = read(server, path);
+        plain(&mut value);
+        for item in value.as_object_mut().unwrap().values_mut() {
+            let item = item.as_object_mut().unwrap();
+            // Of a proxy's configuration only the destination is kept; an output tells more than a status.
+            if let Some(proxy) = item.get_mut("Proxy").and_then(Value::as_object_mut) {
+                proxy.retain(|key, _| key == "DestinationServiceName");
+            }
+            item.remove("Output");
+        }
+        value
+    };
+    for server in [api(&over_api), api(&by_files)] {
+        for path in ["agent/services", "agent/checks"] {
+            // Checks are run at some time within their interval.
+            wait_until(path, PATIENCE, || (look(server, path) == look(consul.http(), path)).then_some(()));
+        }
+    }
+    assert_eq!(ask(&by_files, "side.connect.consul SRV"), ask(&over_api, "side.connect.consul SRV"));
+    for server in [consul.http(), api(&over_api)] {
+        assert_eq!(send(server, "PUT /v1/agent/service/deregister/side1", &[], "").status, 200);
+        assert!(read(server, "agent/services").get("side1-sidecar-proxy").is_none());
+        for sidecar in [r#"{"ID": "x"}"#, r#"{"Connect": {"SidecarService": {}}}"#] {
+            let body = format!(r#"{{"Name": "x", "Connect": {{"SidecarService": {sidecar}}}}}"#);
+            let response = send(server, "PUT /v1/agent/service/register", &[], &body);
+            assert!(response.status == 400 && response.body.contains("A SidecarService cannot "), "{}", response.body);
+        }
+    }
+}
+
+/// What is to be tried in a check that does not run here is not kept.
+fn forget_definitions(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            if let Some(definition) = fields.get_mut("Definition") {
+                *definition = json!({});
+            }
+            fields.values_mut().for_each(forget_definitions);
+        }
+        Value::Array(items) => items.iter_mut().for_each(forget_definitions),
+        _ => {}
+    }
 }
 
 #[test]
@@ -809,6 +1012,8 @@ fn nothing_is_registered_that_should_not_be() {
         "agent/check/deregister/x",
         "agent/service/maintenance/web?enable=true",
         "agent/maintenance?enable=true",
+        "catalog/register",
+        "catalog/deregister",
     ] {
         let (status, text) = refused(&daemon, path, r#"{"Name": "x"}"#);
         assert!(status == 403 && text.contains("set catalog.api.enable_registration"), "{path}: {status} {text}");

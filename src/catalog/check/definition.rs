@@ -265,7 +265,8 @@ impl Declaration {
             }
         };
         if let Some(waits) = self.waiting_kind() {
-            if self.interval.is_some() {
+            // Consul passes over that of an alias.
+            if self.interval.is_some() && self.ttl.is_some() {
                 problems.push(Problem::StrayInterval { kind });
             }
             return Some(waits);

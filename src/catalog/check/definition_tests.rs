@@ -127,6 +127,13 @@ fn small_values_are_raised_as_consul_raises_them() {
     assert_eq!(definition.initial, Some(Status::Passing));
 }
 
+/// Consul passes over it.
+#[test]
+fn an_alias_may_have_an_interval() {
+    let definition = define(r#"{"alias_service": "a", "interval": "1s"}"#).unwrap();
+    assert!(matches!(definition.kind, Kind::Alias(_)));
+}
+
 #[test]
 fn every_fault_is_named() {
     for (json, expected) in [
@@ -135,7 +142,6 @@ fn every_fault_is_named() {
         (r#"{"tcp": "a:1"}"#, vec!["the tcp check has no interval"]),
         (r#"{"tcp": "a:1", "interval": "0s"}"#, vec!["the tcp check has no interval"]),
         (r#"{"ttl": "1s", "interval": "1s"}"#, vec!["the ttl check has an interval"]),
-        (r#"{"alias_service": "a", "interval": "1s"}"#, vec!["the alias check has an interval"]),
         (r#"{"docker_container_id": "c", "shell": "/bin/sh"}"#, vec!["docker_container_id checks are not supported"]),
         (r#"{"os_service": "c", "interval": "1s"}"#, vec!["os_service checks are not supported"]),
         (r#"{"tcp": "a", "interval": "1s"}"#, vec!["tcp \"a\" is not HOST:PORT"]),

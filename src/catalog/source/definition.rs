@@ -8,6 +8,7 @@ use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::{
     file::{Error, Problem},
+    sidecar::{self, Ports, Sidecar},
     value::{Fault, Kind, Value},
 };
 use crate::{
@@ -63,6 +64,13 @@ pub(super) struct Check<D> {
 /// How a check becomes what those want who run it; what is wrong with it otherwise, all of it.
 pub type Define<'a, D> = &'a dyn Fn(&Value) -> Result<D, Vec<Fault>>;
 
+/// A check that is not run here.
+pub(super) struct Refused {
+    pub error: Error,
+    /// If it stands beside the services, the one that it is for.
+    pub service_id: Option<String>,
+}
+
 /// A file being read.
 pub(super) struct Reader<'a, D> {
     pub location: Location,
@@ -70,6 +78,26 @@ pub(super) struct Reader<'a, D> {
     pub errors: Vec<Error>,
     /// Keys that mean nothing here.
     pub unused: Vec<String>,
+    /// What is wrong with checks that cost their service, and not the file.
+    pub refused: Vec<Refused>,
+    /// The sidecars of the services read so far.
+    pub sidecars: Vec<Sidecar>,
+    /// The ports that sidecars have, or may have.
+    pub ports: Ports,
+}
+
+impl<'a, D> Reader<'a, D> {
+    pub fn new(location: Location, define: Define<'a, D>) -> Self {
+        Self {
+            location,
+            define,
+            errors: Vec::new(),
+            unused: Vec::new(),
+            refused: Vec::new(),
+            sidecars: Vec::new(),
+            ports: Ports::default(),
+        }
+    }
 }
 
 impl<D> Reader<'_, D> {
@@ -104,12 +132,45 @@ impl<D> Reader<'_, D> {
             }
         }
         contents.agent.address = advertise.or(bind);
+        self.add_sidecars(root, &mut contents);
+        self.take_out_refused(&mut contents);
         contents
+    }
+
+    /// Adds the sidecars of the services, each with a port.
+    fn add_sidecars(&mut self, root: &Value, contents: &mut Contents<D>) {
+        for service in &contents.services {
+            self.ports.note(&service.id, service.port);
+        }
+        for sidecar in &self.sidecars {
+            self.ports.reserve(&sidecar.id);
+        }
+        for sidecar in std::mem::take(&mut self.sidecars) {
+            // One with an error belongs to a service that is refused.
+            match sidecar.port.or_else(|| self.ports.choose(&sidecar.id)) {
+                Some(port) => contents.services.extend(self.service(&sidecar.definition(port)).map(Arc::new)),
+                None => self.blame(root, Problem::Sidecar(sidecar::NO_PORT)),
+            }
+        }
+    }
+
+    /// Takes out services whose checks beside them are refused; without those they would pass for healthy. One of another file
+    /// cannot be taken out, so that its check is a fault of this file.
+    fn take_out_refused(&mut self, contents: &mut Contents<D>) {
+        for Refused { error, service_id } in &self.refused {
+            let Some(id) = service_id else { continue };
+            let before = contents.services.len();
+            contents.services.retain(|service| *service.id != **id);
+            if contents.services.len() == before {
+                let problem = Problem::RefusedCheck(id.as_str().into());
+                self.errors.push(Error { location: error.location.clone(), problem });
+            }
+        }
     }
 
     /// A service.
     pub fn service(&mut self, value: &Value) -> Option<Service<D>> {
-        let errors_before = self.errors.len();
+        let errors_before = self.errors.len() + self.refused.len();
         let fields = self.fields("service", value)?;
         let mut id = None;
         let mut checks = Vec::new();
@@ -137,12 +198,13 @@ impl<D> Reader<'_, D> {
                 "taggedaddresses" => service.tagged = self.tagged(key, value),
                 "meta" => service.meta = self.texts_by_key(key, value),
                 "weights" => service.weights = self.weights(value),
-                "check" | "checks" => checks.extend(value.items()),
+                "check" | "checks" => checks.extend(declared_checks(key, value)),
                 "kind" => is_proxy = self.text(key, value).as_deref() == Some("connect-proxy"),
                 "connect" => {
                     for (inner, value) in self.fields(key, value).unwrap_or_default() {
                         match &*plain(inner) {
                             "native" => is_native = value.kind == Kind::Flag(true),
+                            "sidecarservice" => {}
                             _ => self.note(key, inner),
                         }
                     }
@@ -180,8 +242,14 @@ impl<D> Reader<'_, D> {
             let default = (format!("service:{}{number}", service.id), format!("Service '{}' check", service.name));
             service.checks.extend(self.check(value, Some(default)).map(Arc::new));
         }
+        let sidecar = Sidecar::of(value).unwrap_or_else(|problem| {
+            self.blame(value, Problem::Sidecar(problem));
+            None
+        });
         // One with faults is none: it would be something that nobody has meant.
-        (self.errors.len() == errors_before).then_some(service)
+        let is_good = self.errors.len() + self.refused.len() == errors_before;
+        self.sidecars.extend(sidecar.filter(|_| is_good));
+        is_good.then_some(service)
     }
 
     /// A check; one of a service has an id and a name by default.
@@ -218,7 +286,14 @@ impl<D> Reader<'_, D> {
             Err(faults) => {
                 for Fault { line, message } in faults {
                     let location = Location { line: line.or(Some(value.line)), ..self.location.clone() };
-                    self.errors.push(Error { location, problem: Problem::Check(message) });
+                    let error = Error { location, problem: Problem::Check(message) };
+                    // What to try is not known here, though it may be elsewhere.
+                    let is_foreign = kind_of(fields).is_empty() || is_unsupported(fields);
+                    if is_foreign {
+                        self.refused.push(Refused { error, service_id: service_id.clone() });
+                    } else {
+                        self.errors.push(error);
+                    }
                 }
                 return None;
             }
@@ -281,7 +356,7 @@ impl<D> Reader<'_, D> {
 
     fn host(&mut self, key: &str, value: &Value) -> Option<Host> {
         let text = self.text(key, value)?;
-        let host = text.parse().ok().filter(|host| matches!(host, Host::Ip(_)) || text.split('.').all(is_host_label));
+        let host = read_host(&text);
         if host.is_none() {
             self.blame(value, Problem::BadHost { key: key.to_owned(), text });
         }
@@ -354,6 +429,19 @@ pub(super) fn plain(key: &str) -> Cow<'_, str> {
     }
 }
 
+/// The checks that a key of a service declares. One that says nothing is none, if it stands alone, as Consul has it.
+pub(super) fn declared_checks<'v>(key: &str, value: &'v Value) -> impl Iterator<Item = &'v Value> + use<'v> {
+    let may_be_empty = plain(key) == "check";
+    let is_none = move |check: &&Value| check.kind == Kind::Null || may_be_empty && sidecar::is_empty(check);
+    value.items().iter().filter(move |check| !is_none(check))
+}
+
+/// Whether a check is of a kind that Consul has and we have not.
+fn is_unsupported(fields: &[(String, Value)]) -> bool {
+    let is_kind = |key: &str| matches!(&*plain(key), "dockercontainerid" | "osservice");
+    fields.iter().any(|(key, value)| is_kind(key) && !sidecar::is_empty(value))
+}
+
 /// Consul's word for what a check does, which one of its keys tells.
 fn kind_of(fields: &[(String, Value)]) -> &'static str {
     let is_there = |value: &Value| match &value.kind {
@@ -374,6 +462,11 @@ fn kind_of(fields: &[(String, Value)]) -> &'static str {
         _ => None,
     });
     kinds.next_back().unwrap_or_default()
+}
+
+/// An address or a name.
+pub(super) fn read_host(text: &str) -> Option<Host> {
+    text.parse().ok().filter(|host| matches!(host, Host::Ip(_)) || text.split('.').all(is_host_label))
 }
 
 /// What stands before a colon or slash is no name: such an address has a port or a scheme.

@@ -18,6 +18,7 @@ use super::{
     hcl,
     index::{Index, Unit},
     json,
+    sidecar::Ports,
     value::Fault,
 };
 use crate::{
@@ -150,6 +151,14 @@ pub enum Problem {
         /// Where it stands first.
         first: Location,
     },
+    /// A check that is not run here, of a service that this file does not define.
+    #[error(
+        "the check is not supported, and service id `{0}` stands in another file; remove the check, or put both in one file"
+    )]
+    RefusedCheck(Arc<str>),
+    /// A sidecar that a service cannot have.
+    #[error("{0}")]
+    Sidecar(&'static str),
     /// A check of a service that is not there.
     #[error("the check is for service id `{0}`, which no file defines; define it, or correct service_id")]
     NoService(Arc<str>),
@@ -274,6 +283,27 @@ impl<D> Files<D> {
     /// The address of a service's own, if it has one.
     pub fn address(&self, owner: &Owner) -> Option<&Host> {
         self.index.unit(owner)?.service()?.address.as_ref()
+    }
+
+    /// The services with their ports.
+    pub(super) fn ports(&self) -> impl Iterator<Item = (&str, u16)> {
+        let services = self.files.values().flat_map(|loaded| &loaded.contents.services);
+        services.map(|service| (&*service.id, service.port))
+    }
+
+    /// The ports that are not for the sidecars of a file: those of all others, and which of its own had which.
+    fn ports_but_of(&self, path: &Path) -> Ports {
+        let mut ports = Ports::default();
+        for (file, loaded) in self.files.iter() {
+            for service in &loaded.contents.services {
+                if file == path {
+                    ports.remember(&service.id, service.port);
+                } else {
+                    ports.note(&service.id, service.port);
+                }
+            }
+        }
+        ports
     }
 
     /// Whether two checks have one id; then what one owner's checks are depends on the other's.
@@ -411,7 +441,8 @@ impl<D> Outcome<D> {
             return;
         }
         let location = Location::file(path);
-        let mut reader = Reader { location: location.clone(), define, errors: Vec::new(), unused: Vec::new() };
+        let mut reader = Reader::new(location.clone(), define);
+        reader.ports = self.files.ports_but_of(path);
         let contents = match read(path) {
             Ok(Some(root)) => Some(reader.contents(&root)),
             Ok(None) => None,
@@ -427,6 +458,7 @@ impl<D> Outcome<D> {
             }
         };
         if !reader.errors.is_empty() {
+            reader.errors.extend(reader.refused.into_iter().map(|refused| refused.error));
             reader.errors.sort_by_key(|error| error.location.line);
             self.faults.append(&mut reader.errors);
             if let Some(known) = known.cloned() {
@@ -435,6 +467,9 @@ impl<D> Outcome<D> {
             return;
         }
         self.unused.extend(reader.unused);
+        // A file with checks that are refused is read again each time, so that they stay known.
+        let stamp = stamp.filter(|_| reader.refused.is_empty());
+        self.faults.extend(reader.refused.into_iter().map(|refused| refused.error));
         self.put(path, contents.map(|contents| Loaded { stamp, contents: contents.into() }));
     }
 

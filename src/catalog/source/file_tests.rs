@@ -14,7 +14,10 @@ fn define(value: &Value) -> Result<String, Vec<Fault>> {
     let fields = value.table().unwrap();
     let has = |wanted: &str| fields.iter().any(|(key, _)| key == wanted);
     let kind = ["tcp", "http", "script", "args", "ttl"].into_iter().find(|kind| has(kind)).unwrap_or("none");
-    if kind != "ttl" && !has("interval") {
+    if has("docker_container_id") {
+        return Err(vec![Fault { line: None, message: "docker".to_owned() }]);
+    }
+    if kind != "ttl" && !has("interval") && !has("alias_service") {
         return Err(vec![Fault { line: None, message: "no interval".to_owned() }]);
     }
     Ok(kind.to_owned())
@@ -158,22 +161,13 @@ fn agent_keys_count_where_they_mean_something_and_are_named_otherwise() {
     );
     assert_eq!(identity.domain, "lab.example".parse().unwrap());
     let unused: Vec<_> = outcome.unused.iter().map(String::as_str).collect();
-    assert_eq!(
-        unused,
-        [
-            "bind_addr",
-            "connect.sidecar_service",
-            "encrypt",
-            "proxy.config",
-            "retry_join",
-            "service.enable_tag_override"
-        ]
-    );
+    assert_eq!(unused, ["bind_addr", "encrypt", "proxy.config", "retry_join", "service.enable_tag_override"]);
     let set = outcome.files.set(&identity);
     let Node { meta, tagged, .. } = &*set.nodes[0];
     assert_eq!((&*meta["rack"], &*meta["consul-network-segment"], tagged.len()), ("7", "", 1));
     let roles: Vec<_> = set.instances.iter().map(|instance| instance.registration.role.clone()).collect();
-    assert_eq!(roles, [Role::Plain, Role::Proxy { destination: "web".into() }, Role::Native]);
+    let proxy = || Role::Proxy { destination: "web".into() };
+    assert_eq!(roles, [Role::Plain, proxy(), Role::Native, proxy()], "the last is a sidecar");
 
     let mut registry = Registry::new(Config::default().settings(&identity));
     registry.publish(SourceId(0), set, Outcomes::Ours, Moment::default());
@@ -336,4 +330,97 @@ fn values_read_themselves_into_types_of_others() {
         let fault: Fault = read(text).unwrap_err();
         assert_eq!(fault.line, Some(line), "{text:?}: {fault}");
     }
+}
+
+/// The ids of the services with their ports.
+fn ports(files: &Files<String>) -> Vec<(String, u16)> {
+    let mut ports: Vec<_> = files.ports().map(|(id, port)| (id.to_owned(), port)).collect();
+    ports.sort();
+    ports
+}
+
+#[test]
+fn a_check_that_is_not_run_here_costs_its_service_alone() {
+    let folder = Folder::new(&[]);
+    let docker = r#"{"docker_container_id": "c", "shell": "/bin/sh", "args": ["true"], "interval": "10s"}"#;
+    folder.write(
+        "a.json",
+        &format!(
+            r#"{{"services": [
+                {{"name": "good", "check": {{"ttl": "1h"}}}},
+                {{"name": "docker", "checks": [{{"ttl": "1h"}}, {docker}]}},
+                {{"name": "unknown", "check": {{"id": "x", "redis": "127.0.0.1:6379"}}}},
+                {{"name": "beside"}},
+                {{"name": "empty", "check": {{}}}},
+                {{"name": "null", "check": {{"name": "", "interval": null}}}}],
+              "checks": [{{"id": "node", "ttl": "1h"}}, {{"id": "d", "service_id": "beside", "docker_container_id": "c"}}]}}"#
+        ),
+    );
+    let outcome = folder.load(None);
+    let ids = |files: &Files<String>| ports(files).into_iter().map(|(id, _)| id).collect::<Vec<_>>();
+    assert_eq!(ids(&outcome.files), ["empty", "good", "null"]);
+    let faults = folder.faults(&outcome);
+    assert_eq!(faults.len(), 3, "{faults:?}");
+    for (fault, line) in faults.iter().zip([3, 4, 8]) {
+        assert!(fault.starts_with(&format!("a.json:{line}: ")), "{faults:?}");
+    }
+    let checks = outcome.files.definitions(&Identity::of(&Config::default())).count();
+    assert_eq!(checks, 2, "of the good service, and of the node");
+    // They stay known as long as they are there.
+    let again = folder.load(Some(&outcome.files));
+    assert_eq!((ids(&again.files).len(), folder.faults(&again)), (3, faults));
+    // A check for a service of another file would leave that without it.
+    folder.write("b.json", r#"{"check": {"id": "e", "service_id": "good", "docker_container_id": "c"}}"#);
+    let third = folder.load(Some(&again.files));
+    assert!(
+        folder.faults(&third).iter().any(|fault| fault.starts_with("b.json:1: ") && fault.contains("another file"))
+    );
+}
+
+#[test]
+fn a_sidecar_is_a_service_with_a_port_that_it_keeps() {
+    let folder = Folder::new(&[]);
+    let service = |name: &str, sidecar: &str| {
+        format!(
+            r#"{{"service": {{"name": "{name}", "port": 80, "tags": ["t"], "connect": {{"sidecar_service": {sidecar}}}}}}}"#
+        )
+    };
+    folder.write("b.json", &service("b", "{}"));
+    folder.write("c.json", &service("c", r#"{"port": 7777, "name": "own", "tags": ["own"], "check": {"ttl": "1h"}}"#));
+    let first = folder.load(None);
+    assert_eq!(folder.faults(&first), Vec::<String>::new());
+    let of_b = [("b".to_owned(), 80), ("b-sidecar-proxy".to_owned(), 21000)];
+    let of_c = [("c".to_owned(), 80), ("c-sidecar-proxy".to_owned(), 7777)];
+    assert_eq!(ports(&first.files), [&of_b[..], &of_c].concat());
+    let set = first.files.set(&Identity::of(&Config::default()));
+    let shown: Vec<_> = set
+        .instances
+        .iter()
+        .map(|instance| {
+            let registration = &instance.registration;
+            let checks: Vec<_> = instance.checks.iter().map(|check| (&*check.id, &*check.name, &*check.kind)).collect();
+            (&*registration.service, registration.role.clone(), registration.tags.join(","), checks)
+        })
+        .collect();
+    let usual = vec![
+        ("service:b-sidecar-proxy:1", "Connect Sidecar Listening", "tcp"),
+        ("service:b-sidecar-proxy:2", "Connect Sidecar Aliasing b", "alias"),
+    ];
+    let own = vec![("service:c-sidecar-proxy", "Service 'own' check", "ttl")];
+    let proxy = |destination: &str| Role::Proxy { destination: destination.to_owned() };
+    assert_eq!(shown[1], ("b-sidecar-proxy", proxy("b"), "t".to_owned(), usual));
+    assert_eq!(shown[3], ("own", proxy("c"), "own".to_owned(), own));
+    // Another one before it does not take its port.
+    folder.write("a.json", &service("a", "{}"));
+    folder.write("b.json", &service("b", r#"{"tags": ["new"]}"#));
+    let second = folder.load(Some(&first.files));
+    let expected = [("a".to_owned(), 80), ("a-sidecar-proxy".to_owned(), 21001)];
+    assert_eq!(ports(&second.files), [&expected[..], &of_b, &of_c].concat());
+    // It goes with what asks for it.
+    folder.write("b.json", r#"{"service": {"name": "b", "port": 80}}"#);
+    let third = folder.load(Some(&second.files));
+    assert_eq!(ports(&third.files), [&expected[..], &of_b[..1], &of_c].concat());
+    folder.write("b.json", &service("b", r#"{"id": "own"}"#));
+    let fourth = folder.load(Some(&third.files));
+    assert!(folder.faults(&fourth)[0].starts_with("b.json:1: A SidecarService cannot specify an ID"));
 }

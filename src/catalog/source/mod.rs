@@ -2,9 +2,11 @@
 
 pub mod consul;
 mod definition;
+pub mod external;
 pub mod file;
 mod hcl;
 mod index;
 mod json;
 pub mod registered;
+mod sidecar;
 pub mod value;

@@ -16,9 +16,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value as Json, json};
 
 use super::{
-    definition::{self, Reader, plain},
+    definition::{self, Reader, declared_checks, plain},
+    external::{Addition, Changed, External, Removal},
     file::{Error, Files, Owner, Problem},
     json,
+    sidecar::{self, Ports, Sidecar},
     value::{Fault, Kind, Value},
 };
 use crate::{
@@ -26,7 +28,7 @@ use crate::{
         check::{self, Declaration, Definition, Scripts},
         health::Status,
         identity::Identity,
-        model::{Check, Host, Instance, NodeKey},
+        model::{Check, Host, Instance, NodeKey, Registration},
         registry::{CheckKey, Part, Set},
     },
     location::Location,
@@ -40,6 +42,9 @@ pub struct Registered {
     owners: BTreeMap<Arc<str>, Owner>,
     /// What all definitions take.
     bytes: usize,
+    external: External,
+    /// The sidecars that came with a service, by their ids: they go with it.
+    sidecars: BTreeSet<Arc<str>>,
 }
 
 /// All that is registered of one service, or of our own node.
@@ -64,6 +69,7 @@ struct Entry<T> {
 pub struct NewService {
     service: Entry<definition::Service<Definition>>,
     checks: Vec<Entry<definition::Check<Definition>>>,
+    sidecar: Option<Sidecar>,
 }
 
 /// A check that is to be registered.
@@ -97,9 +103,15 @@ pub enum Refused {
     /// Anything else about a service.
     #[error("Invalid service: {0}")]
     Service(String),
+    /// A sidecar that a service cannot have.
+    #[error("{0}")]
+    Sidecar(&'static str),
     /// Anything about a check.
     #[error("Invalid check: {0}")]
     Check(String),
+    /// A request to register or deregister a node, for which Consul answers as if the fault were its own.
+    #[error("{0}")]
+    Catalog(String),
     /// A check that would run a program.
     #[error(
         "Scripts are disabled on this agent from remote calls; to enable, define the check in a file of \
@@ -141,15 +153,16 @@ impl NewService {
     }
 
     fn from_value(value: &Value) -> Result<Self, Refused> {
-        let mut read = reading(value, |reader, value| reader.service(value))?;
+        let (mut read, sidecar) =
+            reading(value, |reader, value| Some((reader.service(value)?, reader.sidecars.pop())))?;
         if matches!(&read.address, Some(Host::Ip(ip)) if IpAddr::is_unspecified(ip)) {
             return Err(Refused::Address);
         }
         let is_check = |key: &str| matches!(&*plain(key), "check" | "checks");
         let mut written = to_json(value);
         let fields = value.table().unwrap_or_default();
-        let declared = fields.iter().filter(|(key, _)| is_check(key)).flat_map(|(_, value)| value.items());
-        let declared = declared.filter(|value| value.kind != Kind::Null);
+        let declared = fields.iter().filter(|(key, _)| is_check(key));
+        let declared = declared.flat_map(|(key, value)| declared_checks(key, value));
         let checks = std::mem::take(&mut read.checks).into_iter().zip(declared).filter_map(|(check, value)| {
             let mut check = Arc::into_inner(check)?;
             check.service_id = Some(read.id.clone());
@@ -158,8 +171,14 @@ impl NewService {
         let checks = checks.collect();
         if let Json::Object(fields) = &mut written {
             fields.retain(|key, _| !is_check(key));
+            // The sidecar is a service of its own from now on.
+            for (_, connect) in fields.iter_mut().filter(|(key, _)| plain(key) == "connect") {
+                if let Json::Object(connect) = connect {
+                    connect.retain(|key, _| plain(key) != "sidecarservice");
+                }
+            }
         }
-        Ok(Self { service: Entry::new(read, &written), checks })
+        Ok(Self { service: Entry::new(read, &written), checks, sidecar })
     }
 
     fn bytes(&self) -> usize {
@@ -197,9 +216,47 @@ impl NewCheck {
 }
 
 impl Registered {
+    /// Takes in a service, and the sidecar that it asks for.
+    pub fn put_service(
+        &mut self,
+        mut new: NewService,
+        others: OtherChecks,
+        files: &Files<Definition>,
+    ) -> Result<BTreeSet<Owner>, Refused> {
+        let Some(sidecar) = new.sidecar.take() else { return self.put_one_service(new, others, files) };
+        if files.has_service(new.id()) {
+            return Err(Refused::ServiceOfFile(new.id().to_owned()));
+        }
+        let port = sidecar.port.or_else(|| self.ports(files).choose(&sidecar.id));
+        let port = port.ok_or_else(|| Refused::Service(sidecar::NO_PORT.to_owned()))?;
+        let sidecar = NewService::from_value(&sidecar.definition(port))?;
+        let id = sidecar.service.read.id.clone();
+        let was_there = self.units.contains_key(&Some(id.clone()));
+        let mut changed = self.put_one_service(sidecar, others, files)?;
+        match self.put_one_service(new, others, files) {
+            Ok(more) => changed.extend(more),
+            Err(refused) => {
+                if !was_there {
+                    self.drop_service(&id);
+                }
+                return Err(refused);
+            }
+        }
+        self.sidecars.insert(id);
+        Ok(changed)
+    }
+
+    fn ports(&self, files: &Files<Definition>) -> Ports {
+        let mut ports = Ports::default();
+        let registered = self.units.values().filter_map(|unit| unit.service.as_ref()).map(|service| &service.read);
+        registered.for_each(|service| ports.note(&service.id, service.port));
+        files.ports().for_each(|(id, port)| ports.note(id, port));
+        ports
+    }
+
     /// Takes in a service. Its checks come with it; of two with one id the later counts. Here and below, what is returned
     /// is whose state has changed.
-    pub fn put_service(
+    fn put_one_service(
         &mut self,
         new: NewService,
         others: OtherChecks,
@@ -256,6 +313,14 @@ impl Registered {
 
     /// The same, whatever the files say.
     pub fn drop_service(&mut self, id: &str) -> BTreeSet<Owner> {
+        let sidecar = self.sidecars.take(&*format!("{id}-sidecar-proxy"));
+        let mut dropped = sidecar.map(|sidecar| self.drop_one_service(&sidecar)).unwrap_or_default();
+        dropped.extend(self.drop_one_service(id));
+        dropped
+    }
+
+    fn drop_one_service(&mut self, id: &str) -> BTreeSet<Owner> {
+        self.sidecars.remove(id);
         let Some((owner, unit)) = self.units.remove_entry(&Some(Arc::from(id))) else { return BTreeSet::new() };
         unit.checks.keys().for_each(|id| drop(self.owners.remove(id)));
         self.bytes -= unit.service.map_or(0, |service| service.bytes());
@@ -289,6 +354,27 @@ impl Registered {
         unit.maintenance = reason.map(|reason| if reason.is_empty() { default.into() } else { reason.into() });
         self.forget_if_empty(&owner);
         Ok(BTreeSet::from([owner]))
+    }
+
+    /// Takes in an external node, or a service or checks on one. `is_known` tells the nodes of other sources.
+    pub fn add_external(
+        &mut self,
+        new: Addition,
+        own_datacenter: &str,
+        is_known: impl Fn(&NodeKey) -> bool,
+    ) -> Result<Changed, Refused> {
+        let room = MOST_BYTES.saturating_sub(self.bytes + self.external.bytes());
+        self.external.add(new, own_datacenter, room, is_known)
+    }
+
+    /// Takes out an external node, or a service or a check on one.
+    pub fn remove_external(&mut self, removal: &Removal, own_datacenter: &str) -> Result<Option<Changed>, Refused> {
+        self.external.remove(removal, own_datacenter)
+    }
+
+    /// The external nodes.
+    pub fn external(&self) -> &External {
+        &self.external
     }
 
     /// Adds all that is registered to what the definition files say of our own node.
@@ -358,6 +444,9 @@ impl Registered {
         list("Services", services, &mut text);
         list("Checks", checks, &mut text);
         list("Maintenance", maintenance.iter().map(String::as_str), &mut text);
+        let sidecars: Vec<String> = self.sidecars.iter().map(|id| json!(&**id).to_string()).collect();
+        list("Sidecars", sidecars.iter().map(String::as_str), &mut text);
+        list("External", self.external.requests(), &mut text);
         text.push_str("\n}\n");
         text.into_bytes()
     }
@@ -395,6 +484,18 @@ impl Registered {
             // A service that a file defined may be defined again.
             note(NewCheck::from_value(value).map(|new| registered.add_check(new.0).into_iter().collect()));
         }
+        // A file of before there were any has no such lists.
+        let sidecars = listed("Sidecars").unwrap_or_default().iter().filter_map(|value| match &value.kind {
+            Kind::Text(id) => Some(Arc::from(id.as_str())),
+            _ => None,
+        });
+        let sidecars: Vec<Arc<str>> = sidecars.collect();
+        registered.sidecars.extend(sidecars);
+        for value in listed("External").unwrap_or_default() {
+            // The source that knew a node then may know it again.
+            let added = Addition::from_value(value).and_then(|new| registered.add_external(new, "", |_| true));
+            note(added.map(|_| BTreeSet::new()));
+        }
         for value in maintenance {
             let value = to_json(value);
             let (owner, reason) = (value["ServiceID"].as_str(), value["Reason"].as_str().unwrap_or_default());
@@ -428,7 +529,8 @@ impl Registered {
     /// Whether so much may come in the place of what was there.
     fn has_room_for(&self, bytes: usize, replaced: usize) -> Result<(), Refused> {
         let is_more = bytes > replaced;
-        if is_more && self.bytes.saturating_sub(replaced) + bytes > MOST_BYTES { Err(Refused::Full) } else { Ok(()) }
+        let taken = self.bytes.saturating_sub(replaced) + self.external.bytes();
+        if is_more && taken + bytes > MOST_BYTES { Err(Refused::Full) } else { Ok(()) }
     }
 
     fn bytes_of_check(&self, id: &str) -> usize {
@@ -548,6 +650,11 @@ impl Entry<definition::Check<Definition>> {
     }
 }
 
+/// A service as a definition has it, on a node.
+pub(super) fn read_service(value: &Value, node: NodeKey) -> Result<Registration, Refused> {
+    Ok(reading(value, |reader, value| reader.service(value))?.register(node))
+}
+
 /// Reads a definition as one of a file is read, but for programs; the first fault counts.
 fn reading<T>(
     value: &Value,
@@ -563,9 +670,10 @@ fn reading<T>(
         declaration.define(Scripts::Refused).map_err(|problems| problems.into_iter().map(fault).collect())
     };
     let location = Location::file(Path::new("request"));
-    let mut reader = Reader { location, define: &define, errors: Vec::new(), unused: Vec::new() };
+    let mut reader = Reader::new(location, &define);
     let read = read(&mut reader, value);
-    let fault = reader.errors.into_iter().next().map(|Error { problem, .. }| problem);
+    let refused = reader.refused.into_iter().map(|refused| refused.error);
+    let fault = reader.errors.into_iter().chain(refused).next().map(|Error { problem, .. }| problem);
     match (read, fault) {
         _ if has_script.get() => Err(Refused::Script),
         (_, Some(problem)) => Err(refusal(problem)),
@@ -580,6 +688,7 @@ fn refusal(problem: Problem) -> Refused {
         Problem::NamelessCheck => Refused::NoCheckName,
         Problem::UnknownKey { key, .. } => Refused::Undecodable(format!("json: unknown field {key:?}")),
         Problem::Check(problem) => Refused::Check(problem),
+        Problem::Sidecar(problem) => Refused::Sidecar(problem),
         problem @ Problem::Shape { .. } => Refused::Undecodable(problem.to_string()),
         problem => Refused::Service(problem.to_string()),
     }
@@ -596,7 +705,7 @@ fn list<'a>(key: &str, items: impl Iterator<Item = &'a str>, text: &mut String) 
     text.push(']');
 }
 
-fn to_json(value: &Value) -> Json {
+pub(super) fn to_json(value: &Value) -> Json {
     match &value.kind {
         Kind::Null => Json::Null,
         Kind::Flag(flag) => Json::Bool(*flag),

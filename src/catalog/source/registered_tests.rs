@@ -248,3 +248,85 @@ fn there_is_an_end_to_what_may_be_registered() {
     let shorter = service(r#"{"Name": "s40", "Tags": ["t"]}"#).unwrap();
     registered.put_service(shorter, OtherChecks::Keep, &Files::default()).unwrap();
 }
+
+#[test]
+fn a_sidecar_comes_and_goes_with_its_service() {
+    let mut registered = Registered::default();
+    let with = r#"{"Name": "a", "ID": "a1", "Port": 80, "Connect": {"SidecarService": {}}}"#;
+    assert_eq!(put(&mut registered, with), owners(&["a1", "a1-sidecar-proxy"]));
+    assert_eq!(put(&mut registered, with), owners(&[]), "nothing new");
+    put(&mut registered, r#"{"Name": "b", "Connect": {"SidecarService": {"Check": {"TTL": "1h"}}}}"#);
+    put(&mut registered, r#"{"Name": "c-sidecar-proxy", "Port": 21002}"#);
+    put(&mut registered, r#"{"Name": "c"}"#);
+    put(&mut registered, r#"{"Name": "d", "Connect": {"SidecarService": {}}}"#);
+    let (restored, faults) = Registered::restore(&registered.save());
+    assert_eq!(faults, Vec::<String>::new());
+    for mut registered in [registered, restored] {
+        let port = |id: &str| registered.units[&Some(Arc::from(id))].service.as_ref().unwrap().read.port;
+        assert_eq!((port("a1-sidecar-proxy"), port("b-sidecar-proxy"), port("d-sidecar-proxy")), (21000, 21001, 21003));
+        let shown = show(&registered, &Files::default());
+        let sidecar = "service:a1-sidecar-proxy:";
+        assert!(
+            shown.iter().any(|line| line.contains(&format!("{sidecar}1=")) && line.contains(&format!("{sidecar}2=")))
+        );
+        let gone = registered.remove_service("a1", &Files::default()).unwrap();
+        assert_eq!(gone, owners(&["a1", "a1-sidecar-proxy"]));
+        // What was registered by itself stays.
+        assert_eq!(registered.remove_service("c", &Files::default()).unwrap(), owners(&["c"]));
+        assert!(registered.units.contains_key(&Some("c-sidecar-proxy".into())));
+    }
+    for (text, expected) in [
+        (r#"{"Name": "a", "Connect": {"SidecarService": {"ID": "x"}}}"#, "A SidecarService cannot specify an ID"),
+        (
+            r#"{"Name": "a", "Connect": {"SidecarService": {"Connect": {"SidecarService": {}}}}}"#,
+            "A SidecarService cannot have a nested SidecarService",
+        ),
+    ] {
+        assert!(service(text).unwrap_err().to_string().starts_with(expected), "{text}");
+    }
+}
+
+#[test]
+fn an_empty_check_is_none_and_an_alias_may_have_an_interval() {
+    for (text, expected) in [
+        (r#"{"Name": "a", "Check": {}}"#, 0),
+        (r#"{"Name": "a", "Check": null}"#, 0),
+        (r#"{"Name": "a", "Check": {"Name": "", "Interval": ""}, "Checks": [{"TTL": "1h"}]}"#, 1),
+        (r#"{"Name": "a", "Check": {"AliasService": "b", "Interval": "10s"}}"#, 1),
+    ] {
+        assert_eq!(service(text).unwrap().checks.len(), expected, "{text}");
+    }
+    for text in [r#"{"Name": "a", "Checks": [{}]}"#, r#"{"Name": "a", "Check": {"Status": "passing"}}"#] {
+        assert!(service(text).is_err(), "{text}");
+    }
+    let mut registered = Registered::default();
+    put(&mut registered, r#"{"Name": "a", "Check": {}, "Checks": [{"TTL": "1h", "Name": "own"}]}"#);
+    assert!(String::from_utf8(registered.save()).unwrap().contains("own"));
+}
+
+#[test]
+fn external_nodes_are_saved_with_the_rest_and_bounded_with_it() {
+    let mut registered = Registered::default();
+    put(&mut registered, r#"{"Name": "a"}"#);
+    let add = |registered: &mut Registered, text: &str| {
+        registered.add_external(Addition::read(text).unwrap(), "dc1", |_| false).map(drop)
+    };
+    add(&mut registered, r#"{"Node": "ext", "Address": "192.0.2.5", "Service": {"Service": "far"}}"#).unwrap();
+    let (restored, faults) = Registered::restore(&registered.save());
+    assert_eq!(faults, Vec::<String>::new());
+    assert_eq!(restored.save(), registered.save());
+    let large = |name: &str| {
+        format!(r#"{{"Node": "{name}", "Address": "192.0.2.5", "NodeMeta": {{"x": "{}"}}}}"#, "x".repeat(20 << 20))
+    };
+    add(&mut registered, &large("large")).unwrap();
+    assert_eq!(add(&mut registered, &large("more")), Err(Refused::Full));
+    let service = format!(r#"{{"Name": "b", "Meta": {{"x": "{}"}}}}"#, "x".repeat(20 << 20));
+    let refused = registered.put_service(service_of(&service), OtherChecks::Keep, &Files::default());
+    assert_eq!(refused, Err(Refused::Full));
+    registered.remove_external(&Removal::read(r#"{"Node": "large"}"#).unwrap(), "dc1").unwrap();
+    registered.put_service(service_of(&service), OtherChecks::Keep, &Files::default()).unwrap();
+}
+
+fn service_of(text: &str) -> NewService {
+    service(text).unwrap()
+}

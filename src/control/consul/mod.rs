@@ -27,7 +27,10 @@ use crate::{
     catalog::{
         ApiConfig, Kind, Live, ServiceKey,
         health::Status,
-        source::registered::{NewCheck, NewService, OtherChecks, Refused},
+        source::{
+            external::{Addition, Removal},
+            registered::{NewCheck, NewService, OtherChecks, Refused},
+        },
     },
     metrics::Metrics,
 };
@@ -71,6 +74,10 @@ pub enum Command {
     RegisterService(NewService, OtherChecks),
     /// A service is not, by its id.
     DeregisterService(String),
+    /// An external node, or something on it, is there from now on.
+    RegisterNode(Addition),
+    /// It is not.
+    DeregisterNode(Removal),
     /// A check is there from now on.
     RegisterCheck(NewCheck),
     /// A check is not, by its id.
@@ -132,6 +139,8 @@ pub(super) fn routes(shown: Shown, closing: CancellationToken) -> Router {
     let no_service = "Missing service name";
     let no_node = "Missing node name";
     Router::new()
+        .route("/v1/catalog/register", put(write::register_node))
+        .route("/v1/catalog/deregister", put(write::deregister_node))
         .route("/v1/catalog/datacenters", get(datacenters))
         .route("/v1/catalog/nodes", get(nodes))
         .route("/v1/catalog/services", get(services))

@@ -6,6 +6,7 @@ use axum::{
     body::Bytes,
     extract::{ConnectInfo, FromRequestParts, Path, State},
     http::{HeaderMap, StatusCode, header, request::Parts, uri::Authority},
+    response::Response,
 };
 use serde::Deserialize;
 use tokio::sync::oneshot;
@@ -13,10 +14,14 @@ use tokio::sync::oneshot;
 use super::{
     Api, Command, Order, Refusal, Served,
     asked::{Asked, read_flag},
+    json,
 };
 use crate::catalog::{
     health::Status,
-    source::registered::{NewCheck, NewService, OtherChecks, Refused},
+    source::{
+        external::{Addition, Removal},
+        registered::{NewCheck, NewService, OtherChecks, Refused},
+    },
 };
 
 /// Somebody who may tell TTL checks how they are.
@@ -38,6 +43,16 @@ pub(super) async fn register_service(Registrar(teller): Registrar, asked: Asked,
 
 pub(super) async fn deregister_service(Registrar(teller): Registrar, Path(id): Path<String>) -> Result<(), Refusal> {
     teller.order(Command::DeregisterService(id)).await
+}
+
+pub(super) async fn register_node(Registrar(teller): Registrar, body: Bytes) -> Result<Response, Refusal> {
+    teller.order(Command::RegisterNode(Addition::read(text(&body)?)?)).await?;
+    Ok(json(b"true".to_vec()))
+}
+
+pub(super) async fn deregister_node(Registrar(teller): Registrar, body: Bytes) -> Result<Response, Refusal> {
+    teller.order(Command::DeregisterNode(Removal::read(text(&body)?)?)).await?;
+    Ok(json(b"true".to_vec()))
 }
 
 pub(super) async fn register_check(Registrar(teller): Registrar, body: Bytes) -> Result<(), Refusal> {
@@ -157,11 +172,12 @@ impl From<Refused> for Refusal {
             | Refused::Address
             | Refused::Service(_)
             | Refused::Check(_)
+            | Refused::Sidecar(_)
             | Refused::Script => StatusCode::BAD_REQUEST,
             Refused::NothingToMaintain(_) => StatusCode::NOT_FOUND,
             Refused::ServiceOfFile(_) | Refused::CheckOfFile(_) => StatusCode::CONFLICT,
             // Consul's own, on which tools rely.
-            Refused::NoSuchService(_) | Refused::NotTtl(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Refused::NoSuchService(_) | Refused::NotTtl(_) | Refused::Catalog(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Refused::Full => StatusCode::INSUFFICIENT_STORAGE,
             Refused::Unsaved(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
