@@ -9,6 +9,7 @@
 
 // Floor 0: knows nothing of the others.
 pub mod clock;
+pub mod escape;
 pub mod location;
 pub mod metrics;
 pub mod sys;

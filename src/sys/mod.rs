@@ -5,6 +5,7 @@ mod outbox;
 mod pass;
 mod poll;
 mod socket;
+mod user;
 
 pub use batch::{Datagram, Inbox, Local};
 pub use outbox::{Outbox, Sent};
@@ -14,3 +15,4 @@ pub use socket::{
     adopt_tcp, adopt_udp, bind_tcp, bind_udp, connect_udp, is_exhaustion, kernel_drops, open_files_limit,
     raise_open_files_limit,
 };
+pub use user::User;
