@@ -1,20 +1,26 @@
 //! The command line: what can be asked for, and what is printed.
 
+mod log;
+mod summary;
+
 use std::{
     env,
-    fmt::Write as _,
-    io::{self, IsTerminal},
+    ffi::OsString,
+    io::{self, Write},
     path::PathBuf,
+    process::ExitCode,
 };
 
-use anyhow::Result;
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    config::{Loaded, Overrides, Refused, Source, Upstreams},
-    daemon, forward, server,
+    config::{Overrides, Refused, Source},
+    daemon::{self, Unreadable},
+    forward, server,
+    sys::User,
 };
+use log::LogFormat;
 
 /// A fast split-horizon forwarding DNS resolver.
 #[derive(Debug, Parser)]
@@ -31,11 +37,8 @@ pub struct Cli {
 enum Command {
     /// Resolve names until told to stop
     Run(Run),
-    /// Name every fault in a configuration, or what it binds and routes
-    Check {
-        /// The configuration file
-        file: PathBuf,
-    },
+    /// Name every fault in a configuration, or what it binds, serves and routes
+    Check(Check),
 }
 
 #[derive(Debug, Args)]
@@ -57,13 +60,50 @@ struct Run {
     services: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum LogFormat {
-    /// For people
-    #[default]
-    Text,
-    /// An object per line
-    Json,
+#[derive(Debug, Args)]
+struct Check {
+    /// The configuration file [default: what `run` would read]
+    #[arg(conflicts_with = "config")]
+    file: Option<PathBuf>,
+    /// Judge as this user, by name or number: files that only others can read are faults. Needs root
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    #[command(flatten)]
+    run: Run,
+}
+
+/// Does what the arguments ask for, and says how it went.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        // Help is no error, and is for people.
+        Err(error) if error.exit_code() == 0 || !asks_for_json(&arguments) => error.exit(),
+        Err(error) => {
+            let text = error.to_string();
+            log::refuse(LogFormat::Json, &[text.lines().next().unwrap_or_default().to_owned()]);
+            return ExitCode::from(REFUSED);
+        }
+    };
+    let format = cli.log_format;
+    match cli.execute() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let refused = error.downcast_ref::<Refused>();
+            let lines = match refused {
+                Some(Refused(faults)) => faults.clone(),
+                None => vec![format!("watershed: {error:#}")],
+            };
+            log::refuse(format, &lines);
+            ExitCode::from(if refused.is_some() { REFUSED } else { FAILED })
+        }
+    }
+}
+
+/// Whether arguments that cannot be read ask for a log of objects.
+fn asks_for_json(arguments: &[OsString]) -> bool {
+    let is_pair = |pair: &[OsString]| pair[0] == "--log-format" && pair[1] == "json";
+    arguments.iter().any(|argument| argument == "--log-format=json") || arguments.windows(2).any(is_pair)
 }
 
 impl Cli {
@@ -71,20 +111,63 @@ impl Cli {
     pub fn execute(self) -> Result<()> {
         match self.command {
             Command::Run(run) => {
-                start_logging(self.log_format)?;
+                log::start(self.log_format).map_err(|error| Refused(vec![error]))?;
+                tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
                 daemon::run(run.source().load().map_err(Refused::new)?)
             }
-            Command::Check { file } => {
-                let loaded = Source { file: Some(file), ..Source::default() }.load().map_err(Refused::new)?;
-                let faults = daemon::check(&loaded);
-                if !faults.is_empty() {
-                    return Err(Refused(faults).into());
-                }
-                print!("{}", summary(&loaded));
-                Ok(())
-            }
+            Command::Check(check) => check.execute(),
         }
     }
+}
+
+impl Check {
+    fn execute(self) -> Result<()> {
+        let mut notes = Vec::new();
+        let unreadable = match &self.user {
+            Some(name) => {
+                notes.extend(become_user(name)?);
+                Unreadable::Fault
+            }
+            None => Unreadable::AsRun,
+        };
+        let mut source = self.run.source();
+        source.file = self.file.or(source.file);
+        let refuse = |mut faults: Vec<String>| {
+            faults.extend(notes.iter().map(|note| format!("note: {note}")));
+            Refused(faults)
+        };
+        let loaded = source.load().map_err(|faults| refuse(Refused::new(faults).0))?;
+        let mut report = daemon::check(&loaded, unreadable);
+        if !report.faults.is_empty() {
+            let warnings = report.warnings.iter().map(|warning| format!("warning: {warning}"));
+            report.faults.extend(warnings);
+            return Err(refuse(report.faults).into());
+        }
+        let mut out = summary::summary(&loaded, &report);
+        notes.iter().for_each(|note| out.push_str(&format!("note     {}\n", crate::escape::escape(note))));
+        // Whoever has closed the output has read enough.
+        let _ = io::stdout().write_all(out.as_bytes());
+        Ok(())
+    }
+}
+
+/// Goes on as this user. A name without an account, as `DynamicUser=` has, stands for a user who owns nothing; that is said.
+fn become_user(name: &str) -> Result<Option<String>> {
+    let found = User::find(name).with_context(|| format!("cannot look up user {name:?}"))?;
+    let note = match (&found, name.parse::<u32>()) {
+        (Some(_), _) => None,
+        (None, Ok(_)) => Some(format!("no account has the user id {name}; judged as that user without other groups")),
+        (None, Err(_)) => Some(format!(
+            "user {name:?} has no account, as with DynamicUser=; judged as an unprivileged user who owns no file and is in no \
+             group; pass secrets to the unit by LoadCredential="
+        )),
+    };
+    let user = found.unwrap_or_else(|| User::without_account(name.parse().unwrap_or(NO_ACCOUNT)));
+    if !user.is_current() {
+        user.become_for_good()
+            .map_err(|error| Refused(vec![format!("cannot judge as user {name:?}: {error}; run the check as root")]))?;
+    }
+    Ok(note)
 }
 
 impl Run {
@@ -99,90 +182,14 @@ impl Run {
     }
 }
 
-/// Log lines go to the standard error stream. The journal has its own clock.
-fn start_logging(format: LogFormat) -> Result<()> {
-    let filter = match env::var(LOG_VARIABLE) {
-        Err(env::VarError::NotPresent) => EnvFilter::new(LOG_FILTER),
-        value => value.map_err(|error| error.to_string()).and_then(read_filter).map_err(|error| {
-            Refused(vec![format!("{LOG_VARIABLE}: {error}; write a level such as debug, or watershed::forward=debug")])
-        })?,
-    };
-    let is_terminal = io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(is_terminal);
-    match format {
-        LogFormat::Json => log.json().flatten_event(true).init(),
-        LogFormat::Text if env::var_os("JOURNAL_STREAM").is_some() => log.with_target(false).without_time().init(),
-        LogFormat::Text => log.with_target(false).init(),
-    }
-    Ok(())
-}
-
-fn read_filter(text: String) -> Result<EnvFilter, String> {
-    EnvFilter::try_new(text).map_err(|error| error.to_string())
-}
-
-/// What would be bound and routed.
-fn summary(loaded: &Loaded) -> String {
-    let config = &loaded.config;
-    let mut out = String::new();
-    let mut line = |what: &str, value: &str| writeln!(out, "{what:<8} {value}").expect("a string takes all");
-    line("listen", &join(&config.server.listen));
-    let server::Config { tls_listen, https_listen, quic_listen, .. } = &config.server;
-    for (what, listen) in [("tls", tls_listen), ("https", https_listen), ("quic", quic_listen)] {
-        if !listen.is_empty() {
-            line(what, &join(listen));
-        }
-    }
-    line("allow", &config.server.allow.to_string());
-    line("control", &config.control.listen.map_or("off".into(), |address| format!("http://{address}")));
-    for zone in &config.zone {
-        line("zone", &format!("{} from {} ({})", zone.apex.get_ref(), zone.file.display(), lower(zone.mode)));
-    }
-    let hosts = config.zones.hosts.iter();
-    for path in config.zones.directory.iter().chain(hosts) {
-        line("zones", &path.display().to_string());
-    }
-    if let Some(files) = &config.catalog.files {
-        line("catalog", &files.directory.display().to_string());
-    }
-    if let Some(agent) = &config.catalog.consul {
-        line("catalog", &format!("agent {}", agent.address));
-    }
-    if let Some(address) = config.catalog.api.listen {
-        line("api", &format!("http://{address}"));
-    }
-    for rule in &loaded.rules {
-        let suffixes = join(rule.suffixes.iter().map(toml::Spanned::get_ref));
-        let policy = if rule.upstreams.len() > 1 { format!(" ({})", lower(rule.policy)) } else { String::new() };
-        line("forward", &format!("{suffixes} to {}{policy}", join(&rule.upstreams)));
-    }
-    for suffix in &loaded.refused {
-        line("refuse", &suffix.to_string());
-    }
-    if let Upstreams::System(file) = &loaded.upstreams {
-        line("", &format!("the upstreams of . are those of {}", file.display()));
-    }
-    if let Some(missing) = loaded.upstreams.missing() {
-        line("warning", missing);
-    }
-    out
-}
-
-fn join(items: impl IntoIterator<Item: ToString>) -> String {
-    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
-}
-
-/// A variant's name as the configuration spells it.
-fn lower(variant: impl std::fmt::Debug) -> String {
-    format!("{variant:?}").to_lowercase()
-}
-
-/// Hickory has a line for every query, and for every client that breaks off; h2 has one for every frame that a client should
-/// not have sent, and so for as many as it likes.
-const LOG_FILTER: &str = "info,hickory=error,h2=error,quinn=error";
-/// Filters log lines.
-const LOG_VARIABLE: &str = "WATERSHED_LOG";
-const AFTER_HELP: &str = "WATERSHED_LOG filters the log: error, warn, info (default), debug, or watershed::ROOM=LEVEL.\n\
+/// Arguments or files were refused.
+const REFUSED: u8 = 2;
+const FAILED: u8 = 1;
+/// The first id that systemd gives to a unit with `DynamicUser=`; no file of this host belongs to it while no unit has it.
+const NO_ACCOUNT: u32 = 61_184;
+const AFTER_HELP: &str = "WATERSHED_LOG filters the log: off, error, warn, info (default), debug, trace, or \
+                          watershed::MODULE=LEVEL, or several with commas between.\n\
+                          Signals: SIGHUP reloads, SIGUSR1 logs statistics, SIGUSR2 hands over to a new process, SIGTERM stops.\n\
                           Exit codes: 0 done, 1 failed, 2 arguments or files refused.";
 
 #[cfg(test)]
@@ -197,27 +204,13 @@ mod tests {
     }
 
     #[test]
-    fn no_client_fills_the_log() {
-        use tracing::{Level, enabled, subscriber::with_default};
-        let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(LOG_FILTER)).with_writer(io::sink).finish();
-        let shown = with_default(log, || {
-            [
-                enabled!(target: "watershed::server", Level::INFO),
-                enabled!(target: "hickory_net::udp", Level::WARN),
-                enabled!(target: "h2::proto::ping_pong", Level::WARN),
-            ]
-        });
-        assert_eq!(shown, [true, false, false]);
-    }
-
-    #[test]
     fn arguments_are_read_into_final_types() {
         let line = "watershed run --config a.toml --listen 127.0.0.1 --listen [::1]:5300 --upstream tls://192.0.2.1 --zones z \
              --services s";
         let Command::Run(run) = Cli::parse_from(line.split(' ')).command else { panic!("run") };
         let source = run.source();
-        assert_eq!(join(&source.overrides.listen), "127.0.0.1:53, [::1]:5300");
-        assert_eq!(join(&source.overrides.upstreams), "tls://192.0.2.1:853#192.0.2.1");
+        assert_eq!(summary::join(&source.overrides.listen), "127.0.0.1:53, [::1]:5300");
+        assert_eq!(summary::join(&source.overrides.upstreams), "tls://192.0.2.1:853#192.0.2.1");
         assert_eq!((source.file, source.overrides.zones), (Some("a.toml".into()), Some("z".into())));
         assert_eq!(source.overrides.services, Some("s".into()));
     }
@@ -228,7 +221,7 @@ mod tests {
             ("run --listen localhost", ErrorKind::ValueValidation, "write IP, IP:PORT or [IPv6]:PORT"),
             ("run --upstream dns.example", ErrorKind::ValueValidation, "write an address such as 192.0.2.53"),
             ("run --liste 127.0.0.1", ErrorKind::UnknownArgument, "--listen"),
-            ("check", ErrorKind::MissingRequiredArgument, "<FILE>"),
+            ("check a.toml --config b.toml", ErrorKind::ArgumentConflict, "--config"),
             ("serve", ErrorKind::InvalidSubcommand, "serve"),
         ] {
             let error = Cli::try_parse_from(["watershed"].into_iter().chain(line.split(' '))).unwrap_err();
@@ -240,17 +233,28 @@ mod tests {
     #[test]
     fn check_tells_what_would_be_bound_and_routed() {
         let source = Source { file: Some("examples/watershed.toml".into()), ..Source::default() };
+        let report = daemon::Report {
+            services: vec![daemon::ServiceSummary {
+                name: "web\n".into(),
+                instances: 2,
+                checks: 1,
+                policy: "one".into(),
+            }],
+            warnings: vec!["odd".into()],
+            ..daemon::Report::default()
+        };
         assert_eq!(
-            summary(&source.load().unwrap()),
+            summary::summary(&source.load().unwrap(), &report),
             "listen   127.0.0.1:53, [::1]:53\n\
              allow    loopback, 10.20.0.0/16\n\
              control  http://127.0.0.1:8653\n\
              zones    /etc/watershed/zones\n\
-             zones    /etc/hosts\n\
+             service  web\\n: 2 instances, 1 check, policy one\n\
              forward  . to 10.20.0.53:53, 10.20.1.53:53 (ordered)\n\
              forward  consul. to 127.0.0.1:8600\n\
              forward  corp.example., 20.10.in-addr.arpa. to 10.20.0.10:53, 10.20.0.11:53 (fastest)\n\
-             refuse   telemetry.vendor.example.\n"
+             refuse   telemetry.vendor.example.\n\
+             warning  odd\n"
         );
     }
 

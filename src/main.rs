@@ -1,20 +1,7 @@
-//! Parses the arguments, does what they ask for, and says how it went.
+//! Passes the arguments on, and returns the exit code.
 
-use std::process::ExitCode;
-
-use clap::Parser;
-use watershed::{cli::Cli, config::Refused};
+use std::{env, process::ExitCode};
 
 fn main() -> ExitCode {
-    match Cli::parse().execute() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<Refused>() => {
-            eprintln!("{error}");
-            ExitCode::from(2)
-        }
-        Err(error) => {
-            eprintln!("watershed: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    watershed::cli::main(env::args_os())
 }

@@ -9,9 +9,11 @@ pub mod check;
 mod config;
 pub mod health;
 mod identity;
+mod keys;
 mod live;
 mod model;
 mod names;
+mod notice;
 pub mod policy;
 mod records;
 mod registry;
@@ -27,6 +29,7 @@ pub use model::{
     Check, Host, Instance, InstanceKey, Kind, Node, NodeKey, Registration, Role, ServiceKey, Tagged, Weights,
 };
 pub use names::{Said, Verdict};
+pub use notice::{CheckChange, Notice, Noticed, Reason};
 pub use registry::{Changes, CheckKey, Outcome, Outcomes, Part, Registry, SavedPolicy, Set, SourceId};
 pub use remote::{Found, Held, News, Resumed, SavedRemote, Standing};
-pub use snapshot::{SLOTS, Service, Slot, Snapshot, Tally};
+pub use snapshot::{SLOTS, Service, Slot, Snapshot, Tally, Unmatched};

@@ -3,7 +3,7 @@
 //! Names of nodes, services, tags and datacenters compare without regard to case, as they do in questions; the keys
 //! hold them in lower case, the values as they were registered. Service ids are compared as written.
 
-use std::{collections::BTreeMap, net::IpAddr, str::FromStr, sync::Arc};
+use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -148,6 +148,15 @@ impl Serialize for Host {
         match self {
             Self::Ip(ip) => serializer.collect_str(ip),
             Self::Name(name) => serializer.collect_str(name),
+        }
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(f),
+            Self::Name(name) => name.fmt(f),
         }
     }
 }

@@ -10,7 +10,7 @@
 //! and never one that an operator has taken out. And who has failed three times within ten times `damping` must be
 //! healthy for `damping` before it is given again.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +54,15 @@ pub enum Policy {
     All,
     /// A single one.
     One,
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::All => "all",
+            Self::One => "one",
+        })
+    }
 }
 
 impl Default for Rules {
@@ -145,15 +154,17 @@ impl Rules {
 
     /// The smaller, the better under `one`.
     pub fn rank(&self, registration: &Registration) -> (usize, bool) {
-        let is_meant = |written: &String| {
-            written.eq_ignore_ascii_case(registration.node.name())
-                || **written == *registration.id
-                || registration.address.is_some() && written.parse().ok() == registration.address
-        };
-        let place = self.order.iter().position(is_meant).unwrap_or(self.order.len());
+        let place = self.order.iter().position(|written| is_meant(written, registration)).unwrap_or(self.order.len());
         let is_preferred = |tag: &String| registration.tags.iter().any(|own| own.eq_ignore_ascii_case(tag));
         (place, !self.prefer_tag.as_ref().is_none_or(is_preferred))
     }
+}
+
+/// Whether an entry of `order` means this instance.
+pub fn is_meant(written: &str, registration: &Registration) -> bool {
+    written.eq_ignore_ascii_case(registration.node.name())
+        || *written == *registration.id
+        || registration.address.is_some() && written.parse().ok() == registration.address
 }
 
 /// An instance that might be given.
@@ -249,6 +260,11 @@ impl State {
         };
         let members = saved.members.into_iter().map(member).collect();
         Self { began: saved.began.map(at), primary: saved.primary, members, resumed: Some(now) }
+    }
+
+    /// The instance that is given under `one`, or was given last.
+    pub fn primary(&self) -> Option<&InstanceKey> {
+        self.primary.as_ref()
     }
 
     /// Chooses among `candidates`, which come in an order that does not change without need.

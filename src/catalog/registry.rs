@@ -18,7 +18,8 @@ use super::{
     Live, Settings,
     health::Status,
     model::{Check, Host, Instance, InstanceKey, Kind, Node, NodeKey, ServiceKey},
-    policy::{self, Candidate, Health, Rules, State},
+    notice::{Noticed, Notices},
+    policy::{self, Candidate, Health, Policy, Rules, State},
     remote::Remote,
     snapshot::{Chosen, Holder, Service, Slot, Snapshot, Tally},
 };
@@ -39,6 +40,7 @@ pub struct Registry {
     snapshot: Snapshot,
     /// What has become void since the snapshot was last published.
     void: HashSet<Slot>,
+    notices: Notices,
 }
 
 /// What each source says of one thing, in the order of the sources: the first counts.
@@ -147,12 +149,18 @@ impl Registry {
             wakes: BTreeSet::new(),
             snapshot: Snapshot::new(settings.into()),
             void: HashSet::default(),
+            notices: Notices::default(),
         }
     }
 
     /// Lets all who answer from it see the catalog as it is now.
     pub fn publish_to(&mut self, live: &Live) {
         live.store(self.snapshot.clone(), self.void.drain());
+    }
+
+    /// What has changed since this was last asked, for the log.
+    pub fn take_notices(&mut self) -> Noticed {
+        self.notices.take()
     }
 
     /// The catalog as it is now; a cheap copy.
@@ -333,6 +341,9 @@ impl Registry {
     /// Takes in the policies that an earlier process has saved at `origin`, in place of what has been chosen so far. All that
     /// is known of instances must have been published before, or a choice would be lost for lack of the chosen instance.
     pub fn restore_policies(&mut self, saved: Vec<SavedPolicy>, origin: Moment, now: Moment) -> Changes {
+        if !saved.is_empty() {
+            self.notices.forget_primaries();
+        }
         let mut touched = Touched::default();
         for SavedPolicy { service, state, past } in saved {
             let state = State::restore(state, origin, now);
@@ -429,6 +440,9 @@ impl Registry {
         let held = &mut self.held.entry(source).or_default().nodes;
         let Some((before, after)) = put(&mut self.nodes, held, source, &key, node) else { return };
         touched.anything = true;
+        if let (Some(before), Some(after)) = (&before, &after) {
+            self.notices.checks((&key, None), &before.checks, &after.checks);
+        }
         self.move_holder(
             before.as_ref().and_then(|node| self.node_holder(&key, node)),
             after.as_ref().and_then(|node| self.node_holder(&key, node)),
@@ -468,6 +482,7 @@ impl Registry {
         let held = &mut self.held.entry(source).or_default().instances;
         let Some((before, after)) = put(&mut self.instances, held, source, &key, instance) else { return };
         touched.anything = true;
+        self.notices.instance(before.as_ref(), after.as_ref());
         self.move_holder(
             before.as_ref().and_then(|instance| self.service_holder(instance)),
             after.as_ref().and_then(|instance| self.service_holder(instance)),
@@ -571,6 +586,13 @@ impl Registry {
         ruled.rules = rules;
         let before = ruled.state.clone();
         let choice = ruled.state.choose(&ruled.rules, &candidates, now);
+        if let Some(primary) = ruled.state.primary().filter(|_| ruled.rules.policy == Policy::One)
+            && before.primary() != Some(primary)
+        {
+            let service =
+                instances.first().map_or_else(|| key.name().into(), |first| first.registration.service.clone());
+            self.notices.primary(&service, before.primary(), primary, &candidates);
+        }
         if ruled.state != before {
             ruled.past.push_back((now, before));
             ruled.past.drain(..ruled.past.len().saturating_sub(MOST_STATES));

@@ -184,6 +184,11 @@ impl Remote {
         }
     }
 
+    /// The services that there are, in lower case.
+    pub fn listed(&self) -> impl Iterator<Item = &str> {
+        self.listed.iter().map(String::as_str)
+    }
+
     /// What can be said of this.
     pub fn grasp(&self, key: &ServiceKey, now: Moment) -> Grasp {
         if self.standing == Standing::Lost {

@@ -4,6 +4,7 @@
 //! and not what there is.
 
 use std::{
+    fmt,
     hash::{BuildHasher, Hash},
     net::IpAddr,
     sync::Arc,
@@ -15,9 +16,11 @@ use rpds::{HashTrieMapSync, RedBlackTreeSetSync};
 use super::{
     Settings,
     health::Status,
+    keys::{closest, remedy},
     model::{Instance, InstanceKey, Kind, Node, NodeKey, ServiceKey},
+    policy::{Policy, Rules, is_meant},
     registry::CheckKey,
-    remote::Remote,
+    remote::{Remote, Standing},
 };
 
 /// The catalog at one moment.
@@ -31,6 +34,34 @@ pub struct Snapshot {
     pub(super) tally: Tally,
     /// What is known at an agent elsewhere, if one is followed.
     pub(super) remote: Option<Remote>,
+}
+
+/// Something in `[catalog.service.NAME]` that means nothing in the catalog.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Unmatched {
+    /// The service of the section, in lower case.
+    pub service: String,
+    /// The entry of its `order`; without, the service itself is not known.
+    pub entry: Option<String>,
+    /// The service that may be meant.
+    pub closest: Option<String>,
+}
+
+impl fmt::Display for Unmatched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { service, entry, closest } = self;
+        match entry {
+            None => {
+                let remedy = remedy(closest.as_deref());
+                write!(f, "catalog.service.{service} is the name of no known service; {remedy}")
+            }
+            Some(entry) => write!(
+                f,
+                "catalog.service.{service} has {entry:?} in its order, which is neither node, id nor address of an \
+                 instance; correct or remove it"
+            ),
+        }
+    }
 }
 
 /// How many are passing, warning, unknown and critical.
@@ -175,6 +206,41 @@ impl Snapshot {
     /// All services, in no order.
     pub fn services(&self) -> impl Iterator<Item = (&ServiceKey, &Arc<Service>)> {
         self.services.iter().filter(|(key, _)| key.kind() == Kind::Service)
+    }
+
+    /// By which policy instances of a service are given.
+    pub fn policy_of(&self, key: &ServiceKey) -> Policy {
+        let of_instances = || Rules::from_instances(&self.services.get(key)?.instances);
+        let rules = self.settings.rules.get(key.name()).cloned().or_else(of_instances);
+        rules.map_or(Policy::default(), |rules| rules.policy)
+    }
+
+    /// The sections `[catalog.service.NAME]`, and the entries of their `order`, that mean nothing in this catalog. Of an
+    /// agent that has not said yet which services it has, nothing is known.
+    pub fn unmatched(&self) -> Vec<Unmatched> {
+        if self.standing() == Some(Standing::Lost) {
+            return Vec::new();
+        }
+        let mut unmatched = Vec::new();
+        let names = || {
+            let listed = self.remote.iter().flat_map(Remote::listed);
+            self.services().map(|(key, _)| key.name()).chain(listed)
+        };
+        for (name, rules) in &self.settings.rules {
+            let service = self.services.get(&ServiceKey::new(Kind::Service, &self.settings.datacenter, name));
+            if service.is_none() && !names().any(|known| known == name) {
+                let closest = closest(name, names()).map(str::to_owned);
+                unmatched.push(Unmatched { service: name.clone(), entry: None, closest });
+            }
+            for entry in service.into_iter().flat_map(|_| &rules.order) {
+                let mut instances = service.into_iter().flat_map(|service| &service.instances);
+                if !instances.any(|instance| is_meant(entry, &instance.registration)) {
+                    unmatched.push(Unmatched { service: name.clone(), entry: Some(entry.clone()), closest: None });
+                }
+            }
+        }
+        unmatched.sort();
+        unmatched
     }
 
     /// How many instances and checks there are; known without counting.

@@ -132,7 +132,7 @@ impl Upstreams {
 impl Source {
     /// Reads, completes and checks the configuration. Every fault is reported, in the order of the lines.
     pub fn load(&self) -> Result<Loaded, Vec<Fault>> {
-        let default_file = || Some(PathBuf::from(DEFAULT_FILE)).filter(|file| file.exists());
+        let default_file = || Some(PathBuf::from(DEFAULT_FILE)).filter(|file| is_there(file));
         let file = self.file.clone().or_else(default_file);
         let path = file.as_deref().unwrap_or(Path::new(""));
         let unreadable = |error: io::Error| {
@@ -449,6 +449,12 @@ fn read_included(document: &Document<'_>, main: &Path, faults: &mut Vec<Fault>) 
         }
     }
     texts
+}
+
+/// Whether there is a file, or something that keeps us from knowing: that is for whoever reads it to say.
+fn is_there(file: &Path) -> bool {
+    let absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    fs::symlink_metadata(file).as_ref().err().is_none_or(|error| !absent(error))
 }
 
 /// A forward rule that nobody has written.

@@ -22,6 +22,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     agent::Follower,
+    changes::{Changes, Line},
+    check::ServiceSummary,
     guard::{self, Guard, Remote, Verdict},
     lasting::run_lasting,
     memory::{self, AgentCatalog, Findings, Memory, Past, RemoteCheck},
@@ -29,8 +31,8 @@ use super::{
 };
 use crate::{
     catalog::{
-        ApiConfig, Check, CheckKey, Config, Identity, Instance, InstanceKey, Live, News, Node, NodeKey, Outcomes,
-        Registry, Resumed, Set, Settings, SourceId, Standing, System,
+        ApiConfig, Check, CheckChange, CheckKey, Config, Identity, Instance, InstanceKey, Live, News, Node, NodeKey,
+        Outcomes, Registry, Resumed, Set, Settings, SourceId, Standing, System, Unmatched,
         check::{self, Declaration, Definition, Dialer, Event, Limits, Link, Runner, Scripts},
         health::Status,
         source::{
@@ -78,6 +80,8 @@ pub(super) struct Loaded {
     pub plan: Option<Plan>,
     /// Every fault. At start and at a reload each is fatal; when files change, the last good versions stay in service.
     pub faults: Vec<String>,
+    /// What is odd in the files, but taken in.
+    pub warnings: Vec<String>,
     /// Keys of the files that mean something to Consul and nothing here.
     pub unused: BTreeSet<String>,
 }
@@ -122,6 +126,10 @@ pub(super) struct State {
     has_agent_news: bool,
     /// Its last answer by what was saved last.
     saved_contact: Moment,
+    /// Which changes are logged.
+    changes: Changes,
+    /// What of the configuration is known to mean nothing, and has been logged.
+    unmatched: HashSet<Unmatched>,
 }
 
 pub(super) struct Known {
@@ -144,10 +152,12 @@ pub(super) fn load(config: &Config, running: Option<&Catalog>, scope: Scope<'_>)
     let (previous, identity) = previous.unzip();
     let (mut files, mut faults, mut changed, mut unused) =
         (Files::default(), Vec::new(), HashSet::new(), BTreeSet::new());
+    let mut warnings = Vec::new();
     if let Some(source) = &config.files {
         let scripts = if source.enable_script_checks { Scripts::Allowed } else { Scripts::Refused };
         let outcome = Files::load(&source.directory, previous.as_deref(), scope, &|value| define(value, scripts));
         faults.extend(outcome.faults.iter().map(ToString::to_string));
+        warnings.extend(outcome.warnings.iter().map(ToString::to_string));
         (files, changed, unused) = (outcome.files, outcome.changed, outcome.unused);
     }
     let system = System::read();
@@ -170,13 +180,18 @@ pub(super) fn load(config: &Config, running: Option<&Catalog>, scope: Scope<'_>)
         identity,
         agent,
     });
-    Some(Loaded { plan, faults, unused })
+    Some(Loaded { plan, faults, warnings, unused })
 }
 
 /// A check of a definition file.
 fn define(value: &Value, scripts: Scripts) -> Result<Definition, Vec<Fault>> {
     let declaration = Declaration::deserialize(value).map_err(|fault| vec![fault])?;
-    let fault = |problem: check::Problem| Fault { line: None, message: problem.to_string() };
+    let fields = value.table().unwrap_or_default();
+    let line_of = |wanted: &str| Some(fields.iter().find(|(key, _)| key == wanted)?.1.line);
+    let fault = |problem: check::Problem| {
+        let line = if let check::Problem::UnknownKey { key } = &problem { line_of(key) } else { None };
+        Fault { line, message: problem.to_string() }
+    };
     declaration.define(scripts).map_err(|problems| problems.into_iter().map(fault).collect())
 }
 
@@ -215,6 +230,8 @@ impl Catalog {
                 has_news: false,
                 has_agent_news: false,
                 saved_contact: Moment::default(),
+                changes: Changes::default(),
+                unmatched: HashSet::new(),
             }),
             changed: Notify::new(),
             unsaved: Notify::new(),
@@ -228,6 +245,7 @@ impl Catalog {
         let follower = Follower::new(wishes, metrics, tasks.clone(), closing.clone());
         let mut resumed = None;
         shared.publish(|state| resumed = state.begin(memory, agent.as_ref(), &shared.runner));
+        shared.state.lock().warn_of_unmatched();
         tasks.spawn({
             let (shared, closing) = (shared.clone(), closing.clone());
             async move {
@@ -252,6 +270,8 @@ impl Catalog {
     /// Keeps registrations at this place.
     pub fn keep_registrations(&self, place: Place) {
         self.shared.keep_registrations(place);
+        // All that is known without an agent is known now.
+        self.shared.state.lock().warn_of_unmatched();
     }
 
     /// Saves what there is to save, and from then on leaves the files to another process.
@@ -342,6 +362,7 @@ impl Shared {
         change(&mut state);
         state.has_news = true;
         state.registry.publish_to(&self.live);
+        state.log_changes();
         drop(state);
         self.changed.notify_one();
     }
@@ -359,6 +380,7 @@ impl Shared {
                 state.has_agent_news = true;
                 let now = Moment::now();
                 news.into_iter().for_each(|news| state.registry.hear(CONSUL, news, now));
+                state.warn_of_unmatched();
             }),
         }
     }
@@ -393,6 +415,7 @@ impl Shared {
                         state.has_news = true;
                         state.registry.publish_to(&self.live);
                     }
+                    state.log_changes();
                 }
                 () = sleep => self.publish(|state| drop(state.registry.tick(Moment::now()))),
             }
@@ -500,7 +523,30 @@ impl State {
         (self.has_news, self.has_agent_news) = (true, true);
     }
 
+    /// Logs what has changed in the registry, and what was put off.
+    fn log_changes(&mut self) {
+        let now = Moment::now();
+        // The checks that run here are told of as their results come in.
+        let own = self.plan.identity.node().key();
+        let is_told = |change: &CheckChange| change.node == own && self.checks.contains_key(&change.check);
+        let lines = self.changes.note(self.registry.take_notices(), now, is_told);
+        lines.iter().chain(&self.changes.overdue(now)).for_each(Line::log);
+    }
+
+    /// Logs what in the configuration of services means nothing, once.
+    fn warn_of_unmatched(&mut self) {
+        let found: HashSet<Unmatched> = self.registry.snapshot().unmatched().into_iter().collect();
+        let mut new: Vec<&Unmatched> = found.difference(&self.unmatched).collect();
+        new.sort();
+        new.into_iter().for_each(|unmatched| tracing::warn!(warning = %unmatched, "configuration warning"));
+        self.unmatched = found;
+    }
+
     fn adopt(&mut self, mut plan: Plan, runner: &Runner) {
+        if plan.since.is_none() {
+            // A reload says again what is wrong.
+            self.unmatched.clear();
+        }
         plan.introduce(self.introduction.as_ref());
         if plan.settings != self.plan.settings {
             self.registry.reconfigure(plan.settings.clone(), Moment::now());
@@ -681,12 +727,20 @@ impl State {
         let (node, service) = (known.key.node.name(), known.key.service_id.clone());
         let (check, status) = (&*event.id.check, event.status);
         if known.status != status {
+            let change = CheckChange {
+                node: known.key.node.clone(),
+                service: service.clone(),
+                check: event.id.check.clone(),
+                from: known.status,
+                to: status,
+                output: event.output.clone(),
+            };
+            self.changes.note_check(change, Moment::now()).iter().for_each(Line::log);
             known.status = status;
             if let Some(remote) = &mut known.remote {
                 remote.note(event.at, status, event.output.clone());
             }
             shared.metrics.levels().catalog_check_changes.add(1);
-            tracing::info!(service = service.as_deref(), node, check, %status, "check changed state");
         }
         if self.guard.holds(&event.id) {
             return;
@@ -777,6 +831,24 @@ impl Shared {
 }
 
 impl Plan {
+    /// The services of the files, and what in the configuration means nothing among them.
+    pub(super) fn preview(&self) -> (Vec<ServiceSummary>, Vec<Unmatched>) {
+        let mut registry = Registry::new(self.settings.clone());
+        registry.follow(CONSUL, self.agent.is_some(), Moment::now());
+        let set = if self.config.files.is_some() { self.files.set(&self.identity) } else { Set::default() };
+        registry.publish(FILES, set, Outcomes::Published, Moment::now());
+        let snapshot = registry.snapshot();
+        let services = snapshot.services().map(|(key, service)| ServiceSummary {
+            name: service.name().to_owned(),
+            instances: service.instances.len(),
+            checks: service.instances.iter().map(|instance| instance.checks.len()).sum(),
+            policy: snapshot.policy_of(key).to_string(),
+        });
+        let mut services: Vec<_> = services.collect();
+        services.sort_by(|a, b| a.name.cmp(&b.name));
+        (services, snapshot.unmatched())
+    }
+
     fn introduce(&mut self, agent: Option<&consul::Introduction>) {
         let is_told = self.config.datacenter.is_some() || self.files.agent().datacenter.is_some();
         if let Some(agent) = agent.filter(|agent| !is_told && !agent.datacenter.is_empty()) {

@@ -36,7 +36,7 @@ impl Running {
 
     async fn order(&self, command: Command) {
         let (done, told) = oneshot::channel();
-        self.catalog.orders.send(Order { command, done }).await.unwrap();
+        self.catalog.orders.send(Order { command, client: None, done }).await.unwrap();
         told.await.unwrap().unwrap();
     }
 

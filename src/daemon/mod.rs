@@ -6,6 +6,9 @@
 
 mod agent;
 mod catalog;
+mod changes;
+mod check;
+mod differences;
 mod disk;
 mod guard;
 mod handover;
@@ -19,11 +22,12 @@ mod panics;
 mod registrations;
 mod saved;
 mod serving;
+mod statistics;
 mod status;
 mod store;
 mod watch;
 
-use std::{env, io, path::PathBuf, sync::Arc, thread::available_parallelism, time::Duration};
+use std::{collections::BTreeSet, env, io, path::PathBuf, sync::Arc, thread::available_parallelism, time::Duration};
 
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
@@ -48,6 +52,7 @@ use crate::{
     server::{self, Face, Identity, Service},
     sys, zone,
 };
+pub use check::{Report, ServiceSummary, Unreadable, check};
 use handover::{Predecessor, Successor};
 use http::Http;
 use inherited::Inherited;
@@ -78,17 +83,6 @@ pub fn run(loaded: Loaded) -> Result<()> {
     // What is left are tasks whose clients are gone.
     runtime.shutdown_timeout(Duration::from_millis(100));
     outcome
-}
-
-/// What is wrong with the files that a configuration names, beyond the configuration itself.
-pub fn check(loaded: &Loaded) -> Vec<String> {
-    let mut faults: Vec<String> = load_zones(loaded, None).faults.iter().map(ToString::to_string).collect();
-    faults.extend(server::load_certificate(&loaded.config.server).err().map(|error| error.to_string()));
-    let groups = forward::Group::build_all(&loaded.rules, &[], &Metrics::new());
-    faults
-        .extend(catalog::load(&loaded.config.catalog, None, Scope::All).map(|found| found.faults).unwrap_or_default());
-    faults.extend(groups.err().into_iter().flatten().map(|error| error.to_string()));
-    faults
 }
 
 struct Daemon {
@@ -134,10 +128,13 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hand_over: Signal,
+    report: Signal,
 }
 
 impl Daemon {
     fn start(loaded: Loaded, predecessor: Option<&Predecessor>, runtime: Runtime) -> Result<Self> {
+        // Before anything else: a signal that nobody hears ends the process.
+        let signals = Signals::new().context("cannot hear signals")?;
         let config = &loaded.config;
         let worker_count = workers(config.server.workers);
         let handed_over =
@@ -153,8 +150,8 @@ impl Daemon {
         if !outcome.faults.is_empty() {
             return Err(Refused::new(outcome.faults).into());
         }
-        let plan = plan_catalog(&loaded)?;
-        warn(&outcome.warnings);
+        let (plan, definition_warnings) = plan_catalog(&loaded)?;
+        warn(odd(&loaded, &outcome.warnings, &definition_warnings));
 
         let metrics = Arc::new(Metrics::new());
         panics::report(metrics.clone());
@@ -197,7 +194,7 @@ impl Daemon {
             faults: Vec::new(),
             watch: Watch::new(change).context("cannot watch files")?,
             changed,
-            signals: Signals::new().context("cannot hear signals")?,
+            signals,
             unclaimed: Inherited::default(),
             loaded,
         };
@@ -217,11 +214,8 @@ impl Daemon {
         daemon.note_state(0);
         daemon.watch_files();
         match &daemon.loaded.upstreams {
-            Upstreams::Configured => {}
+            Upstreams::Configured | Upstreams::Unknown => {}
             Upstreams::System(file) => tracing::info!(file = %file.display(), "upstreams taken from the system"),
-            Upstreams::Unknown => tracing::warn!(
-                "no upstream is known, so only local names can be resolved; name some in [[forward]] or with --upstream"
-            ),
         }
         Ok(daemon)
     }
@@ -253,6 +247,10 @@ impl Daemon {
                     if caught(self.take_in_files()).await.is_err() {
                         tracing::error!("changed files not taken in; what was good before stays in service");
                     }
+                }
+                _ = self.signals.report.recv() => {
+                    let catalog = self.catalog.as_ref().map(Catalog::live);
+                    statistics::log(&self.metrics, &self.groups, catalog.as_deref());
                 }
                 _ = self.signals.hand_over.recv(), if successor.is_none() => successor = Some(self.start_successor().await),
                 Some(started) = async { Some(successor.as_mut()?.await) } => {
@@ -322,9 +320,10 @@ impl Daemon {
         let outcome = outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("the program is at fault; see the panic above")));
         let outcome = outcome.map_err(|error| format!("{error:#}"));
         match &outcome {
-            Ok(retired) => {
+            Ok((retired, changed)) => {
                 self.metrics.reloaded(Reload::Ok);
-                tracing::info!(retired, "reloaded");
+                let changed = if changed.is_empty() { "nothing".to_owned() } else { changed.join(", ") };
+                tracing::info!(retired, changed, "reloaded");
             }
             Err(error) => {
                 self.metrics.reloaded(Reload::Failed);
@@ -337,19 +336,21 @@ impl Daemon {
         outcome.map(|_| ())
     }
 
-    fn try_reload(&mut self) -> Result<usize> {
+    /// Says how many answers have been retired, and what has changed.
+    fn try_reload(&mut self) -> Result<(usize, Vec<String>)> {
         let loaded = self.loaded.source.load().map_err(Refused::new)?;
         let outcome = load_zones(&loaded, Some(&self.files));
         if !outcome.faults.is_empty() {
             return Err(Refused::new(outcome.faults).into());
         }
-        let plan = plan_catalog(&loaded)?;
+        let (plan, definition_warnings) = plan_catalog(&loaded)?;
         // Everything that can fail comes before anything that is seen.
         let opened = self.serving.open_missing(&loaded.config.server)?;
         let groups = forward::Group::build_all(&loaded.rules, &self.groups, &self.metrics).map_err(Refused::new)?;
         let certificate = server::load_certificate(&loaded.config.server).map_err(|error| Refused::new([error]))?;
         let control = self.http.bind(&loaded.config, &mut Inherited::default())?;
-        warn(&outcome.warnings);
+        warn(odd(&loaded, &outcome.warnings, &definition_warnings));
+        let changed = differences::between(&self.loaded.config, &loaded.config);
 
         self.loaded = loaded;
         self.hosts.set(&self.loaded.config.control.host_names());
@@ -371,7 +372,7 @@ impl Daemon {
         self.faults.clear();
         self.note_state(0);
         self.watch_files();
-        Ok(retired)
+        Ok((retired, changed))
     }
 
     /// Takes in files of local data that have changed. A faulty one stays as it was.
@@ -383,13 +384,17 @@ impl Daemon {
         let changed = self.watch.take_changed();
         let scope = changed.as_ref().map_or(Scope::All, Scope::Changed);
         let definitions = catalog::load(&self.loaded.config.catalog, self.catalog.as_ref(), scope);
-        let (plan, definition_faults) = definitions.map(take_plan).unwrap_or_default();
+        let (plan, definition_faults, definition_warnings) = definitions.map(take_plan).unwrap_or_default();
         let zone_faults = outcome.faults.len();
         let faults: Vec<_> = outcome.faults.iter().map(ToString::to_string).chain(definition_faults).collect();
         for fault in faults.iter().filter(|fault| !self.faults.contains(fault)) {
             tracing::error!(error = fault, "file refused; its last good version stays in service");
         }
-        warn(&outcome.warnings);
+        for file in mended(&self.faults, &faults) {
+            tracing::info!(file, "file mended and taken in");
+        }
+        let warnings = outcome.warnings.iter().map(ToString::to_string);
+        warn(warnings.chain(definition_warnings));
         let is_changed = outcome.files.generations().ne(self.files.generations());
         self.files = outcome.files;
         if self.adopt_catalog(plan) || is_changed {
@@ -581,6 +586,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hand_over: signal(SignalKind::user_defined2())?,
+            report: signal(SignalKind::user_defined1())?,
         })
     }
 
@@ -606,18 +612,20 @@ fn load_zones(loaded: &Loaded, previous: Option<&zone::Files>) -> zone::Outcome 
     zone::Files::load(&loaded.config.zones, &loaded.zones, previous)
 }
 
-/// What the configuration says of a catalog, all of it good.
-fn plan_catalog(loaded: &Loaded) -> Result<Option<catalog::Plan>> {
-    let (plan, faults) = catalog::load(&loaded.config.catalog, None, Scope::All).map(take_plan).unwrap_or_default();
-    if faults.is_empty() { Ok(plan) } else { Err(Refused::new(faults).into()) }
+/// What the configuration says of a catalog, all of it good, and what is odd in it.
+fn plan_catalog(loaded: &Loaded) -> Result<(Option<catalog::Plan>, Vec<String>)> {
+    let found = catalog::load(&loaded.config.catalog, None, Scope::All);
+    let (plan, faults, warnings) = found.map(take_plan).unwrap_or_default();
+    if faults.is_empty() { Ok((plan, warnings)) } else { Err(Refused::new(faults).into()) }
 }
 
-fn take_plan(found: catalog::Loaded) -> (Option<catalog::Plan>, Vec<String>) {
+/// The plan, the faults and the warnings.
+fn take_plan(found: catalog::Loaded) -> (Option<catalog::Plan>, Vec<String>, Vec<String>) {
     if !found.unused.is_empty() {
         let keys = found.unused.into_iter().collect::<Vec<_>>().join(", ");
         tracing::info!(keys, "keys of definition files that mean nothing here");
     }
-    (found.plan, found.faults)
+    (found.plan, found.faults, found.warnings)
 }
 
 fn rules(loaded: &Loaded, files: &zone::Files, groups: &[Arc<forward::Group>], catalog: Option<&Catalog>) -> Rules {
@@ -655,10 +663,39 @@ fn registrations_place(loaded: &Loaded) -> registrations::Place {
     registrations::Place { is_enabled, folder: state_folder(loaded) }
 }
 
-fn warn(warnings: &[zone::Error]) {
-    for warning in warnings {
-        tracing::warn!(%warning, "odd, but taken in");
+/// All that is odd in a configuration and its files, but taken in.
+fn odd(loaded: &Loaded, zone_warnings: &[zone::Error], definition_warnings: &[String]) -> Vec<String> {
+    let mut warnings: Vec<String> = zone_warnings.iter().map(ToString::to_string).collect();
+    warnings.extend_from_slice(definition_warnings);
+    warnings.extend(loaded.upstreams.missing().map(str::to_owned));
+    let place = registrations_place(loaded);
+    if place.folder.is_none() && loaded.config.catalog.has_source() {
+        let lost = if place.is_enabled { ", registrations" } else { "" };
+        warnings.push(format!(
+            "results of checks, choices of policies{lost} will not survive a restart; set server.state_directory"
+        ));
     }
+    warnings
+}
+
+fn warn(warnings: impl IntoIterator<Item = String>) {
+    for warning in warnings {
+        tracing::warn!(warning, "configuration warning");
+    }
+}
+
+/// The files that had faults before and have none any more.
+fn mended<'a>(before: &'a [String], after: &[String]) -> BTreeSet<&'a str> {
+    // A fault begins with the file, then perhaps a line.
+    fn file(fault: &str) -> &str {
+        let location = fault.split_once(": ").map_or("", |(location, _)| location);
+        match location.rsplit_once(':') {
+            Some((file, line)) if line.bytes().all(|octet| octet.is_ascii_digit()) => file,
+            _ => location,
+        }
+    }
+    let faulty: BTreeSet<&str> = after.iter().map(|fault| file(fault)).collect();
+    before.iter().map(|fault| file(fault)).filter(|file| file.starts_with('/') && !faulty.contains(file)).collect()
 }
 
 /// Tells the service manager; without one there is nobody to tell.
@@ -678,3 +715,18 @@ const FAREWELL: Duration = Duration::from_millis(500);
 const SETTLING: Duration = Duration::from_millis(100);
 /// How often it is looked whether an upstream is due for a probe.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_its_faults_is_known_as_mended() {
+        let faults = |texts: &[&str]| texts.iter().map(|text| text.to_string()).collect::<Vec<_>>();
+        let before =
+            faults(&["/a/x.json:3: no; fix", "/a/x.json:4: no; fix", "/b/y: z.zone: no", "/c.hcl: gone", "host: no"]);
+        let after = faults(&["/c.hcl:1: no"]);
+        assert_eq!(Vec::from_iter(mended(&before, &after)), ["/a/x.json", "/b/y"]);
+        assert!(mended(&after, &after).is_empty());
+    }
+}

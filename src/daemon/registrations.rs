@@ -3,7 +3,7 @@
 //! Orders come through a bounded queue, and those that have gathered are carried out together: one snapshot, one save. A
 //! registration is answered when it is in force and on the disk. What TTL checks were told is saved as results of checks are.
 
-use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, io, net::IpAddr, path::PathBuf, sync::Arc};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,7 @@ use crate::{
         },
     },
     control::consul::{Command, Order},
+    escape::shorten,
 };
 
 /// What is registered, and where that is kept.
@@ -77,12 +78,6 @@ impl Registrations {
     pub fn load(place: Place, passed_on: Option<Vec<u8>>) -> Self {
         let mut registrations = Self { place, ..Self::default() };
         let Place { is_enabled, folder } = &registrations.place;
-        if folder.is_none() {
-            let lost = if *is_enabled { ", registrations" } else { "" };
-            tracing::warn!(
-                "results of checks, choices of policies{lost} will not survive a restart; set server.state_directory"
-            );
-        }
         if !is_enabled {
             return registrations;
         }
@@ -144,10 +139,10 @@ impl Shared {
                     }
                     let mut outcomes = Vec::with_capacity(batch.len());
                     self.publish(|state| {
-                        outcomes.extend(batch.into_iter().map(|Order { command, done }| {
+                        outcomes.extend(batch.into_iter().map(|Order { command, client, done }| {
                             // What a check is told is saved later, and holds without.
                             let is_saved_now = !matches!(command, Command::Tell { .. });
-                            (state.obey(command, self), is_saved_now, done)
+                            (state.obey(command, client, self), is_saved_now, done)
                         }));
                     });
                     let is_to_save = outcomes.iter().any(|(_, is_saved_now, _)| *is_saved_now);
@@ -182,23 +177,39 @@ impl Shared {
 }
 
 impl State {
-    fn obey(&mut self, command: Command, shared: &Shared) -> Result<(), Refused> {
+    fn obey(&mut self, command: Command, client: Option<IpAddr>, shared: &Shared) -> Result<(), Refused> {
         let files = self.plan.files.clone();
         let registered = &mut self.registrations.registered;
+        let client = client.map(tracing::field::display);
         let changed = match command {
             Command::Tell { check, status, output } => return self.tell(&check, status, &output, shared),
             Command::RegisterService(new, others) => {
                 let id = new.id().to_owned();
                 let changed = registered.put_service(new, others, &files)?;
                 if !changed.is_empty() {
-                    tracing::info!(service = id, "service registered");
+                    tracing::info!(service = id, client, "service registered");
                 }
                 changed
             }
             Command::DeregisterService(id) => {
                 let changed = registered.remove_service(&id, &files)?;
                 if !changed.is_empty() {
-                    tracing::info!(service = id, "service deregistered");
+                    tracing::info!(service = id, client, "service deregistered");
+                }
+                changed
+            }
+            Command::RegisterCheck(new) => {
+                let id = new.id().to_owned();
+                let changed = registered.put_check(new, &files)?;
+                if !changed.is_empty() {
+                    tracing::info!(check = id, client, "check registered");
+                }
+                changed
+            }
+            Command::DeregisterCheck(id) => {
+                let changed = registered.remove_check(&id, &files)?;
+                if !changed.is_empty() {
+                    tracing::info!(check = id, client, "check deregistered");
                 }
                 changed
             }
@@ -206,21 +217,22 @@ impl State {
                 let datacenter = &self.plan.identity.datacenter;
                 let snapshot = self.registry.snapshot();
                 let changed = registered.add_external(new, datacenter, |node| snapshot.node(node).is_some())?;
+                tracing::info!(client, "external node registered");
                 self.publish_external(changed);
                 return Ok(());
             }
             Command::DeregisterNode(removal) => {
                 if let Some(changed) = registered.remove_external(&removal, &self.plan.identity.datacenter)? {
+                    tracing::info!(client, "external node deregistered");
                     self.publish_external(changed);
                 }
                 return Ok(());
             }
-            Command::RegisterCheck(new) => registered.put_check(new, &files)?,
-            Command::DeregisterCheck(id) => registered.remove_check(&id, &files)?,
             Command::Maintain { service, reason } => {
                 let owner: Owner = service.map(Arc::from);
                 let changed = registered.maintain(owner.clone(), reason.as_deref(), &files)?;
-                tracing::info!(service = owner.as_deref(), is_on = reason.is_some(), "maintenance");
+                let reason = reason.as_deref().map(|reason| shorten(reason, MOST_REASON));
+                tracing::info!(service = owner.as_deref(), is_on = reason.is_some(), reason, client, "maintenance");
                 changed
             }
         };
@@ -254,6 +266,8 @@ async fn write(file: PathBuf, contents: Vec<u8>) -> Result<(), String> {
     })
 }
 
+/// So many characters of the reason for maintenance are logged.
+const MOST_REASON: usize = 200;
 const REGISTRATIONS: &str = "registrations.json";
 /// So many orders are carried out together.
 const MOST_AT_ONCE: usize = 256;

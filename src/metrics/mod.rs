@@ -13,6 +13,7 @@ pub use cells::{Cells, Dropped, Failure, Level, Levels, ListenerCells, Refusal, 
 pub use summary::Summary;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, Weak},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -163,8 +164,24 @@ impl Metrics {
 
     /// Everything, in the form of Consul's.
     pub fn summary(&self) -> Summary {
-        let up = unix_seconds().saturating_sub(self.board.started);
-        Summary::new(&self.gather(), Duration::from_secs(up))
+        Summary::new(&self.gather(), self.uptime())
+    }
+
+    /// The sum of each counter and gauge over all its labels, by its name.
+    pub fn totals(&self) -> BTreeMap<String, f64> {
+        let sum = |family: &MetricFamily| {
+            let values = family
+                .get_metric()
+                .iter()
+                .map(|metric| metric.get_counter().get_value() + metric.get_gauge().get_value());
+            (family.name().to_owned(), values.sum())
+        };
+        self.gather().iter().map(sum).collect()
+    }
+
+    /// How long this process has run.
+    pub fn uptime(&self) -> Duration {
+        Duration::from_secs(unix_seconds().saturating_sub(self.board.started))
     }
 
     fn gather(&self) -> Vec<MetricFamily> {

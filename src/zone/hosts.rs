@@ -147,6 +147,11 @@ impl Hosts {
         self.generation
     }
 
+    /// How many names there are, those of addresses included.
+    pub fn name_count(&self) -> usize {
+        self.names.len()
+    }
+
     /// The lines that were passed over, and why.
     pub fn warnings(&self) -> &[Error] {
         &self.warnings

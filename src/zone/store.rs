@@ -51,9 +51,21 @@ pub struct Outcome {
     pub warnings: Vec<Error>,
 }
 
+/// What a file of local data holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// The file, its apex, and how much of it is claimed.
+    pub source: Source,
+    /// How many records it has; of a hosts file, how many names, those of its addresses included.
+    pub records: usize,
+    /// Whether it is a hosts file.
+    pub is_hosts: bool,
+}
+
 struct Loaded<T> {
     source: Source,
     stamps: Stamps,
+    records: usize,
     value: Arc<T>,
 }
 
@@ -87,7 +99,7 @@ impl Files {
             let hosts = find_unchanged(&source, &previous.hosts).unwrap_or_else(|| {
                 let (hosts, stamps) = Hosts::read(path);
                 outcome.warnings.extend_from_slice(hosts.warnings());
-                Loaded { source, stamps, value: Arc::new(hosts) }
+                Loaded { source, stamps, records: hosts.name_count(), value: Arc::new(hosts) }
             });
             outcome.files.add_paths(&hosts.stamps);
             outcome.files.hosts.push(hosts);
@@ -126,6 +138,16 @@ impl Files {
         }
         ordered.sort_by_key(|&(place, _)| place);
         Overlays::new(overlays, hosts).with_ordered(ordered.into_iter().map(|(_, file)| file).collect())
+    }
+
+    /// What each file holds, in the order in which they were read.
+    pub fn summaries(&self) -> Vec<Summary> {
+        fn of<T>(loaded: &Loaded<T>, is_hosts: bool) -> Summary {
+            Summary { source: loaded.source.clone(), records: loaded.records, is_hosts }
+        }
+        let zones = self.zones.iter().map(|loaded| of(loaded, false));
+        let overlays = self.overlays.iter().map(|loaded| of(loaded, false));
+        zones.chain(overlays).chain(self.hosts.iter().map(|loaded| of(loaded, true))).collect()
     }
 
     /// Every file that was read or should have been, included ones too: when one changes or appears, it is time to load again.
@@ -203,11 +225,12 @@ impl Outcome {
         }
         let mut contents = file::read(&source.path, &source.apex, source.mode);
         let stamps = std::mem::take(&mut contents.stamps);
+        let records = contents.records.len();
         self.files.add_paths(&stamps);
         match build(contents) {
             Ok(value) => {
                 self.warnings.extend_from_slice(warnings(&value));
-                Some(Loaded { source, stamps, value: Arc::new(value) })
+                Some(Loaded { source, stamps, records, value: Arc::new(value) })
             }
             Err(errors) => {
                 let (warnings, faults): (Vec<_>, Vec<_>) = errors.into_iter().partition(|e| e.problem.is_warning());
@@ -221,7 +244,7 @@ impl Outcome {
 
 impl<T> Clone for Loaded<T> {
     fn clone(&self) -> Self {
-        Self { source: self.source.clone(), stamps: self.stamps.clone(), value: self.value.clone() }
+        Self { value: self.value.clone(), source: self.source.clone(), stamps: self.stamps.clone(), ..*self }
     }
 }
 

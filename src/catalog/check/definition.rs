@@ -9,7 +9,10 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use url::Url;
 
 use super::declaration::Declaration;
-use crate::catalog::health::Status;
+use crate::catalog::{
+    health::Status,
+    keys::{self, closest, remedy},
+};
 
 /// A check, ready to be run.
 #[derive(Debug, Clone, PartialEq)]
@@ -165,7 +168,7 @@ pub enum Scripts {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "each says what it is")]
 pub enum Problem {
-    #[error("key {key} is unknown; correct or remove it")]
+    #[error("unknown key `{key}` in a check; {}", remedy(closest(key, keys::CHECK)))]
     UnknownKey { key: String },
     #[error("{key} checks are not supported; use args, http or tcp")]
     Unsupported { key: String },

@@ -153,7 +153,7 @@ fn every_fault_is_named() {
             r#"{"http": "x", "intervall": "1s", "status": "ok", "method": "G T", "header": {"a b": ["c"]},
                 "TLSServerName": "-.-"}"#,
             vec![
-                "key intervall is unknown",
+                "unknown key `intervall` in a check; did you mean `interval`?",
                 "http check has no interval",
                 "tls_server_name",
                 "header \"a b\"",

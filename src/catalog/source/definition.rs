@@ -1,10 +1,10 @@
 //! What one definition file says: services, checks and agent keys, in Consul's words.
 //!
 //! Consul compares keys without regard to case, and has written some of them with underscores and without in its time; so
-//! do we. Keys within a service that even Consul does not know are faults, for they are typing errors; what it knows and
-//! we have no use for is noted.
+//! do we. Keys that no version of Consul knows are faults, because they are spelling errors ([`crate::catalog::keys`]). Keys
+//! that later versions brought are warned of, and keys that mean nothing here are noted.
 
-use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::{
     file::{Error, Problem},
@@ -16,11 +16,14 @@ use crate::{
         config::is_label,
         health::Status,
         identity::Agent,
+        keys::{self, Holds, Keys, Known},
         model::{Host, Role, Tagged, Weights},
         policy::Rules,
     },
     location::Location,
 };
+
+pub(super) use crate::catalog::keys::plain;
 
 /// What one file says. `D` is what a check is for those who run it.
 #[derive(Debug)]
@@ -76,6 +79,8 @@ pub(super) struct Reader<'a, D> {
     pub location: Location,
     pub define: Define<'a, D>,
     pub errors: Vec<Error>,
+    /// Keys that only later versions of Consul have.
+    pub warnings: Vec<Error>,
     /// Keys that mean nothing here.
     pub unused: Vec<String>,
     /// What is wrong with checks that cost their service, and not the file.
@@ -92,6 +97,7 @@ impl<'a, D> Reader<'a, D> {
             location,
             define,
             errors: Vec::new(),
+            warnings: Vec::new(),
             unused: Vec::new(),
             refused: Vec::new(),
             sidecars: Vec::new(),
@@ -128,6 +134,7 @@ impl<D> Reader<'_, D> {
                 "taggedaddresses" => agent.tagged = self.tagged(key, value),
                 "advertiseaddr" => advertise = self.own_address(key, value),
                 "bindaddr" => bind = self.own_address(key, value),
+                _ if keys::FILE.find(key).0 == Known::No => self.blame_key(&keys::FILE, key, value),
                 _ => self.unused.push(key.clone()),
             }
         }
@@ -211,16 +218,17 @@ impl<D> Reader<'_, D> {
                 }
                 "proxy" => {
                     for (inner, value) in self.fields(key, value).unwrap_or_default() {
-                        match &*plain(inner) {
-                            "destinationservicename" | "destinationservice" => destination = self.text(inner, value),
-                            _ => self.note(key, inner),
+                        if matches!(&*plain(inner), "destinationservicename" | "destinationservice") {
+                            destination = self.text(inner, value);
+                        } else {
+                            self.note(key, inner);
                         }
                     }
                 }
-                known if UNUSED_IN_SERVICES.contains(&known) => self.note("service", key),
-                _ => self.blame(value, Problem::UnknownKey { what: "a service", key: key.clone() }),
+                _ => self.note("service", key),
             }
         }
+        self.check_keys(&keys::SERVICE, value);
         service.role = match destination {
             Some(destination) if is_proxy => Role::Proxy { destination },
             _ if is_native => Role::Native,
@@ -311,13 +319,42 @@ impl<D> Reader<'_, D> {
         (self.errors.len() == errors_before).then_some(check)
     }
 
+    /// Finds the keys of a table, and of all tables within it, that Consul 1.8 does not have.
+    fn check_keys(&mut self, keys: &'static Keys, value: &Value) {
+        for (key, value) in value.items().iter().filter_map(Value::table).flatten() {
+            match keys.find(key) {
+                (Known::No, _) => self.blame_key(keys, key, value),
+                (Known::Later, _) => {
+                    let problem = Problem::LaterKey { what: keys.what, key: key.clone() };
+                    self.warnings.push(Error { location: self.at(value), problem });
+                }
+                (Known::Yes, Holds::Anything) => {}
+                (Known::Yes, Holds::Table(keys)) => self.check_keys(keys, value),
+                (Known::Yes, Holds::Tables(keys)) => {
+                    let tables = value.table().unwrap_or_default();
+                    tables.iter().for_each(|(_, value)| self.check_keys(keys, value));
+                }
+            }
+        }
+    }
+
+    fn blame_key(&mut self, keys: &'static Keys, key: &str, value: &Value) {
+        let is_of_service = std::ptr::eq(keys, &keys::FILE) && keys::SERVICE.find(key).0 != Known::No;
+        let remedy = match is_of_service {
+            true => "a service is written as {\"service\": {...}}".to_owned(),
+            false => keys::remedy(keys.closest(key)),
+        };
+        self.blame(value, Problem::UnknownKey { what: keys.what, key: key.to_owned(), remedy });
+    }
+
     fn weights(&mut self, value: &Value) -> Weights {
         let mut weights = Weights::default();
         for (key, value) in self.fields("weights", value).unwrap_or_default() {
             match &*plain(key) {
                 "passing" => weights.passing = self.number(key, value),
                 "warning" => weights.warning = self.number(key, value),
-                _ => self.blame(value, Problem::UnknownKey { what: "weights", key: key.clone() }),
+                // The keys of a service are checked together.
+                _ => {}
             }
         }
         weights
@@ -336,7 +373,7 @@ impl<D> Reader<'_, D> {
                     match &*plain(inner) {
                         "address" => address = self.host(inner, value),
                         "port" => port = self.number(inner, value),
-                        _ => self.blame(value, Problem::UnknownKey { what: "a tagged address", key: inner.clone() }),
+                        _ => {}
                     }
                 }
             }
@@ -421,14 +458,6 @@ impl<D> Reader<'_, D> {
     }
 }
 
-/// A key as it is compared.
-pub(super) fn plain(key: &str) -> Cow<'_, str> {
-    match key.bytes().all(|octet| octet.is_ascii_lowercase()) {
-        true => key.into(),
-        false => key.replace('_', "").to_ascii_lowercase().into(),
-    }
-}
-
 /// The checks that a key of a service declares. One that says nothing is none, if it stands alone, as Consul has it.
 pub(super) fn declared_checks<'v>(key: &str, value: &'v Value) -> impl Iterator<Item = &'v Value> + use<'v> {
     let may_be_empty = plain(key) == "check";
@@ -473,7 +502,3 @@ pub(super) fn read_host(text: &str) -> Option<Host> {
 fn is_host_label(label: &str) -> bool {
     label.is_empty() || is_label(label) && !label.contains([':', '/'])
 }
-
-/// Keys of a service that Consul knows and that say nothing about its names, as they are compared.
-const UNUSED_IN_SERVICES: [&str; 8] =
-    ["enabletagoverride", "token", "socketpath", "namespace", "partition", "locality", "ports", "createindex"];

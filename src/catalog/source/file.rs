@@ -62,6 +62,8 @@ pub struct Outcome<D> {
     pub changed: HashSet<Owner>,
     /// Every fault. At start each is fatal; at reload the last good version stays in service.
     pub faults: Vec<Error>,
+    /// What is odd in files that were read anew, but taken in.
+    pub warnings: Vec<Error>,
     /// Keys that mean something to Consul and nothing here, in files that were read anew: to be named once, together.
     pub unused: BTreeSet<String>,
 }
@@ -69,7 +71,13 @@ pub struct Outcome<D> {
 impl<D> Default for Outcome<D> {
     /// Of no folder.
     fn default() -> Self {
-        Self { files: Files::default(), changed: HashSet::new(), faults: Vec::new(), unused: BTreeSet::new() }
+        Self {
+            files: Files::default(),
+            changed: HashSet::new(),
+            faults: Vec::new(),
+            warnings: Vec::new(),
+            unused: BTreeSet::new(),
+        }
     }
 }
 
@@ -107,8 +115,18 @@ pub enum Problem {
         expected: &'static str,
     },
     /// A key that Consul does not know either.
-    #[error("unknown key `{key}` in {what}; correct or remove it")]
+    #[error("unknown key `{key}` in {what}; {remedy}")]
     UnknownKey {
+        /// Where it stands.
+        what: &'static str,
+        /// The key.
+        key: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// A key that a version of Consul after 1.8 brought.
+    #[error("key `{key}` in {what} has no effect here; Consul has it since a version after 1.8")]
+    LaterKey {
         /// Where it stands.
         what: &'static str,
         /// The key.
@@ -192,7 +210,7 @@ impl<D> Files<D> {
             None => Self::default(),
             Some(previous) => previous.clone(),
         };
-        let mut outcome = Outcome { files, changed: HashSet::new(), faults: Vec::new(), unused: BTreeSet::new() };
+        let mut outcome = Outcome { files, ..Outcome::default() };
         let changed = match (previous, scope) {
             (Some(previous), Scope::Changed(changed)) => previous.definitions_among(directory, changed),
             _ => None,
@@ -460,12 +478,16 @@ impl<D> Outcome<D> {
         if !reader.errors.is_empty() {
             reader.errors.extend(reader.refused.into_iter().map(|refused| refused.error));
             reader.errors.sort_by_key(|error| error.location.line);
+            // A sidecar is read within its service and as a service.
+            reader.errors.dedup();
             self.faults.append(&mut reader.errors);
             if let Some(known) = known.cloned() {
                 self.files.files.insert_mut(path.to_owned(), Loaded { stamp: None, ..known });
             }
             return;
         }
+        reader.warnings.dedup();
+        self.warnings.append(&mut reader.warnings);
         self.unused.extend(reader.unused);
         // A file with checks that are refused is read again each time, so that they stay known.
         let stamp = stamp.filter(|_| reader.refused.is_empty());

@@ -50,7 +50,7 @@ impl Value {
     }
 
     /// The table that it is, or that is alone in it: HCL and JSON made from it know no other way.
-    pub(super) fn table(&self) -> Option<&[(String, Self)]> {
+    pub fn table(&self) -> Option<&[(String, Self)]> {
         match &self.kind {
             Kind::Table(fields) => Some(fields),
             Kind::List(items) => match &items[..] {

@@ -10,7 +10,7 @@ mod index;
 mod views;
 mod write;
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -63,6 +63,8 @@ pub type Reloads = mpsc::Sender<oneshot::Sender<Result<(), String>>>;
 pub struct Order {
     /// What.
     pub command: Command,
+    /// The address of the client that wants it.
+    pub client: Option<IpAddr>,
     /// To be told when it is in force, or why it is not.
     pub done: oneshot::Sender<Result<(), Refused>>,
 }

@@ -1,6 +1,9 @@
 //! What changes the catalog: registrations, and what TTL checks are told.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use axum::{
     body::Bytes,
@@ -27,7 +30,7 @@ use crate::catalog::{
 /// Somebody who may tell TTL checks how they are.
 ///
 /// He shows the token, if there is one; otherwise he is on this host. And no page of somebody else's has sent him.
-pub(super) struct Teller(Arc<Served>);
+pub(super) struct Teller(Arc<Served>, Option<IpAddr>);
 
 /// A teller who may register as well.
 pub(super) struct Registrar(Teller);
@@ -122,7 +125,10 @@ impl Teller {
     async fn order(&self, command: Command) -> Result<(), Refusal> {
         let (done, told) = oneshot::channel();
         let busy = |text: &str| Refusal(StatusCode::SERVICE_UNAVAILABLE, text.to_owned());
-        self.0.orders.try_send(Order { command, done }).map_err(|_| busy("too much is to be changed; try again"))?;
+        self.0
+            .orders
+            .try_send(Order { command, client: self.1, done })
+            .map_err(|_| busy("too much is to be changed; try again"))?;
         told.await.map_err(|_| busy("the catalog is going; try again"))??;
         Ok(())
     }
@@ -145,7 +151,7 @@ impl FromRequestParts<Api> for Teller {
             None if !peer.is_some_and(|peer| peer.is_loopback()) => {
                 Err(denied("only this host may change anything; set catalog.api.token, and show it"))
             }
-            _ => Ok(Self(served)),
+            _ => Ok(Self(served, peer)),
         }
     }
 }
