@@ -8,6 +8,7 @@
 #![warn(missing_docs)]
 
 // Floor 0: knows nothing of the others.
+pub mod budget;
 pub mod clock;
 pub mod escape;
 pub mod location;

@@ -29,6 +29,9 @@ impl Check<'_> {
             };
             self.report(self.document.locate_key("cache", 0, key), Problem::Cache(problem));
         }
+        for problem in config.limits.problems() {
+            self.report(self.document.locate_key("limits", 0, problem.key), Problem::Limits(problem));
+        }
         for problem in config.catalog.problems() {
             self.report(self.document.locate_key("catalog", 0, problem.key()), Problem::Catalog(problem));
         }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use crate::{
-    cache,
+    budget, cache,
     catalog::{self, source::consul},
     control, forward,
     location::Location,
@@ -55,6 +55,8 @@ pub struct Config {
     pub cache: cache::Config,
     /// What faces operators.
     pub control: control::Config,
+    /// How many bytes may wait for remote parties.
+    pub limits: budget::Config,
 }
 
 /// Names that are refused, section `[[refuse]]`: what is at or below its suffixes, unless a longer one says otherwise.
@@ -348,6 +350,9 @@ pub enum Problem {
     /// A section of one room.
     #[error(transparent)]
     Server(server::Problem),
+    /// A section of one room.
+    #[error(transparent)]
+    Limits(budget::OutOfRange),
     /// A section of one room.
     #[error(transparent)]
     Cache(cache::Problem),

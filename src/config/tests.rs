@@ -65,6 +65,7 @@ fn reference_is_the_default_and_mentions_every_key() {
         ("server", keys::<server::Config>()),
         ("server.rate_limit", keys::<server::RateLimitConfig>()),
         ("forward", keys::<forward::Config>()),
+        ("limits", keys::<budget::Config>()),
         ("refuse", keys::<Refuse>()),
         ("zones", keys::<zone::Config>()),
         ("zone", keys::<zone::FileConfig>()),

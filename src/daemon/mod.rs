@@ -172,6 +172,7 @@ impl Daemon {
         let resolver = Arc::new(Resolver::new(cache, tables, config.server.max_in_flight));
         resolver.set_most_waiting(config.server.max_in_flight, config.server.max_in_flight_per_client);
         let face = Arc::new(Face::new(resolver, config.server.clone(), &metrics, runtime));
+        face.budget().set_limits(config.limits.clone());
         let (change, changed) = mpsc::channel(1);
         let identity = Arc::<Identity>::default();
         let feed = tokio::sync::watch::Sender::new(None);
@@ -362,6 +363,7 @@ impl Daemon {
         self.face.resolver().cache().resize(config.cache.size.as_u64() as usize);
         self.face.resolver().set_most_waiting(config.server.max_in_flight, config.server.max_in_flight_per_client);
         self.face.set_config(config.server.clone());
+        self.face.budget().set_limits(config.limits.clone());
         let retired = self.swap_tables();
         for opened in opened {
             self.serving.open(opened, &self.metrics)?;
@@ -491,6 +493,9 @@ impl Daemon {
                         }
                     }
                     face.deliver(face.resolver().abandon_lost(now));
+                    if face.budget().has_emptied() {
+                        tokio::task::spawn_blocking(sys::release_memory);
+                    }
                 }
             }
         }));
@@ -512,6 +517,7 @@ impl Daemon {
             levels.withheld.set(face.resolver().withheld());
             levels.queue_depth.set(face.exchanges() as u64);
             levels.tcp_connections.set(connections.count() as u64);
+            levels.set_budget(face.budget().held_bytes(), face.budget().exceeded());
             let tables = face.resolver().tables();
             let tally = tables.catalog().map(|now| now.load().tally()).unwrap_or_default();
             levels.set_catalog(tally.instances, tally.checks);

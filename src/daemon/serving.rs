@@ -50,12 +50,13 @@ pub(super) type Opened = (Listener, Option<(Service, SocketAddr)>);
 impl Serving {
     /// Nothing in service yet. Its tasks join `tasks` and end with `stopping`.
     pub fn new(face: Arc<Face>, identity: Arc<Identity>, tasks: TaskTracker, stopping: CancellationToken) -> Self {
+        let connections = Arc::new(Connections::new(face.budget().clone()));
         Self {
             face,
             workers: Vec::new(),
             listeners: HashMap::new(),
             next_listener: 0,
-            connections: Arc::default(),
+            connections,
             kernel_drops: Arc::default(),
             identity,
             tasks,

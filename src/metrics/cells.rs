@@ -78,6 +78,8 @@ labels! {
         PerClient "per_client",
         /// It was idle longest when another needed the place.
         Displaced "displaced",
+        /// Its network opened too many in a second.
+        Rate "rate",
         /// The client took too long to send what it had begun, or to take a reply.
         Slow "slow",
 }
@@ -311,6 +313,9 @@ impl UpstreamCells {
 /// The numbers that have a present value. Their owners set them, at any time or in a hook before the scrape.
 #[derive(Debug, Default)]
 pub struct Levels {
+    /// Bytes that wait for remote parties.
+    pub budget_held: Level,
+    pub(super) budget_exceeded: Split<3>,
     /// Entries in the cache.
     pub cache_entries: Level,
     /// Memory that these entries take.
@@ -362,6 +367,12 @@ impl Levels {
         if self.has_source() {
             put(&["consul"], value);
         }
+    }
+
+    /// Bytes that wait for remote parties, and how often the limits of a connection, a client and all clients were met.
+    pub fn set_budget(&self, held_bytes: usize, exceeded: [u64; 3]) {
+        self.budget_held.set(held_bytes as u64);
+        self.budget_exceeded.0.iter().zip(exceeded).for_each(|(level, count)| level.set(count));
     }
 
     /// How many zone, overlay and hosts files are in service, and how many were refused for a fault.

@@ -22,10 +22,10 @@ use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
-use tokio::sync::mpsc;
 
 use super::Client;
 use crate::{
+    budget,
     cache::{Epoch, Key},
     clock::Moment,
     metrics::Transport,
@@ -97,7 +97,7 @@ pub enum Way {
         /// The client.
         peer: IpAddr,
         /// Its task, which takes in fewer queries at a time than the queue has room for.
-        replies: mpsc::Sender<Vec<u8>>,
+        replies: budget::Sender,
     },
 }
 

@@ -60,12 +60,16 @@ pub struct Config {
     /// Default 16384. Applies at reload.
     pub udp_size_loopback: u16,
     /// TCP connections in all, from 1 to 65536, but no more than half of the files that may be open (`LimitNOFILE=`); one
-    /// more closes the one that was idle longest.
+    /// more closes the one that was idle longest, of the client and network that have the most.
     /// Default 1024. Applies at reload.
     pub tcp_connections: usize,
-    /// TCP connections of one client address, from 1 to 65536; more are closed at once.
+    /// TCP connections of one client (an IPv4 address, an IPv6 /64), from 1 to 65536; more are closed at once.
     /// Default 128. Applies at reload.
     pub tcp_connections_per_client: usize,
+    /// TCP connections that are accepted from one network in a second (`rate_limit.ipv4_prefix`, `ipv6_prefix` and `exempt`
+    /// say which), and as many at once after a while of silence; more are closed. From 1 to 1000000, or 0 for no limit.
+    /// Default 500. Applies at reload.
+    pub tcp_accept_rate: u32,
     /// How long a TCP connection may stay open with nothing asked, from "1s" to "10m".
     /// Default "30s". Applies at reload.
     #[serde(with = "humantime_serde")]
@@ -238,6 +242,7 @@ impl Config {
         }
         let RateLimitConfig { responses_per_second, slip, ipv4_prefix, ipv6_prefix, .. } = self.rate_limit;
         for (key, value, range) in [
+            ("tcp_accept_rate", self.tcp_accept_rate, 0..=1_000_000),
             ("rate_limit.responses_per_second", responses_per_second, 0..=1_000_000),
             ("rate_limit.slip", slip.into(), 0..=10),
             ("rate_limit.ipv4_prefix", ipv4_prefix.into(), 8..=32),
@@ -282,6 +287,7 @@ impl Default for Config {
             udp_size_loopback: 16_384,
             tcp_connections: 1024,
             tcp_connections_per_client: 128,
+            tcp_accept_rate: 500,
             tcp_idle_timeout: Duration::from_secs(30),
             tcp_message_timeout: Duration::from_secs(3),
             max_in_flight: 16_384,

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use bytesize::ByteSize;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
+    budget,
     cache::{self, Cache, Epoch},
     clock::Moment,
     forward::{self, Exchange, Group, Options},
@@ -240,7 +242,7 @@ const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 #[tokio::test]
 async fn a_client_of_https_that_never_speaks_is_counted_as_slow() {
     let house = House::open(&[], |config| config.tcp_message_timeout = Duration::from_millis(100)).await;
-    let (place, _) = Arc::<Connections>::default().enter(CLIENT, (1, 1)).unwrap();
+    let (place, _) = Arc::<Connections>::default().enter(CLIENT, &Config::default()).await.ok().unwrap();
     let (_client, ours) = tokio::io::duplex(1 << 16);
     assert!(https::converse(ours, CLIENT, &place, &house.face, &CancellationToken::new()).await.is_err());
     let counts = house.metrics.render();
@@ -248,17 +250,17 @@ async fn a_client_of_https_that_never_speaks_is_counted_as_slow() {
 }
 
 #[tokio::test]
-async fn a_client_of_https_that_asks_and_asks_does_not_keep_a_place_that_it_has_lost() {
+async fn a_client_of_https_that_asks_and_asks_does_not_outlive_a_shutdown() {
     let house = House::open(&[], |config| config.tcp_message_timeout = Duration::from_millis(400)).await;
     let connections = Arc::<Connections>::default();
-    let (place, _) = connections.enter(CLIENT, (1, 2)).unwrap();
+    let (place, _) = connections.enter(CLIENT, &Config::default()).await.ok().unwrap();
+    let shutdown = CancellationToken::new();
+    let stopping = shutdown.clone();
     let (mut client, ours) = tokio::io::duplex(1 << 16);
     let face = house.face.clone();
-    let mut conversation =
-        tokio::spawn(async move { https::converse(ours, CLIENT, &place, &face, &CancellationToken::new()).await });
+    let mut conversation = tokio::spawn(async move { https::converse(ours, CLIENT, &place, &face, &stopping).await });
     // Preface and SETTINGS (RFC 9113 §3.4). It says nothing to what it is told, not even to a PING.
     client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
-    let mut displacing = None;
     let mut asking = tokio::time::interval(Duration::from_millis(100));
     for stream in (1..200u8).step_by(2) {
         // Whose body never comes, so that one at least is always open.
@@ -266,7 +268,7 @@ async fn a_client_of_https_that_asks_and_asks_does_not_keep_a_place_that_it_has_
         let head = [0, 0, post.len() as u8, 1, 4, 0, 0, 0, stream];
         tokio::select! {
             ended = &mut conversation => {
-                assert!(displacing.is_some());
+                assert!(shutdown.is_cancelled());
                 return ended.unwrap().unwrap();
             }
             _ = asking.tick() => {}
@@ -274,10 +276,45 @@ async fn a_client_of_https_that_asks_and_asks_does_not_keep_a_place_that_it_has_
         // It may have ended meanwhile.
         let _ = client.write_all(&[&head[..], post].concat()).await;
         if stream == 5 {
-            displacing = connections.enter(CLIENT, (1, 2));
+            shutdown.cancel();
         }
     }
     panic!("it goes on");
+}
+
+#[tokio::test]
+async fn bodies_are_kept_only_where_they_are_wanted_and_count_against_the_limits() {
+    let house = House::open(&[], |config| config.tcp_message_timeout = Duration::from_secs(5)).await;
+    let limits = budget::Config { connection_bytes: ByteSize::kib(512), ..budget::Config::default() };
+    house.face.budget().set_limits(limits);
+    let connections = Arc::new(Connections::new(house.face.budget().clone()));
+    for (path, is_wanted) in [("/other", false), ("/dns-query", true)] {
+        let (place, _) = connections.enter(CLIENT, &Config::default()).await.ok().unwrap();
+        let account = place.account().clone();
+        let (client, ours) = tokio::io::duplex(1 << 16);
+        let (face, shutdown) = (house.face.clone(), CancellationToken::new());
+        let serving = tokio::spawn(async move { https::converse(ours, CLIENT, &place, &face, &shutdown).await });
+        let (mut requests, connection) = h2::client::handshake(client).await.unwrap();
+        tokio::spawn(connection);
+        let mut bodies = Vec::new();
+        for _ in 0..60 {
+            requests = requests.ready().await.unwrap();
+            let post = http::Request::post(format!("https://dns.example{path}"));
+            let post = post.header("content-type", "application/dns-message").body(()).unwrap();
+            let (_, mut body) = requests.send_request(post, false).unwrap();
+            body.send_data(vec![0; 16_000].into(), false).unwrap();
+            bodies.push(body);
+        }
+        // 60 bodies of 16,000 bytes that never end: none is kept for the wrong path, and for the right one they are too many.
+        if is_wanted {
+            tokio::time::timeout(Duration::from_secs(5), account.revoked()).await.expect("the limit to be met");
+        } else {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            assert_eq!(house.face.budget().held_bytes(), 0);
+            assert!(!account.is_revoked());
+        }
+        serving.abort();
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::{
 use arc_swap::ArcSwap;
 use parking_lot::RwLock;
 use rand::Rng;
-use tokio::{runtime, sync::mpsc};
+use tokio::runtime;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -22,6 +22,7 @@ use super::{
     limit::{Allowance, Limiter},
 };
 use crate::{
+    budget::{self, Budget},
     clock::{Moment, unix_seconds},
     forward::{self, Exchange, LoopWatch},
     metrics::{Cells, Dropped, Metrics, Rejection, Transport},
@@ -49,6 +50,7 @@ pub struct Face {
     /// Ends them, when the process does.
     hurry: CancellationToken,
     loops: LoopWatch,
+    budget: Arc<Budget>,
     /// Counts for all tasks; workers have cells of their own.
     cells: Arc<Cells>,
 }
@@ -168,6 +170,7 @@ impl Face {
             exchanges: AtomicUsize::new(0),
             hurry: CancellationToken::new(),
             loops: LoopWatch::default(),
+            budget: Arc::default(),
             cells: metrics.shared_cells(),
         }
     }
@@ -200,6 +203,11 @@ impl Face {
     /// Whether queries to upstreams come back.
     pub fn loops(&self) -> &LoopWatch {
         &self.loops
+    }
+
+    /// What may wait for clients.
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.budget
     }
 
     /// The counts of all tasks.
@@ -388,7 +396,7 @@ impl Face {
     pub(super) fn take_stream(
         self: &Arc<Self>,
         incoming: Incoming<'_>,
-        replies: &mpsc::Sender<Vec<u8>>,
+        replies: &budget::Sender,
         out: &mut Vec<u8>,
     ) -> Fate {
         let waiter = |asker, question: &[u8]| {
@@ -478,7 +486,7 @@ impl Face {
                         let mut reply = Vec::new();
                         wire::write_reply(response.view(), &asker, &question, ttls, &mut rand::rng(), &mut reply);
                         // A connection that is gone misses nothing.
-                        replies.try_send(reply).is_err()
+                        !replies.try_send(reply)
                     }
                     Way::Datagram { listener, peer, local } => match self.sockets.read().get(&listener).cloned() {
                         None => true,

@@ -19,7 +19,6 @@ use http::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::mpsc,
     task::JoinSet,
     time::{Instant, sleep_until, timeout},
 };
@@ -27,10 +26,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Face, Incoming,
+    connections::Place,
     face::Fate,
-    tcp::{MOST_LINGERING, MOST_WAIT, Place},
+    tcp::{MOST_LINGERING, MOST_WAIT},
 };
 use crate::{
+    budget::{self, Account, Charged},
     metrics::{Dropped, Refusal, Transport},
     wire::{self, MAX_MESSAGE_BYTES, Section},
 };
@@ -67,7 +68,7 @@ pub(super) async fn converse(
         tokio::select! {
             // In this order, so that replies have left before the end, and no client puts it off by what it sends.
             biased;
-            () = place.told_to_close(shutdown), if phase == Phase::Open => {
+            () = shutdown.cancelled(), if phase == Phase::Open => {
                 phase = Phase::Ending;
                 lingers_until = Some(Instant::now() + MOST_LINGERING);
                 if !requests.is_empty() {
@@ -81,7 +82,7 @@ pub(super) async fn converse(
             }) => match accepted {
                 Some(request) => {
                     let (request, respond) = request.map_err(io::Error::other)?;
-                    requests.spawn(respond_to(request, respond, peer, face.clone()));
+                    requests.spawn(respond_to(request, respond, peer, place.account().clone(), face.clone()));
                 }
                 None => return Ok(()),
             },
@@ -109,7 +110,13 @@ enum Phase {
     Over,
 }
 
-async fn respond_to(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, peer: IpAddr, face: Arc<Face>) {
+async fn respond_to(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    peer: IpAddr,
+    account: Account,
+    face: Arc<Face>,
+) {
     let patience = face.config().tcp_message_timeout;
     let is_get = request.method() == Method::GET;
     let no_query = |status| {
@@ -117,17 +124,28 @@ async fn respond_to(request: Request<RecvStream>, mut respond: SendResponse<Byte
         face.cells().dropped(Dropped::NotAQuery);
         Err(status)
     };
-    // The body stays until all is said: a request of which the rest is not wanted would be taken for a canceled one.
+    // The body stays until the response is complete: h2 takes a request whose body is dropped before that for a canceled one.
     let (head, mut body) = request.into_parts();
-    // It is heard to its end even where nobody wants it: curl, told of a failure while it sends, tells of a broken stream instead.
-    let outcome = match timeout(patience, heard(&mut body)).await.map(|body| query_of(&head, body)) {
-        Ok(Ok(query)) => reply_to(&query, peer, &face).await,
-        Ok(Err(status)) => no_query(status),
-        Err(_) => no_query(StatusCode::REQUEST_TIMEOUT),
+    // The head decides where it can: nothing is kept of a body that is not wanted.
+    let query = match query_of(&head) {
+        Ok(Query::Uri(query)) => Ok(query),
+        Ok(Query::Body) => match timeout(patience, read_body(&mut body, &account)).await {
+            Ok(query) => query,
+            Err(_) => Err(StatusCode::REQUEST_TIMEOUT),
+        },
+        Err(status) => {
+            let _ = timeout(patience, discard(&mut body, 0)).await;
+            Err(status)
+        }
+    };
+    let outcome = match query {
+        Ok(query) => reply_to(&query, peer, &account, &face).await,
+        Err(status) => no_query(status),
     };
     let mut response = Response::new(());
-    let mut reply = match outcome {
-        Ok(Some(reply)) => {
+    // The charge stands until the client has taken the reply.
+    let (mut reply, _charge) = match outcome {
+        Ok(Some(Charged { data: reply, charge })) => {
             let headers = response.headers_mut();
             headers.insert(CONTENT_TYPE, http::HeaderValue::from_static(DNS_MESSAGE));
             headers.insert(CONTENT_LENGTH, reply.len().into());
@@ -135,7 +153,7 @@ async fn respond_to(request: Request<RecvStream>, mut respond: SendResponse<Byte
             if is_get && let Ok(value) = format!("max-age={}", freshness(&reply)).try_into() {
                 headers.insert(CACHE_CONTROL, value);
             }
-            Bytes::from(reply)
+            (Bytes::from(reply), Some(charge))
         }
         // An overlay will have nothing said to it.
         Ok(None) => return respond.send_reset(Reason::CANCEL),
@@ -144,7 +162,7 @@ async fn respond_to(request: Request<RecvStream>, mut respond: SendResponse<Byte
             if status == StatusCode::METHOD_NOT_ALLOWED {
                 response.headers_mut().insert(ALLOW, http::HeaderValue::from_static("GET, POST"));
             }
-            Bytes::new()
+            (Bytes::new(), None)
         }
     };
     // A client that is gone, or does not read, misses nothing.
@@ -164,28 +182,16 @@ async fn respond_to(request: Request<RecvStream>, mut respond: SendResponse<Byte
     }
 }
 
-/// The body of a request, if it is not longer than any message.
-async fn heard(body: &mut RecvStream) -> Result<Bytes, StatusCode> {
-    let mut message = BytesMut::new();
-    let mut length = 0;
-    while let Some(part) = body.data().await {
-        let part = part.map_err(|_| StatusCode::BAD_REQUEST)?;
-        let _ = body.flow_control().release_capacity(part.len());
-        length += part.len();
-        if length <= MAX_MESSAGE_BYTES {
-            message.extend_from_slice(&part);
-        } else if length > MOST_BODY_BYTES {
-            break;
-        }
-    }
-    match length <= MAX_MESSAGE_BYTES {
-        true => Ok(message.freeze()),
-        false => Err(StatusCode::PAYLOAD_TOO_LARGE),
-    }
+/// Where a request has its message.
+enum Query {
+    /// In its URI, decoded already.
+    Uri(Bytes),
+    /// In its body.
+    Body,
 }
 
-/// The message that a request holds: in its body or, of GET, in its URI (RFC 8484 §4.1).
-fn query_of(head: &Parts, body: Result<Bytes, StatusCode>) -> Result<Bytes, StatusCode> {
+/// Where the message of a request is by its head (RFC 8484 §4.1), or the status that refuses it.
+fn query_of(head: &Parts) -> Result<Query, StatusCode> {
     if head.uri.path() != PATH {
         return Err(StatusCode::NOT_FOUND);
     }
@@ -193,14 +199,54 @@ fn query_of(head: &Parts, body: Result<Bytes, StatusCode>) -> Result<Bytes, Stat
         Method::GET => {
             let parameters = head.uri.query().unwrap_or_default().split('&');
             let message = parameters.filter_map(|pair| pair.strip_prefix("dns=")).next();
-            // Padding of the encoding is not to be there (RFC 8484 §6).
+            // The encoding must not be padded (RFC 8484 §6).
             let message = message.and_then(|text| BASE64URL_NOPAD.decode(text.as_bytes()).ok());
-            message.map(Bytes::from).ok_or(StatusCode::BAD_REQUEST)
+            message.map(|message| Query::Uri(message.into())).ok_or(StatusCode::BAD_REQUEST)
         }
         Method::POST if !is_dns_message(&head.headers) => Err(StatusCode::UNSUPPORTED_MEDIA_TYPE),
-        Method::POST => body,
+        Method::POST if stated_length(&head.headers) > MAX_MESSAGE_BYTES => Err(StatusCode::PAYLOAD_TOO_LARGE),
+        Method::POST => Ok(Query::Body),
         _ => Err(StatusCode::METHOD_NOT_ALLOWED),
     }
+}
+
+/// Reads the body of a request, unless it is longer than any message. What has come is charged to the connection.
+async fn read_body(body: &mut RecvStream, account: &Account) -> Result<Bytes, StatusCode> {
+    let mut message = BytesMut::new();
+    let mut held = account.charge(0).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
+    while let Some(part) = body.data().await {
+        let part = part.map_err(|_| StatusCode::BAD_REQUEST)?;
+        if message.len() + part.len() > MAX_MESSAGE_BYTES {
+            let _ = body.flow_control().release_capacity(part.len());
+            let length = message.len() + part.len();
+            drop((message, held));
+            discard(body, length).await;
+            return Err(StatusCode::PAYLOAD_TOO_LARGE);
+        }
+        message.extend_from_slice(&part);
+        // Most bodies come in one part, and are served at once.
+        if !body.is_end_stream() {
+            held.resize(message.capacity()).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
+        }
+        let _ = body.flow_control().release_capacity(part.len());
+    }
+    Ok(message.freeze())
+}
+
+/// Reads on to the end of a body of which `length` bytes have come, and keeps nothing of it: curl reports a broken stream
+/// instead of our status if it gets that while it still sends. A body that is longer still is cut off.
+async fn discard(body: &mut RecvStream, mut length: usize) {
+    while length <= MOST_BODY_BYTES
+        && let Some(Ok(part)) = body.data().await
+    {
+        let _ = body.flow_control().release_capacity(part.len());
+        length += part.len();
+    }
+}
+
+fn stated_length(headers: &HeaderMap) -> usize {
+    let stated = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    stated.unwrap_or(0)
 }
 
 fn is_dns_message(headers: &HeaderMap) -> bool {
@@ -209,13 +255,18 @@ fn is_dns_message(headers: &HeaderMap) -> bool {
 }
 
 /// The reply to a message; none if there shall be none.
-async fn reply_to(query: &[u8], peer: IpAddr, face: &Arc<Face>) -> Result<Option<Vec<u8>>, StatusCode> {
+async fn reply_to(
+    query: &[u8],
+    peer: IpAddr,
+    account: &Account,
+    face: &Arc<Face>,
+) -> Result<Option<Charged>, StatusCode> {
     let client = face.stream_client(peer, &face.config());
     let incoming = Incoming { wire: query, client, peer, transport: Transport::Https };
-    let (sender, mut settled) = mpsc::channel(1);
+    let (sender, mut settled) = budget::channel(account, 1);
     let mut reply = Vec::new();
     match face.take_stream(incoming, &sender, &mut reply) {
-        Fate::Settled => Ok(Some(reply)),
+        Fate::Settled => Charged::new(reply, account).map(Some).map_err(|_| StatusCode::SERVICE_UNAVAILABLE),
         // Whoever settles it has a sender of its own; without this one, that one's end is noticed.
         Fate::Open => {
             drop(sender);
@@ -240,7 +291,7 @@ const PATH: &str = "/dns-query";
 const DNS_MESSAGE: &str = "application/dns-message";
 /// Requests of one connection that may be open at a time: as many as HTTP/2 would have at least (RFC 9113 §6.5.2).
 const MOST_OPEN: usize = 100;
-/// What is heard of a body, most of it to be forgotten, before its sender is told that it is too long.
+/// How much of a body that is not wanted is read and discarded.
 const MOST_BODY_BYTES: usize = 4 * MAX_MESSAGE_BYTES;
 /// The headers of a request: a GET has the whole message in its URI, half as long again.
 const MOST_HEADER_BYTES: u32 = 16 << 10;

@@ -26,14 +26,12 @@ use hickory_server::{
     server::{Request, RequestHandler, ResponseHandler, ResponseInfo},
     zone_handler::{MessageResponse, MessageResponseBuilder, Queries},
 };
-use tokio::{
-    sync::mpsc,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{Face, Identity, Incoming, face::Fate};
 use crate::{
+    budget,
     metrics::{Dropped, Transport},
     wire::{self, Class, MAX_MESSAGE_BYTES, OPTION_PADDING, Rtype},
 };
@@ -95,7 +93,7 @@ impl RequestHandler for Handler {
             peer,
             transport: Transport::Quic,
         };
-        let (sender, mut settled) = mpsc::channel(1);
+        let (sender, mut settled) = budget::channel(&face.budget().open(peer), 1);
         let mut reply = Vec::new();
         let is_open = match face.take_stream(incoming, &sender, &mut reply) {
             Fate::Settled => false,
@@ -107,7 +105,7 @@ impl RequestHandler for Handler {
         face.tasks().spawn(async move {
             if is_open {
                 match settled.recv().await {
-                    Some(late) => reply = late,
+                    Some(late) => reply = late.data,
                     None => return,
                 }
             }

@@ -6,30 +6,19 @@
 //! with as many open queries as that queue has room for is not read until some are settled, and one whose client does
 //! not read is closed.
 
-use std::{
-    collections::HashMap,
-    io,
-    net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{future::ready, io, net::IpAddr, pin::pin, sync::Arc, time::Duration};
 
-use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::mpsc,
     time::{Instant, sleep_until, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::{Face, Incoming, face::Fate, https};
+use super::{Connections, Face, Incoming, connections::Place, face::Fate, https};
 use crate::{
-    clock::Moment,
+    budget,
     metrics::{Refusal, Transport},
     sys,
     wire::{read_frame, write_frame},
@@ -68,18 +57,29 @@ pub async fn serve(
                     face.cells().refuse(Refusal::Acl);
                     continue;
                 }
-                let limits = (config.tcp_connections.min(connections.most), config.tcp_connections_per_client);
-                let Some((place, displaced)) = connections.enter(peer.ip(), limits) else {
-                    face.cells().refuse(Refusal::PerClient);
-                    continue;
+                let (place, has_displaced) = match connections.enter(peer.ip(), &config).await {
+                    Ok(entered) => entered,
+                    Err(refusal) => {
+                        face.cells().refuse(refusal);
+                        continue;
+                    }
                 };
-                if displaced {
+                if has_displaced {
                     face.cells().refuse(Refusal::Displaced);
                 }
                 let (spoken, face, shutdown) = (spoken.clone(), face.clone(), shutdown.clone());
                 face.tasks().clone().spawn(async move {
+                    // The socket is closed with this future, and the place is free after that.
+                    let conversation = welcome(stream, spoken, peer.ip(), &place, &face, &shutdown);
                     // A connection that fails is over; there is nobody to tell.
-                    let _ = welcome(stream, spoken, peer.ip(), &place, &face, &shutdown).await;
+                    let _ = async {
+                        tokio::select! {
+                            biased;
+                            () = place.account().revoked() => {}
+                            _ = conversation => {}
+                        }
+                    }
+                    .await;
                 });
             }
             // Out of descriptors or memory: whoever holds them has to let go first, and trying at once would only spin.
@@ -89,7 +89,7 @@ pub async fn serve(
                     tracing::warn!(%error, "cannot accept TCP connections; the idlest are closed, see LimitNOFILE=");
                 }
                 exhausted_at = Some(Instant::now());
-                connections.close_idlest();
+                connections.displace();
                 tokio::time::sleep(EXHAUSTION_PAUSE).await;
             }
             // The client was gone before it was accepted.
@@ -115,7 +115,7 @@ async fn welcome(
         accepted = timeout(config.tcp_message_timeout, tls.accept(stream)) => {
             accepted.inspect_err(|_| face.cells().refuse(Refusal::Slow))??
         }
-        () = place.told_to_close(shutdown) => return Ok(()),
+        () = shutdown.cancelled() => return Ok(()),
     };
     match spoken {
         Spoken::Https(_) => https::converse(&mut stream, peer, place, face, shutdown).await?,
@@ -133,7 +133,9 @@ async fn converse(
     face: &Arc<Face>,
     shutdown: &CancellationToken,
 ) -> io::Result<()> {
-    let (sender, mut settled) = mpsc::channel::<Vec<u8>>(MOST_OPEN);
+    let (sender, mut settled) = budget::channel(place.account(), MOST_OPEN);
+    // What has come of a query that is not whole yet.
+    let mut unread = place.account().charge(0).map_err(|_| over_limit())?;
     let mut incoming = Vec::with_capacity(READ_BYTES);
     let mut outgoing = Vec::new();
     let mut reply = Vec::new();
@@ -141,6 +143,8 @@ async fn converse(
     let mut active = Instant::now();
     // After the shutdown: until when it goes on for a client that is asking.
     let mut lingers_until = None;
+    // The client has said all it will, or nothing that makes sense; what is open is still replied to.
+    let mut has_finished = false;
     loop {
         let config = face.config();
         let begins = incoming.is_empty();
@@ -155,7 +159,7 @@ async fn converse(
             (0, false) => config.tcp_message_timeout,
             _ => MOST_WAIT,
         };
-        let is_ending = lingers_until.is_some_and(|until| Instant::now() >= until) || place.seat.closing.is_cancelled();
+        let is_ending = has_finished || lingers_until.is_some_and(|until| Instant::now() >= until);
         if is_ending && open == 0 {
             return Ok(());
         }
@@ -163,15 +167,14 @@ async fn converse(
             Some(reply) = settled.recv() => {
                 let mut next = Some(reply);
                 while let Some(reply) = next {
-                    write_frame(&reply, &mut outgoing);
+                    write_frame(&reply.data, &mut outgoing);
                     open -= 1;
                     next = if outgoing.len() < MOST_OUTGOING_BYTES { settled.try_recv().ok() } else { None };
                 }
             }
             read = stream.read_buf(&mut incoming), if open < MOST_OPEN && !is_ending => {
                 if read? == 0 {
-                    // The client has said all it will; what is open is still replied to.
-                    place.seat.closing.cancel();
+                    has_finished = true;
                 } else if begins {
                     active = Instant::now();
                 }
@@ -183,7 +186,6 @@ async fn converse(
                 return Ok(());
             }
             () = shutdown.cancelled(), if lingers_until.is_none() => {}
-            () = place.seat.closing.cancelled(), if !is_ending => {}
         }
         let client = face.stream_client(peer, &config);
         loop {
@@ -198,13 +200,15 @@ async fn converse(
                     Fate::Open => open += 1,
                     Fate::Silent => {}
                     Fate::Hopeless => {
-                        // What was asked before is still replied to.
-                        place.seat.closing.cancel();
+                        has_finished = true;
                         at = incoming.len();
                     }
                 }
             }
             incoming.drain(..at);
+            if incoming.len() > READ_BYTES || unread.bytes() > 0 {
+                unread.resize(incoming.len()).map_err(|_| over_limit())?;
+            }
             if at > 0 {
                 place.touch();
                 active = Instant::now();
@@ -212,14 +216,21 @@ async fn converse(
             if outgoing.is_empty() {
                 break;
             }
-            let written = async {
+            let mut written = pin!(async {
                 stream.write_all(&outgoing).await?;
                 // TLS holds back what the socket does not take at once.
                 stream.flush().await
-            };
-            timeout(config.tcp_message_timeout, written)
-                .await
-                .inspect_err(|_| face.cells().refuse(Refusal::Slow))??;
+            });
+            tokio::select! {
+                biased;
+                outcome = &mut written => outcome?,
+                () = ready(()) => {
+                    let _charge = place.account().charge(outgoing.capacity()).map_err(|_| over_limit())?;
+                    timeout(config.tcp_message_timeout, written)
+                        .await
+                        .inspect_err(|_| face.cells().refuse(Refusal::Slow))??;
+                }
+            }
             outgoing.clear();
             outgoing.shrink_to(MOST_OUTGOING_BYTES);
             active = Instant::now();
@@ -227,89 +238,8 @@ async fn converse(
     }
 }
 
-/// The connections that are open, and how many there may be.
-pub struct Connections {
-    open: Mutex<HashMap<u64, Arc<Seat>>>,
-    next: AtomicU64,
-    /// As many as leave descriptors for everything else.
-    most: usize,
-}
-
-impl Default for Connections {
-    fn default() -> Self {
-        Self { open: Mutex::default(), next: AtomicU64::default(), most: (sys::open_files_limit() / 2).max(1) }
-    }
-}
-
-/// One connection's place among them; it is free again when this is dropped.
-pub(super) struct Place {
-    seat: Arc<Seat>,
-    number: u64,
-    all: Arc<Connections>,
-}
-
-struct Seat {
-    peer: IpAddr,
-    touched: AtomicU64,
-    closing: CancellationToken,
-}
-
-impl Connections {
-    /// How many are open.
-    pub fn count(&self) -> usize {
-        self.open.lock().len()
-    }
-
-    /// Takes a place; `None` if this client has as many as it may. If all are taken, the one that was idle longest has
-    /// to close, which is told.
-    pub(super) fn enter(
-        self: &Arc<Self>,
-        peer: IpAddr,
-        (most, most_per_client): (usize, usize),
-    ) -> Option<(Place, bool)> {
-        let mut open = self.open.lock();
-        if open.values().filter(|seat| seat.peer == peer).count() >= most_per_client {
-            return None;
-        }
-        let is_full = open.len() >= most;
-        if is_full {
-            let idlest = open.iter().min_by_key(|(_, seat)| seat.touched.load(Relaxed)).map(|(&number, _)| number)?;
-            open.remove(&idlest)?.closing.cancel();
-        }
-        let number = self.next.fetch_add(1, Relaxed);
-        let touched = Moment::now().as_millis().into();
-        let seat = Arc::new(Seat { peer, touched, closing: CancellationToken::new() });
-        open.insert(number, seat.clone());
-        drop(open);
-        Some((Place { seat, number, all: self.clone() }, is_full))
-    }
-
-    fn close_idlest(&self) {
-        if let Some(seat) = self.open.lock().values().min_by_key(|seat| seat.touched.load(Relaxed)) {
-            seat.closing.cancel();
-        }
-    }
-}
-
-impl Place {
-    /// Waits until this connection, or all of its listener, shall end.
-    pub(super) async fn told_to_close(&self, shutdown: &CancellationToken) {
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = self.seat.closing.cancelled() => {}
-        }
-    }
-
-    /// It is not idle.
-    pub(super) fn touch(&self) {
-        self.seat.touched.store(Moment::now().as_millis(), Relaxed);
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.all.open.lock().remove(&self.number);
-    }
+fn over_limit() -> io::Error {
+    io::Error::other("more data waits for this connection than the limits allow")
 }
 
 /// Queries of one connection that may be open at a time.

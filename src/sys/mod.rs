@@ -1,6 +1,7 @@
 //! The system calls that the standard library lacks; the only room with unsafe code.
 
 mod batch;
+mod memory;
 mod outbox;
 mod pass;
 mod poll;
@@ -8,6 +9,7 @@ mod socket;
 mod user;
 
 pub use batch::{Datagram, Inbox, Local};
+pub use memory::release_memory;
 pub use outbox::{Outbox, Sent};
 pub use pass::{MOST_MESSAGE_BYTES, message_pair, receive_message, send_message, set_message_timeout};
 pub use poll::{Poller, Waker};

@@ -2,6 +2,7 @@
 
 mod harness;
 
+mod abuse;
 mod access;
 mod address_pairs;
 mod cache;

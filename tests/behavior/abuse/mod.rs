@@ -1,0 +1,4 @@
+//! Attacks on memory and connections: what waits for a client is bounded in bytes, and an honest client is answered all the
+//! while.
+
+mod streams;
