@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Problem, Rrset, error::Findings, names::Names};
+use super::{Problem, Rrset, error::Findings, names::Names, rdata::are_equal};
 use crate::{
     location::Location,
     wire::{Name, Rtype},
@@ -110,27 +110,51 @@ impl Contents {
         {
             self.blame(other, Problem::CnameBesideData { owner: owner.clone() });
         }
-        let rrsets = entries.chunk_by(|a, b| a.rtype == b.rtype).map(|entries| {
-            let rtype = entries[0].rtype;
-            let mut rdatas: Vec<Arc<[u8]>> = Vec::with_capacity(entries.len());
-            for entry in entries {
-                // A record that is there twice is there once (RFC 2181 §5).
-                if !rdatas.iter().any(|known| **known == *self.rdata(entry)) {
-                    rdatas.push(self.rdata(entry).into());
-                }
+        // Signatures of different types are no RRset: each has the TTL of what it signs (RFC 4034 §3).
+        let covered = |contents: &Self, entry: &Entry| match entry.rtype {
+            Rtype::RRSIG | Rtype::SIG => contents.rdata(entry).first_chunk().copied().unwrap_or_default(),
+            _ => [0; 2],
+        };
+        let mut sorted = Vec::new();
+        let entries = if entries.iter().any(|entry| matches!(entry.rtype, Rtype::RRSIG | Rtype::SIG)) {
+            sorted.extend_from_slice(entries);
+            sorted.sort_by_key(|entry| (entry.rtype, covered(self, entry)));
+            &sorted
+        } else {
+            entries
+        };
+        let mut rrsets = Vec::new();
+        let mut rest = entries;
+        while let Some(first) = rest.first() {
+            let is_same = |entry: &&Entry| entry.rtype == first.rtype && covered(self, entry) == covered(self, first);
+            let count = rest.iter().take_while(is_same).count();
+            let (entries, left) = rest.split_at(count);
+            rest = left;
+            rrsets.push(self.rrset(owner, entries));
+        }
+        rrsets.into()
+    }
+
+    fn rrset(&mut self, owner: &Name, entries: &[Entry]) -> Rrset {
+        let rtype = entries[0].rtype;
+        let mut rdatas: Vec<Arc<[u8]>> = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let rdata = self.rdata(entry);
+            // A record that is there twice is there once (RFC 2181 §5).
+            if !rdatas.iter().any(|known| are_equal(rtype, known, rdata)) {
+                rdatas.push(rdata.into());
             }
-            if let Some(second) = entries.get(1) {
-                if rdatas.len() > 1 && matches!(rtype, Rtype::CNAME | Rtype::DNAME) {
-                    self.blame(second, Problem::SecondAlias { owner: owner.clone(), rtype });
-                }
-                if let Some(other) = entries.iter().find(|e| e.ttl != entries[0].ttl) {
-                    let ttl = entries.iter().map(|e| e.ttl).min().unwrap_or_default();
-                    self.blame(other, Problem::TtlsDiffer { owner: owner.clone(), rtype, ttl });
-                }
+        }
+        let ttl = entries.iter().map(|e| e.ttl).min().unwrap_or_default();
+        if let Some(second) = entries.get(1) {
+            if rdatas.len() > 1 && matches!(rtype, Rtype::CNAME | Rtype::DNAME) {
+                self.blame(second, Problem::SecondAlias { owner: owner.clone(), rtype });
             }
-            Rrset { rtype, ttl: entries.iter().map(|e| e.ttl).min().unwrap_or_default(), rdatas }
-        });
-        rrsets.collect()
+            if let Some(other) = entries.iter().find(|e| e.ttl != entries[0].ttl) {
+                self.blame(other, Problem::TtlsDiffer { owner: owner.clone(), rtype, ttl });
+            }
+        }
+        Rrset { rtype, ttl, rdatas }
     }
 
     /// Appends what makes the RRsets of these records equal to those of others.

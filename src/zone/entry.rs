@@ -1,7 +1,8 @@
 //! A master file cut into entries, and entries into words (RFC 1035 §5.1).
 //!
 //! An entry ends with its line, unless parentheses hold several lines together. Cutting comes before reading, so that
-//! a fault in one entry does not hide the faults of the next. Lines end with LF, CR LF or CR.
+//! a fault in one entry does not hide the faults of the next. Lines end with LF, CR LF
+//! or CR, comments with LF alone.
 
 use super::Problem;
 
@@ -48,7 +49,7 @@ impl<'a> Entries<'a> {
                 }
                 b' ' | b'\t' | b'\r' => {}
                 b';' => {
-                    while bytes.get(self.at).is_some_and(|&byte| byte != b'\n' && byte != b'\r') {
+                    while bytes.get(self.at).is_some_and(|&byte| byte != b'\n') {
                         self.at += 1;
                     }
                 }

@@ -12,7 +12,9 @@ use super::{
     contents::{Contents, Entry},
     denial_soa, file,
     names::{Names, is_wildcard, wildcard_below},
-    next_generation, synthesize_soa,
+    next_generation,
+    rdata::are_equal,
+    synthesize_soa,
 };
 use crate::wire::{Answer, Name, Question, Rcode, Record, Rtype};
 
@@ -245,7 +247,8 @@ impl Zone {
             // An equal one ends the output of `dig axfr`.
             let mut soas = entries.iter().filter(|entry| entry.rtype == Rtype::SOA);
             if let Some(first) = soas.next()
-                && let Some(second) = soas.find(|entry| contents.rdata(entry) != contents.rdata(first))
+                && let Some(second) =
+                    soas.find(|entry| !are_equal(Rtype::SOA, contents.rdata(entry), contents.rdata(first)))
             {
                 contents.blame(second, Problem::SecondSoa);
             }

@@ -23,7 +23,9 @@ use super::{
     contents::{Contents, Entry},
     denial_soa, file,
     names::{Names, is_wildcard, wildcard_below},
-    next_generation, synthesize_soa,
+    next_generation,
+    rdata::are_equal,
+    synthesize_soa,
 };
 use crate::wire::{Answer, Class, Name, Question, Rcode, Record, Rtype};
 
@@ -352,7 +354,7 @@ fn find_soa(contents: &mut Contents) -> Option<Record> {
         if other.owner != first.owner {
             let owner = owner_of(other, contents);
             contents.blame(other, Problem::SoaBelowApex { owner });
-        } else if contents.rdata(other) != contents.rdata(first) {
+        } else if !are_equal(Rtype::SOA, contents.rdata(other), contents.rdata(first)) {
             contents.blame(other, Problem::SecondSoa);
         }
     }

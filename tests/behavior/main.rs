@@ -27,6 +27,7 @@ mod forged;
 mod garbage;
 mod header;
 mod listening;
+mod master_files;
 mod messages;
 mod negative_answers;
 mod overload;

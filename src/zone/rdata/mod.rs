@@ -1,8 +1,7 @@
 //! The RDATA of master files: from the words of a record to its wire form (RFC 1035 §5.1, RFC 3597 §5).
 //!
 //! A table gives the fields of each type. One function reads them as text, another checks RDATA that was written as octets
-//! behind `\#`. Types whose fields depend on each other have functions of their own. The parameters of SVCB and
-//! HTTPS are left to the crate `domain`.
+//! behind `\#`. Types whose fields depend on each other have functions of their own.
 //!
 //! What is accepted is what BIND accepts, so that a file moves from there without a change.
 
@@ -36,6 +35,11 @@ pub(super) fn read(rtype: Rtype, words: &[&str], origin: &Name, out: &mut Vec<u8
             Fault::Other(problem) => problem,
         }
     })
+}
+
+/// Whether two RDATA of a type are the same record, whatever the case of names in them.
+pub(super) fn are_equal(rtype: Rtype, a: &[u8], b: &[u8]) -> bool {
+    a == b || matches!(layout(rtype), Layout::Fields(fields) if wire::are_equal(fields, a, b))
 }
 
 /// What is wrong with RDATA.
@@ -91,12 +95,14 @@ enum Field {
     Target,
     /// Octets to the end, at least one.
     Hex,
-    /// The same; how many depends on the number of this field before it (DS, SSHFP, ZONEMD).
-    Hash(&'static [(u8, usize)]),
+    /// The same; how many depends on the number before it (DS, SSHFP, ZONEMD), and for other numbers there is a minimum.
+    Hash(&'static [(u8, usize)], usize),
     /// Octets to the end, at least one.
     Base64,
-    /// The same, or nothing, or `-` for nothing.
+    /// The same, or nothing.
     OptionalBase64,
+    /// The same, with `-` for nothing.
+    Base64OrDash,
     /// A length and octets as one word of hexadecimal digits, or `-`.
     Salt,
     /// A length and octets as one word of base 32 with the extended hexadecimal alphabet.
@@ -114,16 +120,15 @@ enum Field {
 enum Layout {
     Fields(&'static [Field]),
     Form(&'static forms::Form),
-    Svcb,
     /// Octets of any kind, which have no text form but that of `\#`.
     Opaque,
 }
 
 fn layout(rtype: Rtype) -> Layout {
     use Field::{
-        Algorithm, Base64, CertType, Digest, Digits, Eui, Flags, Hash, Hex, Ipv4, Ipv6, Locator, Name, NextHash,
-        OptionalBase64, OptionalString, Protocol, Rest, Salt, Seconds, String, Strings, Tag, Target, Time, Types,
-        TypesOrNone, U8, U16, U32,
+        Algorithm, Base64, Base64OrDash, CertType, Digest, Digits, Eui, Flags, Hash, Hex, Ipv4, Ipv6, Locator, Name,
+        NextHash, OptionalBase64, OptionalString, Protocol, Rest, Salt, Seconds, String, Strings, Tag, Target, Time,
+        Types, TypesOrNone, U8, U16, U32,
     };
     Layout::Fields(match rtype.0 {
         1 => &[Ipv4],
@@ -159,8 +164,8 @@ fn layout(rtype: Rtype) -> Layout {
         40 => &[U8, U8, U8, OptionalBase64],
         42 => return Layout::Form(&forms::APL),
         // DS, CDS, TA, DLV
-        43 | 59 | 32_768 | 32_769 => &[U16, Algorithm, Digest, Hash(&[(0, 1), (1, 20), (2, 32), (4, 48)])],
-        44 => &[U8, U8, Hash(&[(1, 20), (2, 32)])],
+        43 | 59 | 32_768 | 32_769 => &[U16, Algorithm, Digest, Hash(&[(0, 1), (1, 20), (2, 32), (4, 48)], 1)],
+        44 => &[U8, U8, Hash(&[(1, 20), (2, 32)], 1)],
         45 => return Layout::Form(&forms::IPSECKEY),
         47 => &[Name, Types],
         // DNSKEY, RKEY, CDNSKEY
@@ -172,8 +177,8 @@ fn layout(rtype: Rtype) -> Layout {
         52 | 53 => &[U8, U8, U8, Hex],
         55 => return Layout::Form(&forms::HIP),
         62 => &[U32, U16, TypesOrNone],
-        63 => &[U32, U8, U8, Hash(&[(1, 48), (2, 64)])],
-        64 | 65 => return Layout::Svcb,
+        63 => &[U32, U8, U8, Hash(&[(1, 48), (2, 64)], 12)],
+        64 | 65 => return Layout::Form(&svcb::SVCB),
         // NID, L64
         104 | 106 => &[U16, Locator],
         105 => &[U16, Ipv4],
@@ -181,7 +186,7 @@ fn layout(rtype: Rtype) -> Layout {
         109 => &[Eui(8)],
         256 => &[U16, U16, Target],
         257 => &[U8, Tag, Rest],
-        259 => &[U32, U32, U8, String, OptionalBase64],
+        259 => &[U32, U32, U8, String, Base64OrDash],
         260 => return Layout::Form(&forms::AMTRELAY),
         65_533 => &[Time, Time, Time, Flags, Protocol, Algorithm, Base64],
         _ => return Layout::Opaque,
@@ -198,7 +203,6 @@ fn read_fields(rtype: Rtype, words: &[&str], origin: &Name, out: &mut Vec<u8>) -
             }
         }
         Layout::Form(form) => (form.read)(&mut words, out)?,
-        Layout::Svcb => svcb::read(rtype, &words.take_rest(), origin, out)?,
         Layout::Opaque => return Err(bad("the type has no other form")),
     }
     words.end()
@@ -216,7 +220,6 @@ fn read_generic(rtype: Rtype, words: &[&str], out: &mut Vec<u8>, start: usize) -
     let is_good = match layout(rtype) {
         Layout::Fields(fields) => wire::is_good(fields, rdata),
         Layout::Form(form) => (form.is_good)(rdata),
-        Layout::Svcb => svcb::is_good(rtype, rdata),
         Layout::Opaque => true,
     };
     if is_good { Ok(()) } else { Err(bad("a name or number in it is malformed")) }

@@ -162,13 +162,17 @@ impl<'a> Words<'a> {
                 let first = self.next()?;
                 hex(&[&[first], &*self.take_rest()].concat(), out)?;
             }
-            Field::Hash(lengths) => {
+            Field::Hash(lengths, least) => {
                 let kind = out[start..].last().copied();
                 let at = out.len();
                 self.field(Field::Hex, out, start)?;
-                let wanted = lengths.iter().find(|(known, _)| Some(*known) == kind);
-                if let Some(&(_, length)) = wanted.filter(|&&(_, length)| length != out.len() - at) {
-                    return Err(bad(format!("the digest has {} octets, not {length}", out.len() - at)));
+                let found = out.len() - at;
+                match lengths.iter().find(|(known, _)| Some(*known) == kind) {
+                    Some(&(_, length)) if length != found => {
+                        return Err(bad(format!("the digest has {found} octets, not {length}")));
+                    }
+                    None if found < least => return Err(bad(format!("the digest has {found} octets, not {least}"))),
+                    _ => {}
                 }
             }
             Field::Base64 => {
@@ -179,8 +183,12 @@ impl<'a> Words<'a> {
                 base64(&words.concat(), out)?;
             }
             Field::OptionalBase64 => match self.take_rest().as_slice() {
-                [] | ["-"] => {}
+                [] => {}
                 words => base64(&words.concat(), out)?,
+            },
+            Field::Base64OrDash => match self.peek() {
+                Some("-") => drop(self.next()?),
+                _ => self.field(Field::Base64, out, start)?,
             },
             Field::Salt => {
                 let word = self.next()?;
@@ -356,13 +364,13 @@ fn time(word: &str) -> Result<u32, Fault> {
         2 => 28,
         _ => return Err(malformed()),
     };
-    if year < 1970 || !(1..=days).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+    if !(1..=days).contains(&day) || hour > 23 || minute > 59 || second > 60 {
         return Err(malformed());
     }
     // Days since 1970-01-01, with years that begin in March.
     let (shifted, moved) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let days = 365 * shifted + shifted / 4 - shifted / 100 + shifted / 400 + (153 * moved + 2) / 5 + day - 719_469;
-    // It is the low half of a number that goes on past 2106.
+    // It is the low half of a number: BIND prints times after 2106 as if they were before 1970.
     Ok((days * 86_400 + hour * 3600 + minute * 60 + second) as u32)
 }
 

@@ -9,6 +9,25 @@ pub(super) fn is_good(fields: &[Field], rdata: &[u8]) -> bool {
     fields.iter().all(|field| take(*field, &mut rest, rdata).is_some()) && rest.is_empty()
 }
 
+/// Whether two RDATA of these fields differ in nothing but the case of names.
+pub(super) fn are_equal(fields: &[Field], a: &[u8], b: &[u8]) -> bool {
+    if a.len() != b.len() {
+        return false;
+    }
+    let mut rest = a;
+    for field in fields {
+        let start = a.len() - rest.len();
+        if take(*field, &mut rest, a).is_none() {
+            return false;
+        }
+        let (a, b) = (&a[start..a.len() - rest.len()], &b[start..a.len() - rest.len()]);
+        if !(a == b || *field == Field::Name && a.eq_ignore_ascii_case(b)) {
+            return false;
+        }
+    }
+    true
+}
+
 /// Removes `count` octets from the front.
 pub(super) fn take_octets<'a>(rest: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
     let (taken, left) = rest.split_at_checked(count)?;
@@ -81,12 +100,14 @@ fn take(field: Field, rest: &mut &[u8], rdata: &[u8]) -> Option<()> {
             }
             Some(())
         }
-        Field::Rest | Field::Target | Field::OptionalBase64 => take_octets(rest, rest.len()).map(|_| ()),
+        Field::Rest | Field::Target | Field::OptionalBase64 | Field::Base64OrDash => {
+            take_octets(rest, rest.len()).map(|_| ())
+        }
         Field::Hex | Field::Base64 => all(rest),
-        Field::Hash(lengths) => {
+        Field::Hash(lengths, least) => {
             let kind = rdata.get((rdata.len() - rest.len()).checked_sub(1)?)?;
             let wanted = lengths.iter().find(|(known, _)| known == kind);
-            wanted.is_none_or(|&(_, length)| length == rest.len()).then_some(())?;
+            wanted.map_or(rest.len() >= least, |&(_, length)| length == rest.len()).then_some(())?;
             all(rest)
         }
         Field::Types if rest.is_empty() => None,
