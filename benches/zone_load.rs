@@ -60,6 +60,9 @@ fn overlays(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("overlay of 100,000 names");
     group.throughput(Throughput::Elements(100_000)).sample_size(20);
     group.bench_function("load", |bencher| bencher.iter(load));
+    let feed = format!("$ORIGIN rpz.vendor.test.\n@ 300 SOA . . 1 1h 20m 1w 1m\n@ 300 NS .\n{text}");
+    let load_feed = || Overlay::parse(Path::new("bench"), &feed, &Name::root()).expect("no faults");
+    group.bench_function("load a feed", |bencher| bencher.iter(load_feed));
     group.throughput(Throughput::Elements(1));
     let overlays = Overlays::new(vec![Arc::new(load())], Vec::new());
     for (case, qname) in [("held", "ads77777.tracker777.example"), ("not held", "www.some.other.example")] {
