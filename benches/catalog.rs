@@ -20,6 +20,7 @@ use watershed::{
         },
     },
     clock::Moment,
+    copies::Copies,
     wire::{Class, Question, Rtype},
 };
 
@@ -71,11 +72,11 @@ fn config() -> Config {
 }
 
 fn identity(files: &Files<()>) -> Identity {
-    Identity::new(&config(), &files.agent(), &System::default()).expect("the configuration says who we are")
+    Identity::new(&config(), &files.agent(), &System::default()).0
 }
 
 fn load(folder: &Path, previous: Option<&Files<()>>, scope: Scope<'_>) -> Outcome<()> {
-    let outcome = Files::load(folder, previous, scope, &|_: &Value| Ok(()));
+    let outcome = Files::load(folder, previous, scope, &Copies::default(), &|_: &Value| Ok(()));
     assert!(outcome.faults.is_empty(), "{:?}", outcome.faults.first());
     outcome
 }

@@ -190,7 +190,7 @@ const NO_ACCOUNT: u32 = 61_184;
 const AFTER_HELP: &str = "WATERSHED_LOG filters the log: off, error, warn, info (default), debug, trace, or \
                           watershed::MODULE=LEVEL, or several with commas between.\n\
                           Signals: SIGHUP reloads, SIGUSR1 logs statistics, SIGUSR2 hands over to a new process, SIGTERM stops.\n\
-                          Exit codes: 0 done, 1 failed, 2 arguments or files refused.";
+                          Exit codes: 0 done, 1 failed, 2 arguments or configuration refused.";
 
 #[cfg(test)]
 mod tests {

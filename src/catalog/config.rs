@@ -34,7 +34,7 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_name: Option<String>,
     /// The address of our own node. Default: `advertise_addr` of the definition files, then `bind_addr`, then the only
-    /// private IPv4 address of this host. Applies at reload.
+    /// private IPv4 address of this host, then that of its default route, as soon as there is one. Applies at reload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
     /// TTL of the names of nodes and addresses. Default "0s", up to "7d". Applies at reload.

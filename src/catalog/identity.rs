@@ -6,11 +6,11 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, UdpSocket},
 };
 
 use super::{
-    Config, Problem,
+    Config,
     config::read_domain,
     model::{Host, Node, Tagged},
 };
@@ -27,7 +27,7 @@ pub struct Identity {
     pub datacenter: String,
     /// Our node.
     pub node_name: String,
-    /// Its address; unspecified where no service runs on our own node, and nobody knows the address.
+    /// Its address; unspecified as long as nobody knows it.
     pub address: IpAddr,
     /// Its meta.
     pub node_meta: BTreeMap<String, String>,
@@ -61,56 +61,95 @@ pub struct System {
     pub hostname: String,
     /// Its IPv4 addresses.
     pub addresses: Vec<Ipv4Addr>,
+    /// The one from which it sends by its default route.
+    pub default_address: Option<Ipv4Addr>,
 }
 
-/// Why nobody knows who we are.
+/// What of our identity the host does not tell clearly. It may do so later, so none is fatal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unknown {
-    /// A domain in the definition files that is none.
-    #[error("definition files: {0}")]
-    Domain(#[from] Problem),
+pub enum Doubt {
     /// No name for our node.
-    #[error("this host has no name; set catalog.node_name")]
+    #[error("this host has no name, so its node is called {UNNAMED} until it has one; or set catalog.node_name")]
     NoName,
-    /// No address, or more than one to choose from.
+    /// No address.
     #[error(
-        "the address of our own node is not known, for this host has {0} private IPv4 addresses; set catalog.address"
+        "this host has no address for its own node yet, so services on it are answered with SERVFAIL; they are served as soon \
+         as it has one; or set catalog.address"
     )]
-    NoAddress(usize),
+    NoAddress,
+    /// Several addresses, and no default route to choose by.
+    #[error(
+        "this host has {0} private IPv4 addresses and no default route, so the address of its own node is not known and \
+         services on it are answered with SERVFAIL; set catalog.address"
+    )]
+    NoChoice(usize),
+    /// One of several addresses, or one that is public.
+    #[error(
+        "this host has {count} private IPv4 addresses; its own node gets {address}, that of the default route; set \
+         catalog.address if it should have another"
+    )]
+    Chosen {
+        /// The address.
+        address: Ipv4Addr,
+        /// How many private ones there are.
+        count: usize,
+    },
 }
 
 impl Identity {
-    /// Who we are by the word of these three, the first that speaks.
-    pub fn new(config: &Config, agent: &Agent, system: &System) -> Result<Self, Unknown> {
+    /// Our identity by the configuration, else by the agent keys, else by the host; and what the host leaves in doubt.
+    pub fn new(config: &Config, agent: &Agent, system: &System) -> (Self, Vec<Doubt>) {
+        let mut doubts = Vec::new();
+        // Both are checked where they are read.
         let said = |key, ours: &Option<String>, theirs: &Option<String>| {
-            ours.as_ref().or(theirs.as_ref()).map(|text| read_domain(key, text)).transpose()
+            ours.as_ref().or(theirs.as_ref()).and_then(|text| read_domain(key, text).ok())
         };
         let either = |ours: &Option<String>, theirs: &Option<String>| ours.clone().or_else(|| theirs.clone());
-        let node_name = either(&config.node_name, &agent.node_name).unwrap_or_else(|| system.hostname.clone());
+        let mut node_name = either(&config.node_name, &agent.node_name).unwrap_or_else(|| system.hostname.clone());
         // Where others know all services, nobody asks for our own node.
         let is_needed = config.has_own_node() || config.consul.is_none();
         if node_name.is_empty() && is_needed {
-            return Err(Unknown::NoName);
+            doubts.push(Doubt::NoName);
+            UNNAMED.clone_into(&mut node_name);
         }
-        let private: Vec<_> = system.addresses.iter().filter(|address| address.is_private()).collect();
-        let address = match (config.address.or(agent.address), &private[..]) {
-            (Some(address), _) => address,
-            (None, [only]) => IpAddr::V4(**only),
-            (None, several) if is_needed => return Err(Unknown::NoAddress(several.len())),
-            (None, _) => Ipv4Addr::UNSPECIFIED.into(),
-        };
-        Ok(Self {
-            domain: match said("domain", &config.domain, &agent.domain)? {
-                Some(domain) => domain,
-                None => read_domain("domain", "consul")?,
+        let address = match config.address.or(agent.address) {
+            Some(address) => address,
+            None => match choose_address(system) {
+                Ok((address, doubt)) => {
+                    doubts.extend(doubt.filter(|_| is_needed));
+                    address.into()
+                }
+                Err(doubt) => {
+                    doubts.extend(Some(doubt).filter(|_| is_needed));
+                    Ipv4Addr::UNSPECIFIED.into()
+                }
             },
-            alt_domain: said("alt_domain", &config.alt_domain, &agent.alt_domain)?,
+        };
+        let domain = said("domain", &config.domain, &agent.domain).or_else(|| read_domain("domain", "consul").ok());
+        let identity = Self {
+            domain: domain.unwrap_or_else(Name::root),
+            alt_domain: said("alt_domain", &config.alt_domain, &agent.alt_domain),
             datacenter: either(&config.datacenter, &agent.datacenter).unwrap_or_else(|| "dc1".to_owned()),
             node_name,
             address,
             node_meta: agent.node_meta.clone(),
             tagged: agent.tagged.clone(),
-        })
+        };
+        (identity, doubts)
+    }
+
+    /// Returns true if it depends on what the host is called and which addresses it has.
+    pub fn depends_on_host(config: &Config, agent: &Agent) -> bool {
+        let is_named = config.node_name.is_some() || agent.node_name.is_some();
+        !is_named || (config.address.is_none() && agent.address.is_none())
+    }
+
+    /// Keeps the address of `previous` if there is none now: a lease that is renewed must not cost any answer.
+    pub fn keep_address(&mut self, previous: &Self, doubts: &mut Vec<Doubt>) {
+        if self.address.is_unspecified() && !previous.address.is_unspecified() {
+            self.address = previous.address;
+            doubts.retain(|doubt| !matches!(doubt, Doubt::NoAddress | Doubt::NoChoice(_)));
+        }
     }
 
     /// Our own node, as an agent registers itself.
@@ -132,8 +171,8 @@ impl Identity {
     #[cfg(test)]
     pub(super) fn of(config: &Config) -> Self {
         let agent = Agent { address: Some([192, 0, 2, 1].into()), ..Agent::default() };
-        let system = System { hostname: "own".to_owned(), addresses: Vec::new() };
-        Self::new(config, &agent, &system).expect("a test says who we are")
+        let system = System { hostname: "own".to_owned(), addresses: Vec::new(), default_address: None };
+        Self::new(config, &agent, &system).0
     }
 }
 
@@ -145,7 +184,30 @@ impl System {
             hostname: host_name(),
             // By way of our own process, where a sandbox may show no more of /proc.
             addresses: own_addresses(&read("/proc/self/net/fib_trie")),
+            default_address: default_address(),
         }
+    }
+}
+
+/// The address of our own node: the only private one, else that of the default route.
+fn choose_address(system: &System) -> Result<(Ipv4Addr, Option<Doubt>), Doubt> {
+    let private: Vec<Ipv4Addr> = system.addresses.iter().copied().filter(Ipv4Addr::is_private).collect();
+    match (&private[..], system.default_address) {
+        ([only], _) => Ok((*only, None)),
+        (several, Some(address)) => Ok((address, Some(Doubt::Chosen { address, count: several.len() }))),
+        ([], None) => Err(Doubt::NoAddress),
+        (several, None) => Err(Doubt::NoChoice(several.len())),
+    }
+}
+
+/// The address from which the kernel would send to an address that only the default route leads to (RFC 5737). Connecting a
+/// datagram socket sends nothing.
+fn default_address() -> Option<Ipv4Addr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 53)).ok()?;
+    match socket.local_addr().ok()?.ip() {
+        IpAddr::V4(address) if !address.is_unspecified() && !address.is_loopback() => Some(address),
+        _ => None,
     }
 }
 
@@ -172,31 +234,57 @@ fn own_addresses(table: &str) -> Vec<Ipv4Addr> {
     addresses
 }
 
+/// The name of a node whose host has none.
+const UNNAMED: &str = "localhost";
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_configuration_precedes_the_agent_keys_and_those_the_host() {
-        let system = System { hostname: "host".into(), addresses: own_addresses(TABLE) };
+        let addresses = own_addresses(TABLE);
+        let system = System { hostname: "host".into(), addresses, default_address: None };
         assert_eq!(system.addresses, [Ipv4Addr::new(10, 0, 0, 5), Ipv4Addr::LOCALHOST]);
         let agent = Agent { node_name: Some("agent".into()), domain: Some("lab.".into()), ..Agent::default() };
         let config = Config { node_name: Some("config".into()), ..Config::default() };
-        let identity = Identity::new(&Config::default(), &Agent::default(), &system).unwrap();
+        let (identity, doubts) = Identity::new(&Config::default(), &Agent::default(), &system);
         assert_eq!((&*identity.node_name, identity.address), ("host", [10, 0, 0, 5].into()));
         assert_eq!((identity.domain.to_string(), &*identity.datacenter), ("consul.".into(), "dc1"));
-        let identity = Identity::new(&Config::default(), &agent, &system).unwrap();
+        assert_eq!(doubts, []);
+        let (identity, _) = Identity::new(&Config::default(), &agent, &system);
         assert_eq!((&*identity.node_name, identity.domain.to_string()), ("agent", "lab.".into()));
-        assert_eq!(Identity::new(&config, &agent, &system).unwrap().node_name, "config");
+        assert_eq!(Identity::new(&config, &agent, &system).0.node_name, "config");
     }
 
     #[test]
-    fn without_one_private_address_one_must_be_named() {
-        let mut system = System { hostname: "host".into(), addresses: vec![[192, 0, 2, 1].into()] };
-        let identity = |system: &System| Identity::new(&Config::default(), &Agent::default(), system);
-        assert_eq!(identity(&system), Err(Unknown::NoAddress(0)));
-        system.addresses = vec![[10, 0, 0, 1].into(), [10, 0, 0, 2].into()];
-        assert_eq!(identity(&system), Err(Unknown::NoAddress(2)));
+    fn the_address_is_the_only_private_one_or_that_of_the_default_route() {
+        let (public, first, second) =
+            (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(172, 17, 0, 1));
+        let unknown = Ipv4Addr::UNSPECIFIED;
+        let chosen = |address, count| Some(Doubt::Chosen { address, count });
+        for (addresses, default_address, expected, doubt) in [
+            (vec![first], None, first, None),
+            (vec![first, public], Some(public), first, None),
+            (vec![], None, unknown, Some(Doubt::NoAddress)),
+            (vec![public], None, unknown, Some(Doubt::NoAddress)),
+            (vec![public], Some(public), public, chosen(public, 0)),
+            (vec![first, second], Some(first), first, chosen(first, 2)),
+            (vec![second, first], Some(first), first, chosen(first, 2)),
+            (vec![first, second], None, unknown, Some(Doubt::NoChoice(2))),
+        ] {
+            let system = System { hostname: "host".into(), addresses, default_address };
+            let (mut identity, mut doubts) = Identity::new(&Config::default(), &Agent::default(), &system);
+            assert_eq!((identity.address, doubts.first()), (expected.into(), doubt.as_ref()), "{system:?}");
+            // What was known once is not forgotten.
+            let is_known = !expected.is_unspecified();
+            identity.keep_address(&Identity { address: second.into(), ..identity.clone() }, &mut doubts);
+            assert_eq!(identity.address, if is_known { expected } else { second }, "{system:?}");
+            assert_eq!(doubts.is_empty(), !is_known || doubt.is_none(), "{system:?}");
+        }
+        let nameless = System { addresses: vec![first], ..System::default() };
+        let (identity, doubts) = Identity::new(&Config::default(), &Agent::default(), &nameless);
+        assert_eq!((&*identity.node_name, &doubts[..]), ("localhost", &[Doubt::NoName][..]));
     }
 
     const TABLE: &str = "\

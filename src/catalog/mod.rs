@@ -23,7 +23,7 @@ pub mod source;
 mod subject;
 
 pub use config::{ApiConfig, Config, FilesConfig, Problem, Settings, SoaConfig, Span, Token};
-pub use identity::{Agent, Identity, System, Unknown, host_name};
+pub use identity::{Agent, Doubt, Identity, System, host_name};
 pub use live::{Live, Wish};
 pub use model::{
     Check, Host, Instance, InstanceKey, Kind, Node, NodeKey, Registration, Role, ServiceKey, Tagged, Weights,

@@ -213,6 +213,7 @@ impl Lookup<'_> {
 
     /// The records of instances, of the type that is asked for.
     fn instances(&mut self, given: &[Given], ttl: u32) -> Answer {
+        self.demand_address(given);
         match self.question.qtype {
             Rtype::NS | Rtype::SOA => Answer::default(),
             Rtype::SRV => self.service_srv(given, ttl),
@@ -340,6 +341,10 @@ impl Lookup<'_> {
         let mut answer = match prefer(qtype, Some(&node.address), &node.tagged) {
             _ if !matches!(qtype, Rtype::A | Rtype::AAAA | Rtype::ANY | Rtype::CNAME) => Answer::default(),
             Some(Host::Name(name)) => self.alias(&name.clone(), ttl, None),
+            Some(Host::Ip(address)) if address.is_unspecified() => {
+                self.instead.get_or_insert(Verdict::Fail(NO_ADDRESS));
+                Answer::default()
+            }
             Some(Host::Ip(address)) if wants(qtype, *address) => {
                 let record = address_record(self.question.qname.clone(), *address, ttl);
                 Answer { answer: vec![record], ..Answer::default() }
@@ -413,7 +418,9 @@ impl Lookup<'_> {
         for node in nodes.into_iter().filter(is_host).take(3) {
             let Some(name) = self.node_name(node).map(|name| name.to_lower()) else { continue };
             servers.answer.push(Record::new(domain.clone(), Rtype::NS, settings.node_ttl, name.wire()));
-            if let Some(Host::Ip(address)) = prefer(Rtype::ANY, Some(&node.address), &node.tagged) {
+            if let Some(Host::Ip(address)) = prefer(Rtype::ANY, Some(&node.address), &node.tagged)
+                && !address.is_unspecified()
+            {
                 servers.additional.push(address_record(name, *address, settings.node_ttl));
             }
         }
@@ -480,8 +487,23 @@ impl Lookup<'_> {
         records
     }
 
-    /// Where an instance is reached: at its own address, else at that of its node.
+    /// Where an instance is reached; nothing if it has no address.
     fn place(&self, given: &Given) -> Option<Place> {
+        self.place_of(given).filter(|place| !matches!(place, Place::Node(address) if address.is_unspecified()))
+    }
+
+    /// Notes that there is no answer if none of the instances has an address yet: they are on our own node, and the address of
+    /// that is not known.
+    fn demand_address(&mut self, given: &[Given]) {
+        if given.iter().all(|given| self.place(given).is_none())
+            && given.iter().any(|given| self.place_of(given).is_some())
+        {
+            self.instead.get_or_insert(Verdict::Fail(NO_ADDRESS));
+        }
+    }
+
+    /// At its own address, else at that of its node.
+    fn place_of(&self, given: &Given) -> Option<Place> {
         let registration = &given.instance.registration;
         let qtype = self.question.qtype;
         let of_node = given.node.and_then(|node| Some((node, prefer(qtype, Some(&node.address), &node.tagged)?)));
@@ -592,6 +614,8 @@ fn name_in(parts: &[&str], domain: &Name) -> Option<Name> {
 
 /// Why there is no answer for a service under a policy or a guard while its source is lost.
 const LOST: &str = "the catalog's source is lost, and nobody else applies the policy of this service";
+/// Why there is no answer for what is on our own node while that has no address.
+const NO_ADDRESS: &str = "the address of this host's node is not known yet";
 /// How many names in a row are followed here.
 const MAX_DEPTH: usize = 3;
 

@@ -209,8 +209,6 @@ pub struct State {
     began: Option<Moment>,
     primary: Option<InstanceKey>,
     members: HashMap<InstanceKey, Member>,
-    /// When it was taken over from an earlier process.
-    resumed: Option<Moment>,
 }
 
 /// What is remembered of an instance.
@@ -219,8 +217,6 @@ struct Member {
     healthy_since: Option<Moment>,
     /// When it failed, the latest first.
     failures: [Option<Moment>; FLAPS],
-    /// It was healthy before it became unknown.
-    was_healthy: bool,
 }
 
 /// What is kept of a service's state for the next process.
@@ -237,8 +233,6 @@ struct SavedMember {
     healthy_since: Option<Offset>,
     /// The latest first.
     failures: Vec<Offset>,
-    #[serde(default)]
-    was_healthy: bool,
 }
 
 impl State {
@@ -249,17 +243,16 @@ impl State {
         Saved { began: self.began.map(|began| began.offset(now)), primary: self.primary.clone(), members }
     }
 
-    /// The state that was saved at `origin`, taken over now.
-    pub fn restore(saved: Saved, origin: Moment, now: Moment) -> Self {
+    /// The state that was saved at `origin`.
+    pub fn restore(saved: Saved, origin: Moment) -> Self {
         let at = |offset: Offset| origin.at(offset);
         let member = |saved: SavedMember| {
             let mut failures = saved.failures.into_iter().map(at);
             let failures = [(); FLAPS].map(|()| failures.next());
-            let (healthy_since, was_healthy) = (saved.healthy_since.map(at), saved.was_healthy);
-            (saved.key, Member { healthy_since, failures, was_healthy })
+            (saved.key, Member { healthy_since: saved.healthy_since.map(at), failures })
         };
         let members = saved.members.into_iter().map(member).collect();
-        Self { began: saved.began.map(at), primary: saved.primary, members, resumed: Some(now) }
+        Self { began: saved.began.map(at), primary: saved.primary, members }
     }
 
     /// The instance that is given under `one`, or was given last.
@@ -294,12 +287,7 @@ impl State {
             Policy::One => {
                 let best = fit.iter().copied().min_by_key(|&place| candidates[place].rank);
                 let current = fit.iter().copied().find(|&place| self.primary.as_ref() == Some(&candidates[place].key));
-                let awaited_until = self.awaited_until(candidates).filter(|until| *until > now);
                 let chosen = match (current, best) {
-                    (None, Some(_)) if awaited_until.is_some() => {
-                        awaited_until.into_iter().for_each(&mut wake_at);
-                        None
-                    }
                     (Some(current), Some(best)) if candidates[best].rank < candidates[current].rank => {
                         let (held_until, is_back) = self.members[&candidates[best].key].held(rules.hold_down);
                         // While all is new, checks finish in no particular order: that is no move back.
@@ -323,26 +311,19 @@ impl State {
         choice
     }
 
-    /// Until when no other instance takes over from the primary of an earlier process, whose health is not known yet.
-    fn awaited_until(&self, candidates: &[Candidate]) -> Option<Moment> {
-        let primary = candidates.iter().find(|candidate| Some(&candidate.key) == self.primary.as_ref())?;
-        let resumed = self.resumed.filter(|_| primary.health == Health::Unknown)?;
-        Some(resumed + FIRST_ROUND)
-    }
-
     /// Notes who has failed and who has recovered, and forgets who is gone.
     fn observe(&mut self, candidates: &[Candidate], now: Moment) {
         let mut before = std::mem::take(&mut self.members);
         for candidate in candidates {
             let mut member = before.remove(&candidate.key).unwrap_or_default();
             match (candidate.health, member.healthy_since) {
-                (Health::Healthy, None) => (member.healthy_since, member.was_healthy) = (Some(now), false),
-                (Health::Failed, since) if since.is_some() || member.was_healthy => {
+                (Health::Healthy, None) => member.healthy_since = Some(now),
+                (Health::Failed, Some(_)) => {
                     member.failures.rotate_right(1);
                     member.failures[0] = Some(now);
-                    (member.healthy_since, member.was_healthy) = (None, false);
+                    member.healthy_since = None;
                 }
-                (Health::Unknown, Some(_)) => (member.healthy_since, member.was_healthy) = (None, true),
+                (Health::Unknown, _) => member.healthy_since = None,
                 (Health::Withdrawn, _) => member = Member::default(),
                 _ => {}
             }
@@ -370,7 +351,6 @@ impl Member {
             key: key.clone(),
             healthy_since: self.healthy_since.map(|since| since.offset(now)),
             failures: self.failures.iter().flatten().map(|failure| failure.offset(now)).collect(),
-            was_healthy: self.was_healthy,
         }
     }
 
@@ -388,8 +368,6 @@ impl Member {
 
 /// What the keys of an instance's meta begin with that are read here.
 const META_PREFIX: &str = "watershed-";
-/// How long the first round of checks may take for which the primary of an earlier process is waited for.
-const FIRST_ROUND: Duration = Duration::from_secs(2);
 /// So many failures are flapping.
 const FLAPS: usize = 3;
 
@@ -605,66 +583,5 @@ mod tests {
         ] {
             assert!(Rules::default().read(key, value).is_err(), "{key}");
         }
-    }
-
-    #[test]
-    fn a_state_goes_on_in_the_next_process() {
-        let rules = Rules { policy: Policy::One, damping: Duration::from_secs(5), ..Rules::default() };
-        let at = |second: u64| Moment::from_millis(second * 1000);
-        let mut state = State::default();
-        let ranks = [0, 1, 2];
-        // a fails thrice, so b is the primary and a is damped when it is back.
-        for (second, healths) in [(1, "+++"), (2, "-++"), (3, "+++"), (4, "-++"), (9, "+++"), (10, "-++"), (11, "+++")]
-        {
-            state.choose(&rules, &candidates(healths, ranks), at(second));
-        }
-        let text = serde_json::to_string(&state.save(at(12))).unwrap();
-        // Another clock, four seconds later.
-        let (origin, now) = (at(1012), at(1016));
-        let restored = State::restore(serde_json::from_str(&text).unwrap(), origin, now);
-        let (mut before, mut after) = (state.clone(), restored);
-        for (second, healths) in [(16, "+++"), (17, "+-+"), (18, "+++"), (80, "+++"), (81, "-++")] {
-            let expected = before.choose(&rules, &candidates(healths, ranks), at(second));
-            let choice = after.choose(&rules, &candidates(healths, ranks), at(second + 1000));
-            assert_eq!(choice.chosen, expected.chosen, "{second}");
-            assert_eq!(choice.wake.map(|wake| wake.since(at(1000))), expected.wake.map(|w| w.since(at(0))), "{second}");
-        }
-    }
-
-    #[test]
-    fn a_primary_of_an_earlier_process_is_waited_for() {
-        let at = |second: u64| Moment::from_millis(second * 1000);
-        let unknown = |healths: &str, places: &[usize]| {
-            let mut all = candidates(healths, [0; 3]);
-            places.iter().for_each(|&place| all[place].health = Health::Unknown);
-            all
-        };
-        let one = Rules { policy: Policy::One, ..Rules::default() };
-        let mut state = State::default();
-        state.choose(&one, &candidates("--+", [0; 3]), at(1));
-        state.choose(&one, &candidates("+++", [0; 3]), at(2));
-        let saved = state.save(at(3));
-        let restore = || State::restore(saved.clone(), at(103), at(200));
-        for (case, steps) in [
-            (
-                "it is healthy",
-                &[(200, "+++", &[0, 1, 2][..], &[][..]), (201, "+++", &[1, 2], &[]), (202, "+++", &[1], &[2])][..],
-            ),
-            ("it has failed", &[(200, "+++", &[2], &[]), (201, "++-", &[], &[0])]),
-            ("it is gone", &[(200, "++", &[], &[0])]),
-            ("nothing is known of it for too long", &[(200, "+++", &[2], &[]), (202, "+++", &[2], &[0])]),
-        ] {
-            let mut state = restore();
-            for (second, healths, unknowns, expected) in steps {
-                let choice = state.choose(&one, &unknown(healths, unknowns), at(*second));
-                assert_eq!(choice.chosen, *expected, "{case}, at {second}");
-            }
-        }
-        // Those that were healthy and fail at their first result have failed last.
-        let all = Rules { min_healthy: 2, ..Rules::default() };
-        let mut state = restore();
-        state.choose(&all, &unknown("+++", &[0, 1, 2]), at(200));
-        let choice = state.choose(&all, &candidates("+--", [0; 3]), at(201));
-        assert!(choice.guarded && choice.chosen.len() == 2, "{choice:?}");
     }
 }

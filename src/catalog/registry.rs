@@ -346,10 +346,10 @@ impl Registry {
         }
         let mut touched = Touched::default();
         for SavedPolicy { service, state, past } in saved {
-            let state = State::restore(state, origin, now);
+            let state = State::restore(state, origin);
             match self.policies.get_mut(&service) {
                 Some(ruled) => {
-                    let restore = |(until, state)| (origin.at(until), State::restore(state, origin, now));
+                    let restore = |(until, state)| (origin.at(until), State::restore(state, origin));
                     (ruled.state, ruled.past) = (state, past.into_iter().map(restore).collect());
                     touched.services([service]);
                 }

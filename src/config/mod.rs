@@ -22,7 +22,9 @@ use toml::Spanned;
 use crate::{
     budget, cache,
     catalog::{self, source::consul},
-    control, forward,
+    control,
+    copies::Copies,
+    forward,
     location::Location,
     server,
     wire::{Name, NameError},
@@ -183,7 +185,7 @@ impl Source {
         if !faults.is_empty() {
             faults.sort_by_key(|fault| (document.order(&fault.location.file), fault.location.line));
             // Whoever mends these shall know at once what else there is to mend.
-            let files = zone::Files::load(&config.zones, &zones, None).faults;
+            let files = zone::Files::load(&config.zones, &zones, None, &Copies::default()).faults;
             faults.extend(files.into_iter().map(|zone::Error { location, problem }| Fault {
                 location,
                 problem: Problem::Zone(Box::new(problem)),
@@ -229,6 +231,44 @@ impl Source {
             rule.serve_stale.get_or_insert(Duration::ZERO);
         }
         upstreams
+    }
+}
+
+impl Loaded {
+    /// Takes over the upstreams that the system named before, if it names none now: a file that is being written must not cost
+    /// any answer.
+    pub fn keep_system(&mut self, previous: &Self) {
+        let is_default =
+            |rule: &&forward::Config| rule.suffixes.iter().any(|text| read_name(text) == Some(Name::root()));
+        if self.upstreams == Upstreams::Unknown
+            && matches!(previous.upstreams, Upstreams::System(_))
+            && let Some(default) = previous.config.forward.iter().find(is_default)
+        {
+            self.config.forward.push(default.clone());
+            self.rules.extend(default.rule());
+            self.upstreams = previous.upstreams.clone();
+        }
+    }
+
+    /// The same with the upstreams that the system names now; nothing if the configuration names them, or if they are the
+    /// same. As long as the system names none, the last that it named stay.
+    pub fn follow_system(&self) -> Option<Self> {
+        if self.upstreams == Upstreams::Configured {
+            return None;
+        }
+        let (servers, file) = self.source.system.upstreams(&self.config.server.listen)?;
+        let mut new = self.clone();
+        let fresh = rule(".", &servers);
+        let is_default =
+            |rule: &forward::Config| rule.suffixes.iter().any(|text| read_name(text) == Some(Name::root()));
+        match new.config.forward.iter().position(is_default) {
+            Some(place) if new.config.forward[place].upstreams == fresh.upstreams => return None,
+            Some(place) => new.config.forward[place] = fresh,
+            None => new.config.forward.push(fresh),
+        }
+        new.rules = new.config.forward.iter().filter_map(|rule| rule.rule().ok()).collect();
+        new.upstreams = Upstreams::System(file.into());
+        Some(new)
     }
 }
 

@@ -45,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 use toml::Spanned;
 
 use crate::{metrics::Metrics, wire::Name};
+pub use health::Health;
 pub use hosts::OwnHosts;
 
 /// What faces operators, section `[control]`.
@@ -87,8 +88,8 @@ impl Config {
     }
 }
 
-/// Tells what is missing before every query can be answered as it should be; nothing if nothing is.
-pub type Readiness = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
+/// Tells what is missing before every query can be answered as it should be, and which faults there are.
+pub type Readiness = Arc<dyn Fn() -> Health + Send + Sync>;
 
 /// What the routes show.
 #[derive(Clone)]
@@ -312,8 +313,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_routes_answer_until_the_shutdown() {
-        let missing = Arc::new(std::sync::Mutex::new(vec!["no upstream".to_owned()]));
-        let readiness = missing.clone();
+        let health = Health { missing: vec!["no upstream".to_owned()], faults: vec!["a:1: b".to_owned()] };
+        let health = Arc::new(std::sync::Mutex::new(health));
+        let readiness = health.clone();
         let readiness: Readiness = Arc::new(move || readiness.lock().unwrap().clone());
         let (_, catalog) = tokio::sync::watch::channel(None);
         let hosts = OwnHosts::new(&[], catalog.clone());
@@ -333,7 +335,7 @@ mod tests {
         };
         for (path, host, status, text) in [
             ("/live", "localhost", 200, "live"),
-            ("/ready", "localhost", 503, "no upstream\n"),
+            ("/ready", "localhost", 503, "no upstream\nfault: a:1: b\n"),
             ("/metrics", "127.0.0.1:8653", 200, "\nwatershed_build_info{"),
             ("/metrics", "attacker.example", 421, "not ours"),
             ("/v1/catalog/services", "localhost", 503, "there is no catalog here"),
@@ -347,8 +349,9 @@ mod tests {
                 "{path}: {response}"
             );
         }
-        missing.lock().unwrap().clear();
-        assert!(ask("/ready", "localhost").await.starts_with("HTTP/1.1 200 "));
+        health.lock().unwrap().missing.clear();
+        let response = ask("/ready", "localhost").await;
+        assert!(response.starts_with("HTTP/1.1 200 ") && response.contains("ready\nfault: a:1: b\n"), "{response}");
         // Connections on which nothing happens do not hold it up.
         let _idle = TcpStream::connect(address).await.unwrap();
         shutdown.cancel();

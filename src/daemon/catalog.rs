@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeSet, HashMap, HashSet},
     future::pending,
     net::IpAddr,
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -24,6 +25,7 @@ use super::{
     agent::Follower,
     changes::{Changes, Line},
     check::ServiceSummary,
+    data::{FOLDER_REFUSED, Fault, LAST_GOOD, NOT_SERVED, PASSED_OVER},
     guard::{self, Guard, Remote, Verdict},
     lasting::run_lasting,
     memory::{self, AgentCatalog, Findings, Memory, Past, RemoteCheck},
@@ -39,11 +41,12 @@ use crate::{
             consul,
             external::Changed,
             file::{self, Owner, Scope},
-            value::{Fault, Value},
+            value::{self, Value},
         },
     },
     clock::{Moment, Stamp, unix_millis},
     control::consul::{Order, Served},
+    copies::{Copies, Version},
     forward,
     metrics::Metrics,
 };
@@ -68,6 +71,8 @@ pub(super) struct Plan {
     pub(super) identity: Identity,
     settings: Settings,
     agent: Option<consul::Agent>,
+    /// What the host said of itself.
+    system: System,
     /// All addresses of this host.
     own: HashSet<IpAddr>,
     /// In what the files may differ from these.
@@ -75,13 +80,22 @@ pub(super) struct Plan {
 }
 
 /// What loading came to.
+#[derive(Default)]
 pub(super) struct Loaded {
-    /// `None` if nobody knows who we are, and nobody did before.
+    /// `None` if the configuration is refused.
     pub plan: Option<Plan>,
-    /// Every fault. At start and at a reload each is fatal; when files change, the last good versions stay in service.
-    pub faults: Vec<String>,
+    /// Faults of the configuration.
+    pub refusals: Vec<String>,
+    /// Faults of definition files, which cost themselves alone.
+    pub faults: Vec<Fault>,
     /// What is odd in the files, but taken in.
     pub warnings: Vec<String>,
+    /// What the host leaves in doubt of our own node.
+    pub doubts: Vec<String>,
+    /// The files that were read anew and are good, if copies are kept.
+    pub versions: Vec<Version>,
+    /// The files that came, went or say something else than before.
+    pub changed_files: BTreeSet<PathBuf>,
     /// Keys of the files that mean something to Consul and nothing here.
     pub unused: BTreeSet<String>,
 }
@@ -140,8 +154,8 @@ pub(super) struct Known {
 }
 
 /// Loads the files that a configuration of a catalog names, if it has a source. What has not changed is taken from
-/// `running`, and so is what was good before; what is not in the scope is not looked at.
-pub(super) fn load(config: &Config, running: Option<&Catalog>, scope: Scope<'_>) -> Option<Loaded> {
+/// `running`, and so is what was good before, else from the copies; what is not in the scope is not looked at.
+pub(super) fn load(config: &Config, running: Option<&Catalog>, scope: Scope<'_>, copies: &Copies) -> Option<Loaded> {
     if !config.has_source() {
         return None;
     }
@@ -149,28 +163,29 @@ pub(super) fn load(config: &Config, running: Option<&Catalog>, scope: Scope<'_>)
         let state = catalog.shared.state.lock();
         (state.plan.files.clone(), state.plan.identity.clone())
     });
-    let (previous, identity) = previous.unzip();
-    let (mut files, mut faults, mut changed, mut unused) =
-        (Files::default(), Vec::new(), HashSet::new(), BTreeSet::new());
-    let mut warnings = Vec::new();
+    let (previous, known) = previous.unzip();
+    let mut loaded = Loaded::default();
+    let (mut files, mut changed) = (Files::default(), HashSet::new());
     if let Some(source) = &config.files {
         let scripts = if source.enable_script_checks { Scripts::Allowed } else { Scripts::Refused };
-        let outcome = Files::load(&source.directory, previous.as_deref(), scope, &|value| define(value, scripts));
-        faults.extend(outcome.faults.iter().map(ToString::to_string));
-        warnings.extend(outcome.warnings.iter().map(ToString::to_string));
-        (files, changed, unused) = (outcome.files, outcome.changed, outcome.unused);
+        let outcome =
+            Files::load(&source.directory, previous.as_deref(), scope, copies, &|value| define(value, scripts));
+        loaded.faults = outcome.faults.iter().map(|error| fault(error, &outcome.files)).collect();
+        loaded.warnings = outcome.warnings.iter().map(ToString::to_string).collect();
+        (files, changed) = (outcome.files, outcome.changed);
+        loaded.versions = outcome.versions;
+        loaded.changed_files = outcome.changed_files;
+        loaded.unused = outcome.unused;
     }
     let system = System::read();
-    let identity = match Identity::new(config, &files.agent(), &system) {
-        Ok(identity) => Some(identity),
-        Err(unknown) => {
-            faults.push(unknown.to_string());
-            identity
-        }
-    };
+    let (mut identity, mut doubts) = Identity::new(config, &files.agent(), &system);
+    if let Some(known) = known {
+        identity.keep_address(&known, &mut doubts);
+    }
+    loaded.doubts = doubts.iter().map(ToString::to_string).collect();
     let agent = config.consul.as_ref().map(|section| consul::Agent::new(section, config.max_stale)).transpose();
-    faults.extend(agent.as_ref().err().map(ToString::to_string));
-    let plan = identity.zip(agent.ok()).map(|(identity, agent)| Plan {
+    loaded.refusals.extend(agent.as_ref().err().map(ToString::to_string));
+    loaded.plan = agent.ok().map(|agent| Plan {
         config: config.clone(),
         settings: config.settings(&identity),
         // What has changed is told of the same folder only.
@@ -179,18 +194,31 @@ pub(super) fn load(config: &Config, running: Option<&Catalog>, scope: Scope<'_>)
         own: guard::own_addresses(&system.addresses).into_iter().chain([identity.address.to_canonical()]).collect(),
         identity,
         agent,
+        system,
     });
-    Some(Loaded { plan, faults, warnings, unused })
+    Some(loaded)
+}
+
+/// What follows from a fault of a definition file.
+fn fault(error: &file::Error, files: &Files) -> Fault {
+    let path = &error.location.file;
+    let outcome = match error.problem {
+        file::Problem::NoDirectory(_) | file::Problem::Depth => FOLDER_REFUSED,
+        file::Problem::SameId { .. } | file::Problem::NoService(_) => PASSED_OVER,
+        _ if files.is_served(path) => LAST_GOOD,
+        _ => NOT_SERVED,
+    };
+    Fault { text: error.to_string(), outcome }
 }
 
 /// A check of a definition file.
-fn define(value: &Value, scripts: Scripts) -> Result<Definition, Vec<Fault>> {
+fn define(value: &Value, scripts: Scripts) -> Result<Definition, Vec<value::Fault>> {
     let declaration = Declaration::deserialize(value).map_err(|fault| vec![fault])?;
     let fields = value.table().unwrap_or_default();
     let line_of = |wanted: &str| Some(fields.iter().find(|(key, _)| key == wanted)?.1.line);
     let fault = |problem: check::Problem| {
         let line = if let check::Problem::UnknownKey { key } = &problem { line_of(key) } else { None };
-        Fault { line, message: problem.to_string() }
+        value::Fault { line, message: problem.to_string() }
     };
     declaration.define(scripts).map_err(|problems| problems.into_iter().map(fault).collect())
 }
@@ -337,6 +365,24 @@ impl Catalog {
     /// The folders whose files may change.
     pub fn files(&self) -> Arc<Files> {
         self.shared.state.lock().plan.files.clone()
+    }
+
+    /// Returns true if its definition files are those of this configuration, read in the same way.
+    pub fn is_of(&self, config: &Config) -> bool {
+        self.shared.state.lock().plan.config.files == config.files
+    }
+
+    /// Returns true if our own node has no address.
+    pub fn is_address_unknown(&self) -> bool {
+        let state = self.shared.state.lock();
+        state.plan.config.has_own_node() && state.plan.identity.address.is_unspecified()
+    }
+
+    /// What the host said of itself, if our identity depends on that.
+    pub fn host(&self) -> Option<System> {
+        let state = self.shared.state.lock();
+        let Plan { config, files, system, .. } = &state.plan;
+        Identity::depends_on_host(config, &files.agent()).then(|| system.clone())
     }
 
     /// Takes over another plan. Checks that stay the same go on, and states outlive their definitions. Whether its domains

@@ -20,8 +20,8 @@ impl Running {
         let mut config = Config { address: Some("192.0.2.1".parse().unwrap()), ..Config::default() };
         config.node_name = Some("own".to_owned());
         config.api.enable_registration = true;
-        let loaded = load(&config, None, Scope::All).unwrap();
-        assert_eq!(loaded.faults, Vec::<String>::new());
+        let loaded = load(&config, None, Scope::All, &Copies::default()).unwrap();
+        assert_eq!(loaded.faults, []);
         let stopping = CancellationToken::new();
         let folder = tempfile::Builder::new().prefix("watershed-").tempdir().unwrap();
         let place = Place { is_enabled: true, folder: Some(folder.path().to_owned()) };

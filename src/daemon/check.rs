@@ -4,6 +4,7 @@ use super::{catalog, load_zones, odd};
 use crate::{
     catalog::source::file::Scope,
     config::Loaded,
+    copies::Copies,
     forward,
     metrics::Metrics,
     server,
@@ -48,7 +49,7 @@ pub enum Unreadable {
 /// Examines the files that a configuration names.
 pub fn check(loaded: &Loaded, unreadable: Unreadable) -> Report {
     let mut report = Report::default();
-    let outcome = load_zones(loaded, None);
+    let outcome = load_zones(loaded, None, &Copies::default());
     report.faults.extend(outcome.faults.iter().map(ToString::to_string));
     let is_fault =
         |warning: &&zone::Error| unreadable == Unreadable::Fault && matches!(warning.problem, Problem::Unreadable(_));
@@ -56,11 +57,14 @@ pub fn check(loaded: &Loaded, unreadable: Unreadable) -> Report {
     report.faults.extend(faults.iter().map(ToString::to_string));
     report.zones = outcome.files.summaries();
     report.faults.extend(server::load_certificate(&loaded.config.server).err().map(|error| error.to_string()));
-    let found = catalog::load(&loaded.config.catalog, None, Scope::All);
+    let found = catalog::load(&loaded.config.catalog, None, Scope::All, &Copies::default());
     let definition_warnings = found.as_ref().map(|found| found.warnings.clone()).unwrap_or_default();
-    report.warnings.extend(odd(loaded, &warnings.into_iter().cloned().collect::<Vec<_>>(), &definition_warnings));
+    report.warnings.extend(warnings.into_iter().map(ToString::to_string));
+    report.warnings.extend(definition_warnings);
+    report.warnings.extend(odd(loaded));
     if let Some(found) = found {
-        report.faults.extend(found.faults);
+        report.faults.extend(found.faults.into_iter().map(|fault| fault.text));
+        report.faults.extend(found.refusals);
         if let Some(plan) = found.plan {
             let (services, unmatched) = plan.preview();
             report.services = services;

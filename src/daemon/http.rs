@@ -191,7 +191,13 @@ mod tests {
         let (_, catalog) = tokio::sync::watch::channel(None);
         let (reloads, _) = tokio::sync::mpsc::channel(1);
         let hosts = control::OwnHosts::new(&[], catalog.clone());
-        let shown = Shown { metrics: Arc::new(Metrics::new()), readiness: Arc::new(Vec::new), catalog, reloads, hosts };
+        let shown = Shown {
+            metrics: Arc::new(Metrics::new()),
+            readiness: Arc::new(control::Health::default),
+            catalog,
+            reloads,
+            hosts,
+        };
         let stopping = CancellationToken::new();
         let mut http = Http::default();
         for (face, live, leader) in [

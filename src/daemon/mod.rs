@@ -1,13 +1,14 @@
 //! One daemon from all rooms: start, reload, stop.
 //!
 //! It introduces the faces to the heart, owns every thread and task, and hears the signals. SIGHUP reloads everything
-//! or nothing; changed files of local data are taken in by themselves, a faulty one's last good version staying in
+//! or nothing of the configuration; changed data files are taken in by themselves, a faulty one's last good version staying in
 //! service. SIGTERM and SIGINT stop: what is asked already is still replied to. SIGUSR2 hands over to a new process.
 
 mod agent;
 mod catalog;
 mod changes;
 mod check;
+mod data;
 mod differences;
 mod disk;
 mod guard;
@@ -27,7 +28,13 @@ mod status;
 mod store;
 mod watch;
 
-use std::{collections::BTreeSet, env, io, path::PathBuf, sync::Arc, thread::available_parallelism, time::Duration};
+use std::{
+    env, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::available_parallelism,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
@@ -43,25 +50,29 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::catalog::Catalog;
 use crate::{
     cache::{Cache, Epoch},
-    catalog::source::file::Scope,
+    catalog::{System, source::file::Scope},
     clock::Moment,
     config::{Loaded, Refused, Upstreams},
-    control, forward,
+    control,
+    copies::{Copies, Version},
+    forward,
     metrics::{Metrics, Reload},
     resolve::{Resolver, Route, Rules, Tables},
     server::{self, Face, Identity, Service},
+    stamp::Stamp,
     sys, zone,
 };
 pub use check::{Report, ServiceSummary, Unreadable, check};
+use data::{Data, Keeper};
 use handover::{Predecessor, Successor};
 use http::Http;
 use inherited::Inherited;
 use lasting::{caught, run_lasting};
 use serving::{DRAIN, Serving};
 use status::Status;
-use watch::Watch;
+use watch::{Followed, Watch};
 
-/// Serves until told to stop. Every fault at start is fatal.
+/// Serves until told to stop. At start every fault of the configuration is fatal, and none of a data file.
 pub fn run(loaded: Loaded) -> Result<()> {
     // Left to the limit that is set: fewer upstream sockets are used then.
     let _ = sys::raise_open_files_limit();
@@ -105,8 +116,10 @@ struct Daemon {
     reloads: (control::consul::Reloads, mpsc::Receiver<oneshot::Sender<Result<(), String>>>),
     tasks: TaskTracker,
     stopping: CancellationToken,
-    /// The faults of files that were logged last.
-    faults: Vec<String>,
+    data: Data,
+    keeper: Keeper,
+    /// The files that may say who the system's upstreams are, as they were when that was read.
+    system_files: Vec<(PathBuf, Option<Stamp>)>,
     watch: Watch,
     changed: mpsc::Receiver<()>,
     signals: Signals,
@@ -146,12 +159,18 @@ impl Daemon {
         // The sockets first: their absence is the most frequent fault, and the lock against a second daemon. But not beside a
         // predecessor: the kernel would at once give a further socket its share of the queries, and here is nobody yet.
         let first = predecessor.is_none().then(&mut open_all).transpose()?;
-        let outcome = load_zones(&loaded, None);
-        if !outcome.faults.is_empty() {
+        let system_files = stamps_of_system(&loaded);
+        let copies = Kept::of(&loaded);
+        let mut outcome = load_zones(&loaded, None, &copies.zones);
+        let mut definitions = catalog::load(&config.catalog, None, Scope::All, &copies.definitions);
+        refuse(&definitions)?;
+        if predecessor.is_some() && !copies.zones.are_kept() && outcome.files.failed_zones().next().is_some() {
+            // The process that runs may have what we have not.
             return Err(Refused::new(outcome.faults).into());
         }
-        let (plan, definition_warnings) = plan_catalog(&loaded)?;
-        warn(odd(&loaded, &outcome.warnings, &definition_warnings));
+        let mut data = Data::default();
+        data.report(&zone::Files::default(), &outcome, definitions.as_ref());
+        warn(odd(&loaded));
 
         let metrics = Arc::new(Metrics::new());
         panics::report(metrics.clone());
@@ -161,7 +180,8 @@ impl Daemon {
         let configured = first.map_or_else(open_all, Ok)?;
         let open: Vec<_> = units.into_iter().map(|listener| (listener, None)).chain(configured).collect();
         let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
-        let catalog = plan.map(|plan| {
+        let versions = take_versions(&mut outcome, definitions.as_mut());
+        let catalog = definitions.and_then(take_plan).map(|plan| {
             let place = registrations_place(&loaded);
             // As late as possible: what the predecessor finds out from now on has to be found out here once more.
             let passed_on = predecessor.and_then(Predecessor::estate);
@@ -190,9 +210,11 @@ impl Daemon {
             hosts: control::OwnHosts::new(&config.control.host_names(), feed.subscribe()),
             reloads: mpsc::channel(1),
             feed,
+            keeper: Keeper::new(&tasks),
             tasks,
             stopping,
-            faults: Vec::new(),
+            data,
+            system_files,
             watch: Watch::new(change).context("cannot watch files")?,
             changed,
             signals,
@@ -212,11 +234,15 @@ impl Daemon {
         daemon.unclaimed = inherited;
         daemon.probe_upstreams();
         daemon.metrics.reloaded(Reload::Started);
-        daemon.note_state(0);
+        daemon.keep_versions(versions);
+        daemon.note_state();
         daemon.watch_files();
-        match &daemon.loaded.upstreams {
-            Upstreams::Configured | Upstreams::Unknown => {}
-            Upstreams::System(file) => tracing::info!(file = %file.display(), "upstreams taken from the system"),
+        daemon.tasks.spawn(run_lasting("comparing files", {
+            let (watch, stopping) = (daemon.watch.compared(), daemon.stopping.clone());
+            move || watch::compare(watch.clone(), stopping.clone())
+        }));
+        if let Upstreams::System(file) = &daemon.loaded.upstreams {
+            tracing::info!(file = %file.display(), "upstreams taken from the system");
         }
         Ok(daemon)
     }
@@ -312,7 +338,7 @@ impl Daemon {
         self.http.keep_sockets();
     }
 
-    /// Takes in the configuration and all files anew: everything or, if there is any fault, nothing.
+    /// Takes in the configuration and all data files anew: everything or, if the configuration has any fault, nothing.
     async fn reload(&mut self) -> Result<(), String> {
         let since_boot = NotifyState::monotonic_usec_now();
         notify_manager(&[NotifyState::Reloading].into_iter().chain(since_boot).collect::<Vec<_>>());
@@ -328,6 +354,7 @@ impl Daemon {
             }
             Err(error) => {
                 self.metrics.reloaded(Reload::Failed);
+                self.status.lock().refused_reload = error.lines().map(str::to_owned).collect();
                 for line in error.lines() {
                     tracing::error!(error = line, "reload failed");
                 }
@@ -339,26 +366,30 @@ impl Daemon {
 
     /// Says how many answers have been retired, and what has changed.
     fn try_reload(&mut self) -> Result<(usize, Vec<String>)> {
-        let loaded = self.loaded.source.load().map_err(Refused::new)?;
-        let outcome = load_zones(&loaded, Some(&self.files));
-        if !outcome.faults.is_empty() {
-            return Err(Refused::new(outcome.faults).into());
-        }
-        let (plan, definition_warnings) = plan_catalog(&loaded)?;
+        let mut loaded = self.loaded.source.load().map_err(Refused::new)?;
+        loaded.keep_system(&self.loaded);
+        let system_files = stamps_of_system(&loaded);
+        let copies = Kept::of(&loaded);
+        let mut outcome = load_zones(&loaded, Some(&self.files), &copies.zones);
+        let mut definitions = load_definitions(&loaded, self.catalog.as_ref(), Scope::All, &copies.definitions);
+        refuse(&definitions)?;
         // Everything that can fail comes before anything that is seen.
         let opened = self.serving.open_missing(&loaded.config.server)?;
         let groups = forward::Group::build_all(&loaded.rules, &self.groups, &self.metrics).map_err(Refused::new)?;
         let certificate = server::load_certificate(&loaded.config.server).map_err(|error| Refused::new([error]))?;
         let control = self.http.bind(&loaded.config, &mut Inherited::default())?;
-        warn(odd(&loaded, &outcome.warnings, &definition_warnings));
+        warn(odd(&loaded));
         let changed = differences::between(&self.loaded.config, &loaded.config);
 
+        let changes = self.data.report(&self.files, &outcome, definitions.as_ref());
+        let versions = take_versions(&mut outcome, definitions.as_mut());
         self.loaded = loaded;
+        self.system_files = system_files;
         self.hosts.set(&self.loaded.config.control.host_names());
         self.files = outcome.files;
         self.groups = groups;
         self.identity.set(certificate);
-        self.adopt_catalog(plan);
+        self.adopt_catalog(definitions.and_then(take_plan));
         let config = &self.loaded.config;
         self.face.resolver().cache().resize(config.cache.size.as_u64() as usize);
         self.face.resolver().set_most_waiting(config.server.max_in_flight, config.server.max_in_flight_per_client);
@@ -371,41 +402,74 @@ impl Daemon {
         self.serving.close_others(&self.loaded.config.server);
         self.serve_control(control)?;
         self.keep_sockets();
-        self.faults.clear();
-        self.note_state(0);
+        self.status.lock().refused_reload.clear();
+        changes.log(retired, self.data.faults().count());
+        self.keep_versions(versions);
+        self.note_state();
         self.watch_files();
         Ok((retired, changed))
     }
 
-    /// Takes in files of local data that have changed. A faulty one stays as it was.
+    /// Takes in data files that have changed, and upstreams of the system. A faulty file stays as it was.
     async fn take_in_files(&mut self) {
         // Those who write several files, or one in several steps, get a moment to finish.
         tokio::time::sleep(SETTLING).await;
         while self.changed.try_recv().is_ok() {}
-        let outcome = load_zones(&self.loaded, Some(&self.files));
+        let copies = Kept::of(&self.loaded);
+        let mut outcome = load_zones(&self.loaded, Some(&self.files), &copies.zones);
         let changed = self.watch.take_changed();
         let scope = changed.as_ref().map_or(Scope::All, Scope::Changed);
-        let definitions = catalog::load(&self.loaded.config.catalog, self.catalog.as_ref(), scope);
-        let (plan, definition_faults, definition_warnings) = definitions.map(take_plan).unwrap_or_default();
-        let zone_faults = outcome.faults.len();
-        let faults: Vec<_> = outcome.faults.iter().map(ToString::to_string).chain(definition_faults).collect();
-        for fault in faults.iter().filter(|fault| !self.faults.contains(fault)) {
-            tracing::error!(error = fault, "file refused; its last good version stays in service");
-        }
-        for file in mended(&self.faults, &faults) {
-            tracing::info!(file, "file mended and taken in");
-        }
-        let warnings = outcome.warnings.iter().map(ToString::to_string);
-        warn(warnings.chain(definition_warnings));
-        let is_changed = outcome.files.generations().ne(self.files.generations());
+        let mut definitions = load_definitions(&self.loaded, self.catalog.as_ref(), scope, &copies.definitions);
+        let changes = self.data.report(&self.files, &outcome, definitions.as_ref());
+        let versions = take_versions(&mut outcome, definitions.as_mut());
+        // A zone that fails has no table, and a zone that is mended may have failed.
+        let is_changed = !changes.is_empty() || outcome.files.generations().ne(self.files.generations());
         self.files = outcome.files;
-        if self.adopt_catalog(plan) || is_changed {
+        let is_rerouted = self.follow_system();
+        if self.adopt_catalog(definitions.and_then(take_plan)) || is_changed || is_rerouted {
             let retired = self.swap_tables();
-            tracing::info!(retired, faults = faults.len(), "files taken in");
+            changes.log(retired, self.data.faults().count());
         }
-        self.faults = faults;
-        self.note_state(zone_faults);
+        self.keep_versions(versions);
+        self.note_state();
         self.watch_files();
+    }
+
+    /// Takes in the system's upstreams if they are others now, or known at last. Whether they are.
+    fn follow_system(&mut self) -> bool {
+        self.system_files = stamps_of_system(&self.loaded);
+        let Some(loaded) = self.loaded.follow_system() else { return false };
+        match forward::Group::build_all(&loaded.rules, &self.groups, &self.metrics) {
+            Ok(groups) => self.groups = groups,
+            Err(errors) => {
+                errors.iter().for_each(|error| tracing::error!(%error, "the system's upstreams are not taken in"));
+                return false;
+            }
+        }
+        self.loaded = loaded;
+        self.log_system();
+        true
+    }
+
+    /// Logs which upstreams are the system's.
+    fn log_system(&self) {
+        match &self.loaded.upstreams {
+            Upstreams::Configured => {}
+            Upstreams::System(file) => {
+                tracing::info!(file = %file.display(), "upstreams taken from the system");
+            }
+            Upstreams::Unknown => tracing::warn!(
+                "no upstream is known, so only local names can be resolved; name some in [[forward]] or with --upstream"
+            ),
+        }
+    }
+
+    /// Keeps the last good versions of data files for the next start.
+    fn keep_versions(&self, (zones, definitions): (Vec<Version>, Vec<Version>)) {
+        let copies = Kept::of(&self.loaded);
+        self.keeper.keep(&copies.zones, zones, || self.files.kept());
+        let files = self.catalog.as_ref().map(Catalog::files);
+        self.keeper.keep(&copies.definitions, definitions, || files.map(|files| files.kept()).unwrap_or_default());
     }
 
     /// Puts a catalog into service, or this plan in the place of the one it has. Without a plan it stays as it is, or
@@ -456,11 +520,13 @@ impl Daemon {
         let status = self.status.clone();
         let metrics = self.metrics.clone();
         let readiness: control::Readiness = Arc::new(move || {
-            let mut missing = status.lock().missing();
+            let status = status.lock();
+            let mut health = control::Health { missing: status.missing(), faults: status.faults() };
             if metrics.levels().catalog_cut_off.read() > 0 {
-                missing.push("cut off from all other hosts; their instances are given as they were before".into());
+                let text = "cut off from all other hosts; their instances are given as they were before";
+                health.missing.push(text.into());
             }
-            missing
+            health
         });
         let shown = control::Shown {
             metrics: self.metrics.clone(),
@@ -525,14 +591,17 @@ impl Daemon {
     }
 
     /// Notes what scrapes and `/ready` tell of the configuration and the files.
-    fn note_state(&self, zone_faults: usize) {
+    fn note_state(&self) {
         if let Some(catalog) = &self.catalog {
             catalog.set_upstreams(&self.groups);
         }
         let levels = self.metrics.levels();
         levels.cache_limit_bytes.set(self.loaded.config.cache.size.as_u64());
-        levels.set_zone_files(self.files.generations().count(), zone_faults);
-        levels.catalog_faults.set((self.faults.len() - zone_faults) as u64);
+        let faulty = self.files.faulty();
+        levels
+            .set_zone_files(self.files.generations().count(), faulty.iter().filter(|faulty| faulty.is_file()).count());
+        let zone_faults: usize = faulty.iter().map(|faulty| faulty.faults.len()).sum();
+        levels.catalog_faults.set((self.data.faults().count() - zone_faults) as u64);
         let root = crate::wire::Name::root();
         let is_default = |rule: &forward::Rule| rule.suffixes.iter().any(|suffix| *suffix.get_ref() == root);
         let default = self.loaded.rules.iter().position(is_default);
@@ -540,15 +609,29 @@ impl Daemon {
         status.upstreams_unknown = self.loaded.upstreams == Upstreams::Unknown;
         status.default_group = default.and_then(|index| self.groups.get(index).cloned());
         status.catalog = self.catalog.as_ref().map(Catalog::live);
-        status.faulty_files.clone_from(&self.faults);
+        status.is_address_unknown = self.catalog.as_ref().is_some_and(Catalog::is_address_unknown);
+        status.failed_zones = data::failed_zones(self.files.failed_zones());
+        status.faults = self.data.faults().map(str::to_owned).collect();
     }
 
     fn watch_files(&mut self) {
-        let read = self.files.paths().iter().map(PathBuf::as_path);
-        let definitions = self.catalog.as_ref().map(Catalog::files);
-        let folders = definitions.iter().flat_map(|files| files.folders());
-        let configured = self.loaded.config.catalog.files.iter().map(|files| &*files.directory);
-        self.watch.follow(read.chain([self.loaded.config.zones.directory()]).chain(folders).chain(configured));
+        let mut followed = Followed::default();
+        let zones = &self.loaded.config.zones;
+        followed.folders.insert(zones.directory().to_path_buf());
+        followed.folders.extend(self.loaded.config.catalog.files.iter().map(|files| files.directory.clone()));
+        followed.stamps = self.files.stamps().iter().chain(&self.system_files).cloned().collect();
+        let files = followed.stamps.iter().map(|(path, _)| path.clone());
+        followed.files = files.filter(|path| !followed.folders.contains(path)).collect();
+        if let Some(catalog) = &self.catalog {
+            let definitions = catalog.files();
+            followed.folders.extend(definitions.folders().map(Path::to_owned));
+            followed.files.extend(definitions.links().map(Path::to_owned));
+            followed.comparisons.push(Arc::new(move || definitions.changed_on_disk()));
+            followed.comparisons.extend(catalog.host().map(|known| -> watch::Comparison {
+                Arc::new(move || if System::read() == known { Vec::new() } else { vec![HOST.into()] })
+            }));
+        }
+        self.watch.follow(followed);
     }
 
     /// Takes in no more, and replies to those who wait.
@@ -560,6 +643,7 @@ impl Daemon {
         }
         tracing::info!("stopping");
         self.status.lock().is_stopping = true;
+        self.keeper.close();
         if end == End::Succeeded {
             self.serving.leave_to_successor();
         }
@@ -614,24 +698,41 @@ fn workers(configured: usize) -> usize {
     }
 }
 
-fn load_zones(loaded: &Loaded, previous: Option<&zone::Files>) -> zone::Outcome {
-    zone::Files::load(&loaded.config.zones, &loaded.zones, previous)
+fn load_zones(loaded: &Loaded, previous: Option<&zone::Files>, copies: &Copies) -> zone::Outcome {
+    zone::Files::load(&loaded.config.zones, &loaded.zones, previous, copies)
 }
 
-/// What the configuration says of a catalog, all of it good, and what is odd in it.
-fn plan_catalog(loaded: &Loaded) -> Result<(Option<catalog::Plan>, Vec<String>)> {
-    let found = catalog::load(&loaded.config.catalog, None, Scope::All);
-    let (plan, faults, warnings) = found.map(take_plan).unwrap_or_default();
-    if faults.is_empty() { Ok((plan, warnings)) } else { Err(Refused::new(faults).into()) }
+/// The definition files; what runs already is taken over if it is of the same folder.
+fn load_definitions(
+    loaded: &Loaded,
+    running: Option<&Catalog>,
+    scope: Scope<'_>,
+    copies: &Copies,
+) -> Option<catalog::Loaded> {
+    let is_same = |running: &&Catalog| running.is_of(&loaded.config.catalog);
+    catalog::load(&loaded.config.catalog, running.filter(is_same), scope, copies)
 }
 
-/// The plan, the faults and the warnings.
-fn take_plan(found: catalog::Loaded) -> (Option<catalog::Plan>, Vec<String>, Vec<String>) {
+/// Fails if the configuration of a catalog is faulty.
+fn refuse(definitions: &Option<catalog::Loaded>) -> Result<()> {
+    match definitions {
+        Some(loaded) if !loaded.refusals.is_empty() => Err(Refused::new(&loaded.refusals).into()),
+        _ => Ok(()),
+    }
+}
+
+/// What was read anew and is good: of zones and of definition files.
+fn take_versions(zones: &mut zone::Outcome, definitions: Option<&mut catalog::Loaded>) -> (Vec<Version>, Vec<Version>) {
+    let definitions = definitions.map(|loaded| std::mem::take(&mut loaded.versions));
+    (std::mem::take(&mut zones.versions), definitions.unwrap_or_default())
+}
+
+fn take_plan(found: catalog::Loaded) -> Option<catalog::Plan> {
     if !found.unused.is_empty() {
         let keys = found.unused.into_iter().collect::<Vec<_>>().join(", ");
         tracing::info!(keys, "keys of definition files that mean nothing here");
     }
-    (found.plan, found.faults, found.warnings)
+    found.plan
 }
 
 fn rules(loaded: &Loaded, files: &zone::Files, groups: &[Arc<forward::Group>], catalog: Option<&Catalog>) -> Rules {
@@ -647,6 +748,7 @@ fn rules(loaded: &Loaded, files: &zone::Files, groups: &[Arc<forward::Group>], c
     Rules {
         overlays: files.overlays(),
         zones: files.zones().cloned().collect(),
+        failed_zones: files.failed_zones().cloned().collect(),
         forwards: forwards.collect(),
         refused: loaded.refused.clone(),
         catalog: catalog.map(Catalog::live),
@@ -660,6 +762,29 @@ fn state_folder(loaded: &Loaded) -> Option<PathBuf> {
     loaded.config.server.state_directory.clone().or_else(from_manager)
 }
 
+/// Where the last good versions of data files are kept.
+struct Kept {
+    zones: Copies,
+    definitions: Copies,
+}
+
+impl Kept {
+    fn of(loaded: &Loaded) -> Self {
+        let folder = state_folder(loaded).map(|folder| folder.join("last-good"));
+        let copies = |kind| Copies::new(folder.as_ref().map(|folder| folder.join(kind)));
+        Self { zones: copies("zones"), definitions: copies("definitions") }
+    }
+}
+
+/// The files that may say who the system's upstreams are, as they are now; none if the configuration says it.
+fn stamps_of_system(loaded: &Loaded) -> Vec<(PathBuf, Option<Stamp>)> {
+    if loaded.upstreams == Upstreams::Configured {
+        return Vec::new();
+    }
+    let files = loaded.source.system.resolv_confs.iter();
+    files.map(|file| (file.clone(), Stamp::of(file).ok())).collect()
+}
+
 fn snapshot_file(loaded: &Loaded) -> Option<PathBuf> {
     Some(state_folder(loaded)?.join("cache.snapshot"))
 }
@@ -669,10 +794,9 @@ fn registrations_place(loaded: &Loaded) -> registrations::Place {
     registrations::Place { is_enabled, folder: state_folder(loaded) }
 }
 
-/// All that is odd in a configuration and its files, but taken in.
-fn odd(loaded: &Loaded, zone_warnings: &[zone::Error], definition_warnings: &[String]) -> Vec<String> {
-    let mut warnings: Vec<String> = zone_warnings.iter().map(ToString::to_string).collect();
-    warnings.extend_from_slice(definition_warnings);
+/// All that is odd in a configuration, but taken in.
+fn odd(loaded: &Loaded) -> Vec<String> {
+    let mut warnings: Vec<String> = Vec::new();
     warnings.extend(loaded.upstreams.missing().map(str::to_owned));
     let place = registrations_place(loaded);
     if place.folder.is_none() && loaded.config.catalog.has_source() {
@@ -690,20 +814,6 @@ fn warn(warnings: impl IntoIterator<Item = String>) {
     }
 }
 
-/// The files that had faults before and have none any more.
-fn mended<'a>(before: &'a [String], after: &[String]) -> BTreeSet<&'a str> {
-    // A fault begins with the file, then perhaps a line.
-    fn file(fault: &str) -> &str {
-        let location = fault.split_once(": ").map_or("", |(location, _)| location);
-        match location.rsplit_once(':') {
-            Some((file, line)) if line.bytes().all(|octet| octet.is_ascii_digit()) => file,
-            _ => location,
-        }
-    }
-    let faulty: BTreeSet<&str> = after.iter().map(|fault| file(fault)).collect();
-    before.iter().map(|fault| file(fault)).filter(|file| file.starts_with('/') && !faulty.contains(file)).collect()
-}
-
 /// Tells the service manager; without one there is nobody to tell.
 fn notify_manager(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
@@ -717,22 +827,9 @@ fn notify_manager(state: &[NotifyState<'_>]) {
 const PATIENCE: Duration = Duration::from_millis(800);
 /// How long replies then have to leave.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// Stands for the host in what has changed: no file is called so.
+const HOST: &str = "/proc/self/net";
 /// How long files are left to settle after a change.
 const SETTLING: Duration = Duration::from_millis(100);
 /// How often it is looked whether an upstream is due for a probe.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_without_its_faults_is_known_as_mended() {
-        let faults = |texts: &[&str]| texts.iter().map(|text| text.to_string()).collect::<Vec<_>>();
-        let before =
-            faults(&["/a/x.json:3: no; fix", "/a/x.json:4: no; fix", "/b/y: z.zone: no", "/c.hcl: gone", "host: no"]);
-        let after = faults(&["/c.hcl:1: no"]);
-        assert_eq!(Vec::from_iter(mended(&before, &after)), ["/a/x.json", "/b/y"]);
-        assert!(mended(&after, &after).is_empty());
-    }
-}

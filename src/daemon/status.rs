@@ -13,7 +13,14 @@ pub(super) struct Status {
     pub upstreams_unknown: bool,
     pub default_group: Option<Arc<forward::Group>>,
     pub catalog: Option<Arc<Live>>,
-    pub faulty_files: Vec<String>,
+    /// Our own node has no address yet.
+    pub is_address_unknown: bool,
+    /// The zones that cannot be served, a line each.
+    pub failed_zones: Vec<String>,
+    /// Faults of data files.
+    pub faults: Vec<String>,
+    /// Why the last reload was refused.
+    pub refused_reload: Vec<String>,
     pub is_stopping: bool,
 }
 
@@ -37,7 +44,16 @@ impl Status {
             missing
                 .push("nothing is known of the agent in [catalog.consul], or too old; its names are forwarded".into());
         }
-        missing.extend(self.faulty_files.iter().cloned());
+        if self.is_address_unknown {
+            missing.push("the address of this host's node is not known; services on it are SERVFAIL".into());
+        }
+        missing.extend(self.failed_zones.iter().cloned());
         missing
+    }
+
+    /// What is to be mended, a line each, though every answer is as it was.
+    pub fn faults(&self) -> Vec<String> {
+        let reload = self.refused_reload.iter().map(|line| format!("reload refused: {line}"));
+        reload.chain(self.faults.iter().cloned()).collect()
     }
 }

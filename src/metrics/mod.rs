@@ -74,13 +74,13 @@ impl Metrics {
             declare.gauges("forward_up", "1 while the upstream is taken to be healthy.", &UPSTREAM, |b, put| b.each_upstream(&[""], |u, _| load(&u.up), put)),
             declare.histograms("forward_seconds", "From sending a query to its response.", &UPSTREAM),
 
-            declare.gauges("zone_files", "Zone, overlay and hosts files: in service, or refused for a fault.", &["state"], |b, put| b.levels.zone_files.put(["loaded", "faulty"], put)),
+            declare.gauges("zone_files", "Zone, overlay and hosts files: in service, or refused for faults.", &["state"], |b, put| b.levels.zone_files.put(["loaded", "faulty"], put)),
 
             declare.gauges("catalog_instances", "Instances of services, by the worst of their checks and their node's.", &["status"], |b, put| b.levels.catalog_instances.put(STATUSES, put)),
             declare.gauges("catalog_checks", "Checks of nodes and instances.", &["status"], |b, put| b.levels.catalog_checks.put(STATUSES, put)),
             declare.counters("catalog_check_changes_total", "Changes of the status of checks that run here.", &[], |b, put| put(&[], b.levels.catalog_check_changes.read())),
             declare.gauges("catalog_cut_off", "1 while we are cut off from all other hosts, whose instances are given as they were before.", &[], |b, put| put(&[], b.levels.catalog_cut_off.read())),
-            declare.gauges("catalog_faults", "Faults of definition files, whose last good versions stay in service.", &[], |b, put| put(&[], b.levels.catalog_faults.read())),
+            declare.gauges("catalog_faults", "Faults of definition files; their last good versions stay in service.", &[], |b, put| put(&[], b.levels.catalog_faults.read())),
 
             declare.gauges("catalog_source_up", "1 while the source is followed, 0 while what it said last stays in service or nothing is known.", &["source"], |b, put| b.levels.put_source(b.levels.catalog_source_up.read(), put)),
             declare.gauges("catalog_source_contact_timestamp_seconds", "When the source has answered last, since 1970; 0 for never.", &["source"], |b, put| b.levels.put_source(b.levels.catalog_source_contact.read(), put)),

@@ -25,7 +25,7 @@ struct Cluster {
 impl Cluster {
     fn new(nodes: u8) -> Self {
         let config: Config = toml::from_str("address = \"192.0.2.200\"\nnode_name = \"own\"").unwrap();
-        let identity = Identity::new(&config, &Agent::default(), &System::default()).unwrap();
+        let identity = Identity::new(&config, &Agent::default(), &System::default()).0;
         let registry = Registry::new(config.settings(&identity));
         let (live, _) = Live::new(registry.snapshot());
         let live = Arc::new(live);

@@ -171,7 +171,7 @@ fn settings(rng: &mut StdRng) -> Settings {
         text += "[service.db]\npolicy = 'one'\nhold_down = '1m'\norder = ['n1', 'i2']\n";
     }
     let config: Config = toml::from_str(&text).unwrap();
-    config.settings(&Identity::new(&config, &Agent::default(), &System::default()).unwrap())
+    config.settings(&Identity::new(&config, &Agent::default(), &System::default()).0)
 }
 
 fn a_status(rng: &mut StdRng) -> Status {

@@ -436,6 +436,9 @@ impl Resolver {
                         NO_RULE,
                     );
                 }
+                Decision::FailedZone => {
+                    return Look::End(walk.error(Rcode::SERVFAIL, EDE_INVALID_DATA, FAILED_ZONE), NO_RULE);
+                }
                 Decision::Nothing => {
                     return Look::End(
                         walk.error(Rcode::SERVFAIL, 0, "no upstream is configured for the name"),
@@ -697,6 +700,9 @@ const CLIENT_OVERLOAD: &[u8] = b"\x00\x0f\x00\x26\x00\x00too many queries of thi
 const _: () = assert!(CLIENT_OVERLOAD.len() == 4 + 0x26);
 /// Who answers when nobody does.
 const NO_RULE: RuleId = RuleId(0);
+/// Extended error 24, Invalid Data (RFC 8914 §4.25).
+const EDE_INVALID_DATA: u16 = 24;
+const FAILED_ZONE: &str = "the zone's file has faults and there is no earlier version of it";
 /// How long a query may take, chasing and all attempts included: libc gives up after 5 s.
 const DEADLINE: Duration = Duration::from_millis(3500);
 /// How long a client waits before it is given a stale answer (RFC 8767 §5).

@@ -40,6 +40,8 @@ pub struct Rules {
     pub overlays: Overlays,
     /// Whole zones.
     pub zones: Vec<Arc<Zone>>,
+    /// The apexes of zones that cannot be served: their names are not for others to answer.
+    pub failed_zones: Vec<Name>,
     /// Forward rules, each with the suffixes it speaks for.
     pub forwards: Vec<(Vec<Name>, Route)>,
     /// Suffixes that are refused.
@@ -67,8 +69,13 @@ pub struct Route {
 /// Who speaks for a suffix.
 enum Authority {
     Zone(Arc<Zone>),
+    /// A zone that cannot be served.
+    FailedZone,
     Builtin(&'static Builtin),
-    Catalog { catalog: Catalog, fallback: Option<Arc<Route>> },
+    Catalog {
+        catalog: Catalog,
+        fallback: Option<Arc<Route>>,
+    },
     Forward(Arc<Route>),
     Refuse,
 }
@@ -87,6 +94,8 @@ pub(super) enum Decision<'t> {
     },
     Forward(&'t Arc<Route>),
     Refuse,
+    /// The name belongs to a zone that cannot be served.
+    FailedZone,
     /// No rule claims the name.
     Nothing,
     Drop,
@@ -148,6 +157,9 @@ impl Tables {
         }
         for zone in rules.zones {
             router.insert(zone.apex().clone(), Authority::Zone(zone));
+        }
+        for apex in rules.failed_zones {
+            router.insert(apex, Authority::FailedZone);
         }
         for zone in builtin::private() {
             let is_kept = match router.route(zone.apex()) {
@@ -228,6 +240,7 @@ impl Tables {
             Some(Authority::Zone(zone)) => Decision::of_zone(zone, question),
             Some(Authority::Builtin(builtin)) => Decision::of_zone(builtin.zone(), question),
             Some(Authority::Forward(route)) => Decision::Forward(route),
+            Some(Authority::FailedZone) => Decision::FailedZone,
             Some(Authority::Refuse) => Decision::Refuse,
             None => Decision::Nothing,
         }

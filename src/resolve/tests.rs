@@ -171,6 +171,7 @@ fn rule(suffixes: &str, upstream: &str, serve_stale: u64) -> (Vec<Name>, Route) 
 fn rules() -> Rules {
     Rules {
         overlays: Overlays::default(),
+        failed_zones: Vec::new(),
         zones: vec![site("1")],
         forwards: vec![rule("'.'", "192.0.2.53", 3600), rule("'corp.test'", "192.0.2.54", 0)],
         refused: vec![name("refused.test")],
@@ -195,7 +196,7 @@ fn hosts(line: &str) -> Overlays {
         hosts: vec![file.path().to_owned()],
         ..zone::Config::default()
     };
-    zone::Files::load(&config, &[], None).files.overlays()
+    zone::Files::load(&config, &[], None, &crate::copies::Copies::default()).files.overlays()
 }
 
 #[test]

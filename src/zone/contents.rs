@@ -3,14 +3,15 @@
 use std::{
     fs::File,
     io::{self, Read},
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use super::{Problem, Rrset, error::Findings, names::Names, rdata::are_equal};
 use crate::{
+    copies::Version,
     location::Location,
+    stamp::Stamp,
     wire::{Name, Rtype},
 };
 
@@ -32,6 +33,18 @@ pub(super) struct Contents {
     pub octets: Vec<u8>,
     /// The files by the numbers that records have of them.
     pub files: Vec<PathBuf>,
+    /// Where files are read from.
+    pub origin: Origin,
+}
+
+/// Where a file and its includes are read from.
+pub(super) enum Origin {
+    /// The disk.
+    Disk,
+    /// The disk; what is read is gathered here for a copy.
+    Kept(Version),
+    /// A copy of the last good version.
+    Copy(Version),
 }
 
 /// A record, its parts lying in [`Contents`].
@@ -51,21 +64,12 @@ pub(super) struct Entry {
     pub line: u32,
 }
 
-/// Files as they were when they were read; nothing for one that could not be.
+/// Files as they were when they were read; `None` for one that leads nowhere.
 pub(super) type Stamps = Vec<(PathBuf, Option<Stamp>)>;
-
-/// By what a changed file is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp {
-    device: u64,
-    inode: u64,
-    size_bytes: u64,
-    modified: (i64, i64),
-}
 
 impl Contents {
     /// Nothing yet.
-    pub fn new(apex: &Name) -> Self {
+    pub fn new(apex: &Name, origin: Origin) -> Self {
         Self {
             apex: apex.clone(),
             names: Names::default(),
@@ -75,7 +79,24 @@ impl Contents {
             mentions_soa: false,
             octets: Vec::new(),
             files: Vec::new(),
+            origin,
         }
+    }
+
+    /// Reads one of its files.
+    pub fn read(&mut self, path: &Path) -> io::Result<Vec<u8>> {
+        if let Origin::Copy(version) = &self.origin {
+            return version.bytes(path).map(<[u8]>::to_vec).ok_or_else(|| io::ErrorKind::NotFound.into());
+        }
+        let (bytes, stamp) = match read_file(path) {
+            Ok((bytes, stamp)) => (Ok(bytes), Some(stamp)),
+            Err(error) => (Err(error), Stamp::of(path).ok()),
+        };
+        self.stamps.push((path.to_path_buf(), stamp));
+        if let (Origin::Kept(version), Ok(bytes)) = (&mut self.origin, &bytes) {
+            version.push(path, bytes);
+        }
+        bytes
     }
 
     /// The RDATA of a record.
@@ -164,22 +185,6 @@ impl Contents {
             out.extend(entry.ttl.to_ne_bytes());
             out.extend(entry.rdata_bytes.to_ne_bytes());
             out.extend_from_slice(self.rdata(entry));
-        }
-    }
-}
-
-impl Stamp {
-    /// The file as it is now.
-    pub fn of(path: &Path) -> io::Result<Self> {
-        std::fs::metadata(path).map(|metadata| Self::new(&metadata))
-    }
-
-    fn new(metadata: &std::fs::Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size_bytes: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
         }
     }
 }

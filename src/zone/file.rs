@@ -16,7 +16,7 @@ use std::{
 
 use super::{
     Mode, Problem,
-    contents::{Contents, Entry, read_file},
+    contents::{Contents, Entry, Origin},
     entry::Entries,
     generate::{self, Generate},
     rdata::{self, MAX_TTL, is_quoted, read_name, read_octets, read_rtype, read_seconds},
@@ -27,8 +27,8 @@ use crate::{
 };
 
 /// Reads a file and what it includes.
-pub(super) fn read(path: &Path, apex: &Name, mode: Mode) -> Contents {
-    let mut reader = Reader::new(apex, mode);
+pub(super) fn read(path: &Path, apex: &Name, mode: Mode, origin: Origin) -> Contents {
+    let mut reader = Reader::new(apex, mode, origin);
     if let Some(text) = reader.open(path, &Location::file(path)) {
         reader.read_text(path, &text, Scope::new(apex));
     }
@@ -37,7 +37,7 @@ pub(super) fn read(path: &Path, apex: &Name, mode: Mode) -> Contents {
 
 /// Reads a text as if it stood in `path`.
 pub(super) fn parse(path: &Path, text: &str, apex: &Name, mode: Mode) -> Contents {
-    let mut reader = Reader::new(apex, mode);
+    let mut reader = Reader::new(apex, mode, Origin::Disk);
     reader.read_text(path, &to_ascii(text.as_bytes()), Scope::new(apex));
     reader.finish()
 }
@@ -78,9 +78,9 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(apex: &Name, mode: Mode) -> Self {
+    fn new(apex: &Name, mode: Mode, origin: Origin) -> Self {
         Self {
-            contents: Contents::new(apex),
+            contents: Contents::new(apex, origin),
             mode,
             soa_minimum: None,
             dollar_ttl: None,
@@ -97,17 +97,13 @@ impl Reader {
 
     /// The text of a file; what keeps it from being read is blamed on `blame`.
     fn open(&mut self, path: &Path, blame: &Location) -> Option<String> {
-        match read_file(path) {
-            Ok((bytes, stamp)) => {
-                self.contents.stamps.push((path.to_path_buf(), Some(stamp)));
-                Some(match String::from_utf8(bytes) {
-                    Ok(text) if text.is_ascii() => text,
-                    Ok(text) => to_ascii(text.as_bytes()).into_owned(),
-                    Err(error) => to_ascii(error.as_bytes()).into_owned(),
-                })
-            }
+        match self.contents.read(path) {
+            Ok(bytes) => Some(match String::from_utf8(bytes) {
+                Ok(text) if text.is_ascii() => text,
+                Ok(text) => to_ascii(text.as_bytes()).into_owned(),
+                Err(error) => to_ascii(error.as_bytes()).into_owned(),
+            }),
             Err(error) => {
-                self.contents.stamps.push((path.to_path_buf(), None));
                 let reason =
                     if blame.line.is_some() { format!("{}: {error}", path.display()) } else { error.to_string() };
                 self.contents.findings.add(Problem::Unreadable(reason).at(blame.clone()));
@@ -377,7 +373,7 @@ mod tests {
         let path = folder.path().join("main.zone");
         std::fs::write(&path, "$TTL 60\nwww A 192.0.2.1\n$INCLUDE more.inc sub\n AAAA 2001:db8::1\n").unwrap();
         std::fs::write(folder.path().join("more.inc"), "$TTL 7\n$ORIGIN x.example.\nmail A 192.0.2.2\n").unwrap();
-        let contents = read(&path, &"example.".parse().unwrap(), Mode::Zone);
+        let contents = read(&path, &"example.".parse().unwrap(), Mode::Zone, Origin::Disk);
         assert_eq!(contents.findings.count(), 0, "{:?}", contents.findings);
         let owners: Vec<Name> = contents.names.iter().map(|wire| Name::from_wire(wire).unwrap()).collect();
         let read = contents.records.iter().map(|e| (owners[e.owner as usize].to_string(), e.rtype, e.ttl));
@@ -407,7 +403,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("x.zone");
             std::fs::write(&path, bytes).unwrap();
-            let contents = read(&path, &"example.".parse().unwrap(), Mode::Zone);
+            let contents = read(&path, &"example.".parse().unwrap(), Mode::Zone, Origin::Disk);
             assert_eq!(contents.findings.faults(), 0, "{:?}", contents.findings);
             contents.records.last().map(|entry| contents.rdata(entry).to_vec()).unwrap()
         };

@@ -10,18 +10,11 @@
 
 use std::{
     collections::HashMap,
-    io,
     net::{IpAddr, Ipv6Addr},
     path::Path,
 };
 
-use super::{
-    Client, Error, Problem,
-    contents::{Stamps, read_file},
-    error::Findings,
-    names::Names,
-    next_generation, synthesize_soa,
-};
+use super::{Client, Error, Problem, error::Findings, names::Names, next_generation, synthesize_soa};
 use crate::{
     location::Location,
     wire::{Answer, Name, Question, Rcode, Record, Rtype},
@@ -44,24 +37,6 @@ enum Node {
 }
 
 impl Hosts {
-    /// Reads a hosts file. One that is not there is an empty one.
-    pub fn load(file: &Path) -> Self {
-        Self::read(file).0
-    }
-
-    pub(super) fn read(file: &Path) -> (Self, Stamps) {
-        match read_file(file) {
-            Ok((bytes, stamp)) => (Self::parse(file, &bytes), vec![(file.to_path_buf(), Some(stamp))]),
-            Err(error) => {
-                let mut hosts = Self::parse(file, b"");
-                if error.kind() != io::ErrorKind::NotFound {
-                    hosts.warnings.push(Problem::Unreadable(error.to_string()).at(Location::file(file)));
-                }
-                (hosts, vec![(file.to_path_buf(), None)])
-            }
-        }
-    }
-
     /// Reads a hosts file from its bytes; `file` is what warnings call it.
     pub fn parse(file: &Path, bytes: &[u8]) -> Self {
         let mut findings = Findings::default();
@@ -327,7 +302,6 @@ fe80::1%eth0 link.example
             "hosts:10: `a..b` is not the name of a host and is passed over; write letters, digits, hyphens and single dots",
         ];
         assert_eq!(warnings, expected);
-        assert!(Hosts::load(Path::new("/nonexistent/hosts")).warnings().is_empty());
     }
 
     #[test]

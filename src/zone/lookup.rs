@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::{
     Error, Mode, Problem, Rrset,
-    contents::{Contents, Entry},
+    contents::{Contents, Entry, Origin},
     denial_soa, file,
     names::{Names, is_wildcard, wildcard_below},
     next_generation,
@@ -44,7 +44,7 @@ enum Place<'a> {
 impl Zone {
     /// Reads a zone from its master file. An error holds every fault that was found.
     pub fn load(file: &Path, apex: &Name) -> Result<Self, Vec<Error>> {
-        Self::build(file::read(file, apex, Mode::Zone))
+        Self::build(file::read(file, apex, Mode::Zone, Origin::Disk))
     }
 
     /// Reads a zone from a text; `file` is what messages call it, and where `$INCLUDE` looks for files.

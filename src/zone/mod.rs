@@ -35,7 +35,7 @@ pub use error::{Error, Problem};
 pub use hosts::Hosts;
 pub use lookup::Zone;
 pub use overlay::{Client, Ordered, Overlay, Overlays, Ruling};
-pub use store::{Files, Outcome, Source, Summary};
+pub use store::{Faulty, Files, Instead, Outcome, Source, Summary};
 
 use crate::wire::{Name, NameError, Record, Rtype, Soa};
 

@@ -20,7 +20,7 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 
 use super::{
     Error, Hosts, Mode, Problem, Rrset,
-    contents::{Contents, Entry},
+    contents::{Contents, Entry, Origin},
     denial_soa, file,
     names::{Names, is_wildcard, wildcard_below},
     next_generation,
@@ -166,7 +166,7 @@ enum Action {
 impl Overlay {
     /// Reads an overlay from its master file. An error holds every fault that was found.
     pub fn load(file: &Path, apex: &Name) -> Result<Self, Vec<Error>> {
-        Self::build(file::read(file, apex, Mode::Overlay))
+        Self::build(file::read(file, apex, Mode::Overlay, Origin::Disk))
     }
 
     /// Reads an overlay from a text; `file` is what messages call it, and where `$INCLUDE` looks for files.

@@ -1,9 +1,12 @@
 //! All files of local data as one value, and how the next value comes from it.
 //!
-//! A reload reads what has changed. A file whose every part (itself and what it includes) is as it was keeps its table and so
-//! its generation; a file with faults keeps the last version without, and so does a folder that cannot be listed.
+//! Loading reads what has changed. A file whose every part (itself and what it includes) is as it was keeps its table and so
+//! its generation. A file with faults keeps its last good version: the one in service or, at a start, its copy on disk. A zone
+//! without either is answered with SERVFAIL, for its names are not for others to answer; an overlay or hosts file without
+//! either holds no names, for nobody knows which. A folder that cannot be listed keeps its files.
 
 use std::{
+    collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -11,10 +14,15 @@ use std::{
 
 use super::{
     Config, Error, Hosts, Mode, Ordered, Overlay, Overlays, Problem, Zone,
-    contents::{Contents, Stamp, Stamps},
+    contents::{Contents, Origin, Stamps, read_file},
     file,
 };
-use crate::{location::Location, wire::Name};
+use crate::{
+    copies::{Copies, Version},
+    location::Location,
+    stamp::{Stamp, is_absent, is_removed},
+    wire::Name,
+};
 
 /// A file of local data, and for which names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,8 +41,9 @@ pub struct Files {
     zones: Vec<Loaded<Zone>>,
     overlays: Vec<Loaded<Overlay>>,
     hosts: Vec<Loaded<Hosts>>,
-    /// Every file that was looked at, whatever came of it.
-    paths: Vec<PathBuf>,
+    faulty: Vec<Faulty>,
+    /// Every file and folder that was looked at, as it was then.
+    stamps: Stamps,
     /// What `zones.order` says.
     order: Vec<PathBuf>,
     /// Warnings about the folder and the order, which are given again only when they change.
@@ -45,10 +54,37 @@ pub struct Files {
 pub struct Outcome {
     /// The files without faults, and the last good versions of the others.
     pub files: Files,
-    /// Every fault. At start each is fatal; at reload the last good version stays in service.
+    /// Every fault.
     pub faults: Vec<Error>,
     /// What is odd in the files that were read anew.
     pub warnings: Vec<Error>,
+    /// The files that were read anew and are good, if copies are kept.
+    pub versions: Vec<Version>,
+}
+
+/// A file or folder with faults.
+#[derive(Debug, Clone)]
+pub struct Faulty {
+    /// The file.
+    pub path: PathBuf,
+    /// Its faults, those of included files among them.
+    pub faults: Vec<Error>,
+    /// What is served in its place.
+    pub instead: Instead,
+    /// For which names it is; nothing if that cannot be said.
+    source: Option<Source>,
+    stamps: Stamps,
+}
+
+/// What is served in the place of a file with faults.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Instead {
+    /// Its last good version.
+    LastGood,
+    /// SERVFAIL for all names of this zone.
+    Failure(Name),
+    /// Nothing: names that it might hold are answered as if it were not there.
+    Nothing,
 }
 
 /// What a file of local data holds.
@@ -64,21 +100,31 @@ pub struct Summary {
 
 struct Loaded<T> {
     source: Source,
-    stamps: Stamps,
+    /// The files as they were when they were read; nothing if they were read from a copy.
+    stamps: Option<Stamps>,
     records: usize,
     value: Arc<T>,
+}
+
+/// What a load starts from.
+#[derive(Clone, Copy)]
+struct Before<'a> {
+    files: &'a Files,
+    copies: &'a Copies,
 }
 
 impl Files {
     /// Reads the files of `[[zone]]`, in their order, and those of `[zones]`.
     ///
-    /// `previous` is what has been loaded so far; what has not changed is taken from there.
-    pub fn load(config: &Config, zones: &[Source], previous: Option<&Self>) -> Outcome {
+    /// `previous` is what has been loaded so far; what has not changed is taken from there. The last good version of a file
+    /// that `previous` does not have is looked for among the copies.
+    pub fn load(config: &Config, zones: &[Source], previous: Option<&Self>, copies: &Copies) -> Outcome {
         let nothing = Self::default();
-        let previous = previous.unwrap_or(&nothing);
-        let mut outcome = Outcome { files: Self::default(), faults: Vec::new(), warnings: Vec::new() };
+        let before = Before { files: previous.unwrap_or(&nothing), copies };
+        let mut outcome =
+            Outcome { files: Self::default(), faults: Vec::new(), warnings: Vec::new(), versions: Vec::new() };
         let mut sources = zones.to_vec();
-        sources.extend(outcome.list(config, previous));
+        sources.extend(outcome.list(config, zones, before));
         let may_be_ordered: Vec<PathBuf> = sources
             .iter()
             .filter(|source| source.mode == Mode::Overlay)
@@ -87,36 +133,36 @@ impl Files {
             .collect();
         for source in sources {
             match source.mode {
-                Mode::Zone => outcome.load_zone(source, previous),
+                Mode::Zone => outcome.load_zone(source, before),
                 Mode::Overlay => {
-                    let loaded = outcome.load_one(source, &previous.overlays, Overlay::build, Overlay::warnings);
+                    let known = &before.files.overlays;
+                    let loaded = outcome.load_one(source, known, before, Overlay::build, Overlay::warnings);
                     outcome.files.overlays.extend(loaded);
                 }
             }
         }
         for path in &config.hosts {
-            let source = Source { path: path.clone(), apex: Name::root(), mode: Mode::Overlay };
-            let hosts = find_unchanged(&source, &previous.hosts).unwrap_or_else(|| {
-                let (hosts, stamps) = Hosts::read(path);
-                outcome.warnings.extend_from_slice(hosts.warnings());
-                Loaded { source, stamps, records: hosts.name_count(), value: Arc::new(hosts) }
-            });
-            outcome.files.add_paths(&hosts.stamps);
-            outcome.files.hosts.push(hosts);
+            outcome.load_hosts(path, before);
         }
         outcome.files.order.clone_from(&config.order);
         outcome.files.notes = outcome.notes(config, &may_be_ordered);
-        outcome.warnings.extend(outcome.files.notes.iter().filter(|note| !previous.notes.contains(note)).cloned());
+        let known = &before.files.notes;
+        outcome.warnings.extend(outcome.files.notes.iter().filter(|note| !known.contains(note)).cloned());
+        outcome.faults = outcome.files.faulty.iter().flat_map(|faulty| faulty.faults.iter().cloned()).collect();
         outcome
-    }
-
-    fn add_paths(&mut self, stamps: &Stamps) {
-        self.paths.extend(stamps.iter().map(|(path, _)| path.clone()));
     }
 
     /// The whole zones.
     pub fn zones(&self) -> impl Iterator<Item = &Arc<Zone>> {
         self.zones.iter().map(|loaded| &loaded.value)
+    }
+
+    /// The apexes of the zones that have faults and no good version.
+    pub fn failed_zones(&self) -> impl Iterator<Item = &Name> {
+        self.faulty.iter().filter_map(|faulty| match &faulty.instead {
+            Instead::Failure(apex) => Some(apex),
+            _ => None,
+        })
     }
 
     /// The overlays and hosts files, those that `zones.order` lists first.
@@ -150,9 +196,22 @@ impl Files {
         zones.chain(overlays).chain(self.hosts.iter().map(|loaded| of(loaded, true))).collect()
     }
 
-    /// Every file that was read or should have been, included ones too: when one changes or appears, it is time to load again.
-    pub fn paths(&self) -> &[PathBuf] {
-        &self.paths
+    /// The files and folders that have faults, each once.
+    pub fn faulty(&self) -> &[Faulty] {
+        &self.faulty
+    }
+
+    /// Every file that was read or should have been, included ones and folders too, as it was then: when one changes or
+    /// appears, it is time to load again.
+    pub fn stamps(&self) -> &[(PathBuf, Option<Stamp>)] {
+        &self.stamps
+    }
+
+    /// The files whose copies are to be kept: all but those that were removed.
+    pub fn kept(&self) -> HashSet<PathBuf> {
+        let faulty = self.faulty.iter().filter(|faulty| !is_removed(&faulty.path));
+        let loaded = self.tables().map(|(_, source)| source.path.clone()).filter(|path| !is_removed(path));
+        loaded.chain(faulty.map(|faulty| faulty.path.clone())).collect()
     }
 
     /// The identity of each zone, overlay and hosts file.
@@ -165,7 +224,8 @@ impl Files {
         self.tables().find(|&(known, _)| known == generation).map(|(_, source)| source.path.as_path())
     }
 
-    fn tables(&self) -> impl Iterator<Item = (u64, &Source)> {
+    /// Each table's generation and file.
+    pub fn tables(&self) -> impl Iterator<Item = (u64, &Source)> {
         let zones = self.zones.iter().map(|loaded| (loaded.value.generation(), &loaded.source));
         let overlays = self.overlays.iter().map(|loaded| (loaded.value.generation(), &loaded.source));
         zones.chain(overlays).chain(self.hosts.iter().map(|loaded| (loaded.value.generation(), &loaded.source)))
@@ -174,24 +234,41 @@ impl Files {
 
 impl Outcome {
     /// The files of the configured folder; if it cannot be listed, those that came from there before.
-    fn list(&mut self, config: &Config, previous: &Files) -> Vec<Source> {
+    fn list(&mut self, config: &Config, zones: &[Source], before: Before<'_>) -> Vec<Source> {
         let directory = config.directory();
-        match list_directory(directory, &mut self.faults) {
-            Ok(sources) => sources,
-            Err(error) if error.kind() == io::ErrorKind::NotFound && config.directory.is_none() => Vec::new(),
-            Err(error) => {
-                self.faults.push(Problem::NoDirectory(error.to_string()).at(Location::file(directory)));
-                let zones = previous.zones.iter().map(|loaded| &loaded.source);
-                let overlays = previous.overlays.iter().map(|loaded| &loaded.source);
-                zones.chain(overlays).filter(|source| source.path.parent() == Some(directory)).cloned().collect()
+        let stamp = Stamp::of(directory).ok();
+        self.files.stamps.push((directory.to_path_buf(), stamp));
+        let error = match list_directory(directory) {
+            Ok(listed) => {
+                let (sources, misnamed): (Vec<_>, Vec<_>) = listed.into_iter().partition(Result::is_ok);
+                for error in misnamed.into_iter().filter_map(Result::err) {
+                    let path = error.location.file.clone();
+                    self.refuse(path, None, vec![error], Instead::Nothing, Vec::new());
+                }
+                return sources.into_iter().flatten().collect();
             }
-        }
+            Err(_) if config.directory.is_none() && is_absent(directory) => return Vec::new(),
+            Err(error) => Problem::NoDirectory(error.to_string()).at(Location::file(directory)),
+        };
+        self.refuse(directory.to_path_buf(), None, vec![error], Instead::Nothing, Vec::new());
+        let is_from_here = |path: &Path| path.parent() == Some(directory);
+        let known = before.files.tables().map(|(_, source)| source);
+        let faulty = before.files.faulty.iter().filter_map(|faulty| faulty.source.as_ref());
+        let mut sources: Vec<Source> =
+            known.chain(faulty).filter(|source| is_from_here(&source.path)).cloned().collect();
+        let copied = before.copies.paths().into_iter().filter(|path| is_from_here(path));
+        sources.extend(copied.filter_map(|path| source_of(path)?.ok()));
+        // Files of [[zone]] and hosts files may lie in the folder, too. Each file counts once.
+        let mut seen: HashSet<PathBuf> = zones.iter().map(|source| source.path.clone()).collect();
+        sources.retain(|source| source_of(source.path.clone()).is_some() && seen.insert(source.path.clone()));
+        sources.sort_by(|a, b| a.path.cmp(&b.path));
+        sources
     }
 
     /// What is odd about the folder as a whole and about the order.
     fn notes(&self, config: &Config, may_be_ordered: &[PathBuf]) -> Vec<Error> {
         let directory = config.directory();
-        let passed_over = list_passed_over(directory, &self.files.paths);
+        let passed_over = list_passed_over(directory, &self.files.stamps);
         let mut notes = Vec::new();
         if !passed_over.is_empty() {
             notes.push(Problem::PassedOver(passed_over).at(Location::file(directory)));
@@ -202,43 +279,131 @@ impl Outcome {
         notes
     }
 
-    fn load_zone(&mut self, source: Source, previous: &Files) {
-        if let Some(other) = self.files.zones.iter().find(|loaded| loaded.source.apex == source.apex) {
-            let problem = Problem::SameApex { apex: source.apex, other: other.source.path.clone() };
-            self.faults.push(problem.at(Location::file(source.path)));
-            return;
+    fn load_zone(&mut self, source: Source, before: Before<'_>) {
+        let served = self.files.zones.iter().map(|loaded| &loaded.source);
+        let failed = self.files.faulty.iter().filter_map(|faulty| faulty.source.as_ref());
+        let failed = failed.filter(|source| source.mode == Mode::Zone);
+        if let Some(other) = served.chain(failed).find(|other| other.apex == source.apex) {
+            let problem = Problem::SameApex { apex: source.apex.clone(), other: other.path.clone() };
+            let error = problem.at(Location::file(&source.path));
+            return self.refuse(source.path, None, vec![error], Instead::Nothing, Vec::new());
         }
-        let loaded = self.load_one(source, &previous.zones, Zone::build, Zone::warnings);
+        let loaded = self.load_one(source, &before.files.zones, before, Zone::build, Zone::warnings);
         self.files.zones.extend(loaded);
     }
 
     fn load_one<T>(
         &mut self,
         source: Source,
-        previous: &[Loaded<T>],
+        known: &[Loaded<T>],
+        before: Before<'_>,
         build: fn(Contents) -> Result<T, Vec<Error>>,
         warnings: fn(&T) -> &[Error],
     ) -> Option<Loaded<T>> {
-        if let Some(unchanged) = find_unchanged(&source, previous) {
-            self.files.add_paths(&unchanged.stamps);
+        if let Some(unchanged) = find_unchanged(&source, known) {
+            self.files.stamps.extend(unchanged.stamps.iter().flatten().cloned());
             return Some(unchanged);
         }
-        let mut contents = file::read(&source.path, &source.apex, source.mode);
+        let last_good = || known.iter().find(|loaded| loaded.source == source).cloned();
+        // What was faulty and is as it was need not be read to know that.
+        if let Some(faulty) = find_faulty(&source, &before.files.faulty) {
+            self.files.stamps.extend(faulty.stamps.iter().cloned());
+            self.files.faulty.push(faulty.clone());
+            return last_good();
+        }
+        let origin = if before.copies.are_kept() { Origin::Kept(Version::default()) } else { Origin::Disk };
+        let mut contents = file::read(&source.path, &source.apex, source.mode, origin);
         let stamps = std::mem::take(&mut contents.stamps);
         let records = contents.records.len();
-        self.files.add_paths(&stamps);
-        match build(contents) {
+        let origin = std::mem::replace(&mut contents.origin, Origin::Disk);
+        let errors = match build(contents) {
             Ok(value) => {
+                self.files.stamps.extend(stamps.iter().cloned());
                 self.warnings.extend_from_slice(warnings(&value));
-                Some(Loaded { source, stamps, records, value: Arc::new(value) })
+                if let Origin::Kept(version) = origin {
+                    self.versions.push(version);
+                }
+                return Some(Loaded { source, stamps: Some(stamps), records, value: Arc::new(value) });
             }
-            Err(errors) => {
-                let (warnings, faults): (Vec<_>, Vec<_>) = errors.into_iter().partition(|e| e.problem.is_warning());
-                self.warnings.extend(warnings);
-                self.faults.extend(faults);
-                previous.iter().find(|loaded| loaded.source == source).cloned()
-            }
+            Err(errors) => errors,
+        };
+        let (warned, faults): (Vec<_>, Vec<_>) = errors.into_iter().partition(|error| error.problem.is_warning());
+        self.warnings.extend(warned);
+        // A file that was removed and is still configured has no last good version at a start: it was meant to go.
+        let last_good = last_good().or_else(|| {
+            let version = before.copies.find(&source.path).filter(|_| !is_removed(&source.path))?;
+            let contents = file::read(&source.path, &source.apex, source.mode, Origin::Copy(version));
+            let records = contents.records.len();
+            Some(Loaded { source: source.clone(), stamps: None, records, value: Arc::new(build(contents).ok()?) })
+        });
+        let instead = match (&last_good, source.mode) {
+            (Some(_), _) => Instead::LastGood,
+            (None, Mode::Zone) => Instead::Failure(source.apex.clone()),
+            (None, Mode::Overlay) => Instead::Nothing,
+        };
+        self.refuse(source.path.clone(), Some(source), faults, instead, stamps);
+        last_good
+    }
+
+    fn load_hosts(&mut self, path: &Path, before: Before<'_>) {
+        let source = Source { path: path.to_path_buf(), apex: Name::root(), mode: Mode::Overlay };
+        if let Some(unchanged) = find_unchanged(&source, &before.files.hosts) {
+            self.files.stamps.extend(unchanged.stamps.iter().flatten().cloned());
+            self.files.hosts.push(unchanged);
+            return;
         }
+        let hosts = match read_file(path) {
+            Ok((bytes, stamp)) => {
+                if before.copies.are_kept() {
+                    let mut version = Version::default();
+                    version.push(path, &bytes);
+                    self.versions.push(version);
+                }
+                let hosts = Hosts::parse(path, &bytes);
+                self.warnings.extend_from_slice(hosts.warnings());
+                let records = hosts.name_count();
+                Loaded {
+                    source,
+                    stamps: Some(vec![(path.to_path_buf(), Some(stamp))]),
+                    records,
+                    value: Arc::new(hosts),
+                }
+            }
+            // One that is not there is an empty one.
+            Err(_) if is_absent(path) => {
+                let hosts = Hosts::parse(path, b"");
+                Loaded { source, stamps: Some(vec![(path.to_path_buf(), None)]), records: 0, value: Arc::new(hosts) }
+            }
+            Err(error) => {
+                let stamps = vec![(path.to_path_buf(), Stamp::of(path).ok())];
+                let faults = vec![Problem::Unreadable(error.to_string()).at(Location::file(path))];
+                let known = before.files.hosts.iter().find(|loaded| loaded.source == source).cloned();
+                let last_good = known.or_else(|| {
+                    let version = before.copies.find(path)?;
+                    let hosts = Hosts::parse(path, version.bytes(path)?);
+                    let records = hosts.name_count();
+                    Some(Loaded { source: source.clone(), stamps: None, records, value: Arc::new(hosts) })
+                });
+                let instead = if last_good.is_some() { Instead::LastGood } else { Instead::Nothing };
+                self.refuse(path.to_path_buf(), Some(source), faults, instead, stamps);
+                self.files.hosts.extend(last_good);
+                return;
+            }
+        };
+        self.files.stamps.extend(hosts.stamps.iter().flatten().cloned());
+        self.files.hosts.push(hosts);
+    }
+
+    fn refuse(&mut self, path: PathBuf, source: Option<Source>, faults: Vec<Error>, instead: Instead, stamps: Stamps) {
+        self.files.stamps.extend(stamps.iter().cloned());
+        self.files.faulty.push(Faulty { path, faults, instead, source, stamps });
+    }
+}
+
+impl Faulty {
+    /// Returns true if this is a file, and not the folder of files.
+    pub fn is_file(&self) -> bool {
+        !self.faults.iter().any(|fault| matches!(fault.problem, Problem::NoDirectory(_)))
     }
 }
 
@@ -249,37 +414,47 @@ impl<T> Clone for Loaded<T> {
 }
 
 /// What was read from `source` before, if every file that took part is as it was.
-fn find_unchanged<T>(source: &Source, previous: &[Loaded<T>]) -> Option<Loaded<T>> {
-    let loaded = previous.iter().find(|loaded| &loaded.source == source)?;
-    let is_same = |(path, stamp): &(PathBuf, Option<Stamp>)| Stamp::of(path).ok() == *stamp;
-    loaded.stamps.iter().all(is_same).then(|| loaded.clone())
+fn find_unchanged<T>(source: &Source, known: &[Loaded<T>]) -> Option<Loaded<T>> {
+    let loaded = known.iter().find(|loaded| &loaded.source == source)?;
+    loaded.stamps.as_ref().is_some_and(are_unchanged).then(|| loaded.clone())
+}
+
+/// The faults of `source` before, if every file that took part is as it was.
+fn find_faulty<'a>(source: &Source, faulty: &'a [Faulty]) -> Option<&'a Faulty> {
+    let is_same = |faulty: &&Faulty| faulty.source.as_ref() == Some(source) && are_unchanged(&faulty.stamps);
+    faulty.iter().find(is_same)
+}
+
+fn are_unchanged(stamps: &Stamps) -> bool {
+    !stamps.is_empty() && stamps.iter().all(|(path, stamp)| Stamp::of(path).ok() == *stamp)
 }
 
 /// The zone and overlay files in a folder, in the order of their names.
-///
-/// Hidden files and all that do not end with `.zone` or `.overlay`, as the backup copies of editors, are passed over.
-fn list_directory(directory: &Path, faults: &mut Vec<Error>) -> io::Result<Vec<Source>> {
+fn list_directory(directory: &Path) -> io::Result<Vec<Result<Source, Error>>> {
     let mut paths: Vec<PathBuf> = fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
     paths.sort();
-    let mut sources = Vec::new();
-    for path in paths {
-        let mode = match path.extension().and_then(|extension| extension.to_str()) {
-            Some("zone") => Mode::Zone,
-            Some("overlay") => Mode::Overlay,
-            _ => continue,
-        };
-        // Without UTF-8 it is no apex, and says so.
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with(['.', '#']) {
-            continue;
-        }
-        let apex = if name.starts_with('@') { Ok(Name::root()) } else { name.parse() };
-        match apex {
-            Ok(apex) => sources.push(Source { path, apex, mode }),
-            Err(error) => faults.push(Problem::BadFileName(error).at(Location::file(path))),
-        }
+    Ok(paths.into_iter().filter_map(source_of).collect())
+}
+
+/// What a file in a folder is by its name.
+///
+/// Hidden files and all that do not end with `.zone` or `.overlay`, as the backup copies of editors, are passed over.
+fn source_of(path: PathBuf) -> Option<Result<Source, Error>> {
+    let mode = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("zone") => Mode::Zone,
+        Some("overlay") => Mode::Overlay,
+        _ => return None,
+    };
+    // Without UTF-8 it is no apex, and says so.
+    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    if name.starts_with(['.', '#']) {
+        return None;
     }
-    Ok(sources)
+    let apex = if name.starts_with('@') { Ok(Name::root()) } else { name.parse() };
+    Some(match apex {
+        Ok(apex) => Ok(Source { path, apex, mode }),
+        Err(error) => Err(Problem::BadFileName(error).at(Location::file(path))),
+    })
 }
 
 /// Whether an entry of `zones.order` means the file at `path`: by its name, or by its path.
@@ -289,13 +464,13 @@ fn is_meant(entry: &Path, path: &Path) -> bool {
 
 /// The names of the files in a folder that are neither listed by [`list_directory`] nor among those read, `read`, and that
 /// are no leftovers of editors either.
-fn list_passed_over(directory: &Path, read: &[PathBuf]) -> Vec<String> {
+fn list_passed_over(directory: &Path, read: &Stamps) -> Vec<String> {
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
     let mut names: Vec<String> = entries
         .flatten()
         .map(|entry| entry.path())
         .filter(|path| path.extension().is_none_or(|extension| extension != "zone" && extension != "overlay"))
-        .filter(|path| !read.contains(path) && path.is_file())
+        .filter(|path| !read.iter().any(|(known, _)| known == path) && path.is_file())
         .map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned())
         .filter(|name| !name.starts_with(['.', '#']) && !name.ends_with('~'))
         .collect();
@@ -325,7 +500,7 @@ mod tests {
         fn load(&self, previous: Option<&Files>) -> Outcome {
             let hosts = vec![self.0.path().join("hosts")];
             let config = Config { directory: Some(self.0.path().to_path_buf()), hosts, ..Config::default() };
-            Files::load(&config, &[], previous)
+            Files::load(&config, &[], previous, &Copies::default())
         }
     }
 
@@ -365,7 +540,7 @@ mod tests {
         folder.write("c.overlay", "@ A 192.0.2.1\n");
         let first = folder.load(None);
         assert_eq!(first.faults, []);
-        assert_eq!(first.files.paths().len(), 5);
+        assert_eq!(first.files.stamps().len(), 6);
         assert_eq!(first.files.path_of(generations(&first.files)[0]), Some(&*folder.0.path().join("a.zone")));
         let second = folder.load(Some(&first.files));
         assert_eq!(generations(&second.files), generations(&first.files));
@@ -394,7 +569,7 @@ mod tests {
         }
         fs::remove_dir_all(folder.0.path()).unwrap();
         let gone = folder.load(Some(&good.files));
-        assert!(good.files.paths().contains(&folder.0.path().join("a.zone")));
+        assert!(good.files.stamps().iter().any(|(path, _)| *path == folder.0.path().join("a.zone")));
         assert_eq!((apexes(&gone.files), gone.faults.len()), (vec!["a.".to_string()], 2));
     }
 
@@ -404,7 +579,7 @@ mod tests {
         folder.write("a.zone", SOA);
         let other = Source { path: folder.0.path().join("a.zone"), apex: "A.".parse().unwrap(), mode: Mode::Zone };
         let config = Config { directory: Some(folder.0.path().to_path_buf()), hosts: Vec::new(), ..Config::default() };
-        let outcome = Files::load(&config, &[other], None);
+        let outcome = Files::load(&config, &[other], None, &Copies::default());
         assert_eq!(apexes(&outcome.files), ["A."]);
         assert!(matches!(outcome.faults[0].problem, Problem::SameApex { .. }));
     }
@@ -422,7 +597,7 @@ mod tests {
         let order = ["allow.overlay", "a.zone", "hosts", "gone.overlay"].map(PathBuf::from).to_vec();
         let hosts = vec![folder.0.path().join("hosts")];
         let config = Config { directory: Some(folder.0.path().to_path_buf()), hosts, order };
-        let first = Files::load(&config, &[], None);
+        let first = Files::load(&config, &[], None, &Copies::default());
         let warnings: Vec<String> = first.warnings.iter().map(|warning| warning.problem.to_string()).collect();
         let expected = [
             "2 files are passed over: README, b.zone.rpmsave; name them APEX.zone, APEX.overlay or @NAME.overlay, or move \
@@ -431,9 +606,9 @@ mod tests {
             "zones.order names `gone.overlay`, which is no overlay or hosts file; correct or remove it",
         ];
         assert_eq!(warnings, expected);
-        assert_eq!(Files::load(&config, &[], Some(&first.files)).warnings, []);
+        assert_eq!(Files::load(&config, &[], Some(&first.files), &Copies::default()).warnings, []);
         folder.write("c.txt", "");
-        let warnings = Files::load(&config, &[], Some(&first.files)).warnings;
+        let warnings = Files::load(&config, &[], Some(&first.files), &Copies::default()).warnings;
         assert!(warnings.len() == 1 && warnings[0].to_string().contains("3 files are passed over"), "{warnings:?}");
     }
 
@@ -445,7 +620,7 @@ mod tests {
         let path = folder.0.path().join("@allow.overlay");
         for order in [vec![PathBuf::from("@allow.overlay")], vec![path]] {
             let config = Config { directory: Some(folder.0.path().to_path_buf()), hosts: Vec::new(), order };
-            let overlays = Files::load(&config, &[], None).files.overlays();
+            let overlays = Files::load(&config, &[], None, &Copies::default()).files.overlays();
             let qname = "ads.test".parse().unwrap();
             let question =
                 crate::wire::Question { qname, qtype: crate::wire::Rtype::A, qclass: crate::wire::Class::IN };

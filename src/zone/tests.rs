@@ -53,8 +53,12 @@ fn fixtures_provoke_exactly_the_messages_that_they_begin_with() {
 #[test]
 fn examples_are_read_in_silence() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/zones");
-    let outcome =
-        Files::load(&Config { directory: Some(directory), hosts: Vec::new(), ..Config::default() }, &[], None);
+    let outcome = Files::load(
+        &Config { directory: Some(directory), hosts: Vec::new(), ..Config::default() },
+        &[],
+        None,
+        &crate::copies::Copies::default(),
+    );
     assert_eq!((outcome.faults, outcome.warnings), (Vec::new(), Vec::new()));
     assert!(outcome.files.zones().count() >= 1);
 }

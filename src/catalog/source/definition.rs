@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     catalog::{
-        config::is_label,
+        config::{is_label, read_domain},
         health::Status,
         identity::Agent,
         keys::{self, Holds, Keys, Known},
@@ -128,8 +128,8 @@ impl<D> Reader<'_, D> {
                 }
                 "datacenter" => agent.datacenter = self.text(key, value),
                 "nodename" => agent.node_name = self.text(key, value),
-                "domain" => agent.domain = self.text(key, value),
-                "altdomain" => agent.alt_domain = self.text(key, value),
+                "domain" => agent.domain = self.domain("domain", key, value),
+                "altdomain" => agent.alt_domain = self.domain("alt_domain", key, value),
                 "nodemeta" => agent.node_meta = self.texts_by_key(key, value),
                 "taggedaddresses" => agent.tagged = self.tagged(key, value),
                 "advertiseaddr" => advertise = self.own_address(key, value),
@@ -380,6 +380,16 @@ impl<D> Reader<'_, D> {
             tagged.extend(address.map(|address| (tag.clone(), Tagged { address, port })));
         }
         tagged
+    }
+
+    /// A domain of the catalog's names.
+    fn domain(&mut self, name: &'static str, key: &str, value: &Value) -> Option<String> {
+        let text = self.text(key, value)?;
+        if let Err(problem) = read_domain(name, &text) {
+            self.blame(value, Problem::Domain(problem.to_string()));
+            return None;
+        }
+        Some(text)
     }
 
     /// The address of our own node; what stands for several, or is a template, says nothing.

@@ -1,12 +1,12 @@
 //! Definition files, as Consul reads them from `/etc/consul.d`.
 //!
 //! Every `*.json` and `*.hcl` in the folder and below it is read, in the order of the names. A file with faults is refused
-//! with all of them, and what it said before stays; a file that has not changed is not read again.
+//! with all of them, and what it said before stays: at a start that is found in its copy. A file that has not changed is not
+//! read again.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs, io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -27,7 +27,9 @@ use crate::{
         model::{Check, Host, Instance, InstanceKey, Node, NodeKey, Registration},
         registry::{CheckKey, Part, Set},
     },
+    copies::{Copies, Version},
     location::Location,
+    stamp::{Stamp, is_removed},
 };
 
 pub use super::{definition::Define, index::Owner};
@@ -38,10 +40,21 @@ pub struct Files<D> {
     /// By their paths, in whose order they count.
     files: RedBlackTreeMapSync<PathBuf, Loaded<D>>,
     index: Index<D>,
+    faulty: Arc<BTreeMap<PathBuf, Faulty>>,
     /// The folders, which change when a file comes or goes.
-    folders: Arc<BTreeSet<PathBuf>>,
-    /// Whether every folder could be listed and every file read.
+    folders: Arc<BTreeMap<PathBuf, Option<Stamp>>>,
+    /// The files that are symbolic links, whose targets may change elsewhere.
+    links: Arc<BTreeSet<PathBuf>>,
+    /// Whether every folder could be listed.
     is_whole: bool,
+}
+
+/// A file that was refused.
+#[derive(Debug, Clone)]
+struct Faulty {
+    /// As it was then; nothing if it leads nowhere.
+    stamp: Option<Stamp>,
+    faults: Vec<Error>,
 }
 
 /// What is looked at.
@@ -60,10 +73,14 @@ pub struct Outcome<D> {
     pub files: Files<D>,
     /// What the files say otherwise than before, or may.
     pub changed: HashSet<Owner>,
-    /// Every fault. At start each is fatal; at reload the last good version stays in service.
+    /// Every fault.
     pub faults: Vec<Error>,
     /// What is odd in files that were read anew, but taken in.
     pub warnings: Vec<Error>,
+    /// The files that were read anew and are good, if copies are kept.
+    pub versions: Vec<Version>,
+    /// The files that came, went or say something else than before.
+    pub changed_files: BTreeSet<PathBuf>,
     /// Keys that mean something to Consul and nothing here, in files that were read anew: to be named once, together.
     pub unused: BTreeSet<String>,
 }
@@ -76,6 +93,8 @@ impl<D> Default for Outcome<D> {
             changed: HashSet::new(),
             faults: Vec::new(),
             warnings: Vec::new(),
+            versions: Vec::new(),
+            changed_files: BTreeSet::new(),
             unused: BTreeSet::new(),
         }
     }
@@ -156,6 +175,9 @@ pub enum Problem {
         /// What could stand there.
         expected: &'static str,
     },
+    /// A domain that is none.
+    #[error("{0}")]
+    Domain(String),
     /// A check that cannot be run.
     #[error("{0}")]
     Check(String),
@@ -184,28 +206,44 @@ pub enum Problem {
 
 #[derive(Debug)]
 struct Loaded<D> {
-    /// As it was when it was read; nothing if it is to be read again in any case.
+    /// As it was when it was read; nothing if it was read from a copy.
     stamp: Option<Stamp>,
+    /// Whether all that is in it is taken in.
+    is_whole: bool,
     contents: Arc<Contents<D>>,
 }
 
 impl<D> Clone for Loaded<D> {
     fn clone(&self) -> Self {
-        Self { stamp: self.stamp, contents: self.contents.clone() }
+        Self { stamp: self.stamp, is_whole: self.is_whole, contents: self.contents.clone() }
     }
 }
 
 impl<D> Default for Files<D> {
     /// Of no folder.
     fn default() -> Self {
-        Self { files: RedBlackTreeMapSync::new_sync(), index: Index::new(), folders: Arc::default(), is_whole: true }
+        Self {
+            files: RedBlackTreeMapSync::new_sync(),
+            index: Index::new(),
+            faulty: Arc::default(),
+            folders: Arc::default(),
+            links: Arc::default(),
+            is_whole: true,
+        }
     }
 }
 
 impl<D> Files<D> {
     /// Reads what is in a folder. `previous` is what has been loaded so far; what has not changed is taken from there, and
-    /// nothing outside of the scope is looked at.
-    pub fn load(directory: &Path, previous: Option<&Self>, scope: Scope<'_>, define: Define<'_, D>) -> Outcome<D> {
+    /// nothing outside of the scope is looked at. The last good version of a file that `previous` does not have is looked for
+    /// among the copies.
+    pub fn load(
+        directory: &Path,
+        previous: Option<&Self>,
+        scope: Scope<'_>,
+        copies: &Copies,
+        define: Define<'_, D>,
+    ) -> Outcome<D> {
         let files = match previous {
             None => Self::default(),
             Some(previous) => previous.clone(),
@@ -215,11 +253,11 @@ impl<D> Files<D> {
             (Some(previous), Scope::Changed(changed)) => previous.definitions_among(directory, changed),
             _ => None,
         };
-        let paths = changed.unwrap_or_else(|| outcome.list_all(directory));
+        let paths = changed.unwrap_or_else(|| outcome.list_all(directory, copies));
         for path in paths {
-            outcome.load_one(&path, define);
+            outcome.load_one(&path, copies, define);
         }
-        outcome.files.is_whole = outcome.faults.is_empty();
+        outcome.faults.extend(outcome.files.faulty.values().flat_map(|faulty| faulty.faults.iter().cloned()));
         outcome.faults.extend(outcome.files.index.faults());
         outcome
     }
@@ -236,7 +274,37 @@ impl<D> Files<D> {
 
     /// The folders to be watched, the files in which may change, come and go.
     pub fn folders(&self) -> impl Iterator<Item = &Path> {
-        self.folders.iter().map(PathBuf::as_path)
+        self.folders.keys().map(PathBuf::as_path)
+    }
+
+    /// The files that are symbolic links: what they lead to is to be watched, too.
+    pub fn links(&self) -> impl Iterator<Item = &Path> {
+        self.links.iter().map(PathBuf::as_path)
+    }
+
+    /// The files that are refused, in order.
+    pub fn faulty(&self) -> impl Iterator<Item = &Path> {
+        self.faulty.keys().map(PathBuf::as_path)
+    }
+
+    /// Returns true if this file is good, or its last good version is in service.
+    pub fn is_served(&self, path: &Path) -> bool {
+        self.files.contains_key(path)
+    }
+
+    /// The files whose copies are to be kept.
+    pub fn kept(&self) -> HashSet<PathBuf> {
+        self.files.keys().chain(self.faulty.keys()).cloned().collect()
+    }
+
+    /// The files and folders that are no longer as they were when they were read.
+    pub fn changed_on_disk(&self) -> Vec<PathBuf> {
+        let is_changed = |path: &Path, stamp: Option<Stamp>| Stamp::of(path).ok() != stamp;
+        let folders = self.folders.iter().map(|(path, stamp)| (path, *stamp));
+        let faulty = self.faulty.iter().map(|(path, faulty)| (path, faulty.stamp));
+        let good = self.files.iter().filter(|(path, _)| !self.faulty.contains_key(*path));
+        let all = folders.chain(faulty).chain(good.map(|(path, loaded)| (path, loaded.stamp)));
+        all.filter(|(path, stamp)| is_changed(path, *stamp)).map(|(path, _)| path.clone()).collect()
     }
 
     /// What the agent keys say; of two files the later has the word.
@@ -350,15 +418,21 @@ impl<D> Files<D> {
         }
         let mut definitions = BTreeSet::new();
         for path in changed.iter().filter(|path| path.starts_with(directory) || directory.starts_with(path)) {
-            let is_known_folder = path.parent().is_some_and(|folder| self.folders.contains(folder));
-            if !is_known_folder || self.folders.contains(path) || path.is_dir() || is_link_of_links(path) {
+            let is_known_folder = path.parent().is_some_and(|folder| self.folders.contains_key(folder));
+            let is_link = path.is_symlink() || self.links.contains(path);
+            if !is_known_folder || self.folders.contains_key(path) || path.is_dir() || is_link || is_link_of_links(path)
+            {
                 return None;
             }
             if is_definition(path) {
                 definitions.insert(path.clone());
             }
         }
-        // What could not be read has to be looked at again, and nothing says which that was.
+        definitions.extend(self.faulty.keys().cloned());
+        // Their faults stay known.
+        let in_part = self.files.iter().filter(|(_, loaded)| !loaded.is_whole);
+        definitions.extend(in_part.map(|(path, _)| path.clone()));
+        // What could not be listed has to be looked at again.
         self.is_whole.then_some(definitions)
     }
 }
@@ -368,7 +442,9 @@ impl<D> Clone for Files<D> {
         Self {
             files: self.files.clone(),
             index: self.index.clone(),
+            faulty: self.faulty.clone(),
             folders: self.folders.clone(),
+            links: self.links.clone(),
             is_whole: self.is_whole,
         }
     }
@@ -389,37 +465,39 @@ fn definitions<D>(service_id: Owner, unit: &Unit<D>, node: NodeKey) -> impl Iter
 
 impl<D> Outcome<D> {
     /// Lists all definition files, and those that were: they may be gone.
-    fn list_all(&mut self, directory: &Path) -> BTreeSet<PathBuf> {
-        let mut paths = BTreeSet::new();
-        let mut folders = BTreeSet::new();
-        let is_all = self.list(directory, 0, &mut folders, &mut paths);
+    fn list_all(&mut self, directory: &Path, copies: &Copies) -> BTreeSet<PathBuf> {
+        let mut listing = Listing::default();
+        let is_all = self.list(directory, 0, &mut listing);
+        let Listing { folders, mut paths, links } = listing;
         // Where nobody knows what is in there now, what was there stays.
         let is_left = |path: &&PathBuf| is_all || !path.starts_with(directory);
-        let gone: Vec<_> =
-            self.files.files.keys().filter(is_left).filter(|path| !paths.contains(*path)).cloned().collect();
+        let known = self.files.files.keys().chain(self.files.faulty.keys());
+        let gone: Vec<_> = known.filter(is_left).filter(|path| !paths.contains(*path)).cloned().collect();
         for path in gone {
+            self.forgive(&path);
             self.put(&path, None);
         }
         if !is_all {
-            paths.extend(self.files.files.keys().filter(|path| path.starts_with(directory)).cloned());
+            let known = self.files.files.keys().chain(self.files.faulty.keys()).cloned();
+            let copied = copies.paths().into_iter().filter(|path| is_definition(path));
+            // What was removed from a folder that can be listed is gone.
+            let is_missing = |path: &PathBuf| path.starts_with(directory) && !is_removed(path);
+            paths.extend(known.chain(copied).filter(is_missing));
         }
         self.files.folders = folders.into();
+        self.files.links = links.into();
+        self.files.is_whole = is_all;
         paths
     }
 
     /// Lists the definition files in a folder and below; false if not all could be seen.
-    fn list(
-        &mut self,
-        folder: &Path,
-        depth: usize,
-        folders: &mut BTreeSet<PathBuf>,
-        paths: &mut BTreeSet<PathBuf>,
-    ) -> bool {
+    fn list(&mut self, folder: &Path, depth: usize, listing: &mut Listing) -> bool {
         let mut blame = |problem| self.faults.push(Error { location: Location::file(folder), problem });
         if depth > MAX_DEPTH {
             blame(Problem::Depth);
             return false;
         }
+        listing.folders.insert(folder.to_owned(), Stamp::of(folder).ok());
         let entries = fs::read_dir(folder).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
         let entries = match entries {
             Ok(entries) => entries,
@@ -428,11 +506,11 @@ impl<D> Outcome<D> {
                 return false;
             }
         };
-        folders.insert(folder.to_owned());
         let mut is_all = true;
         for entry in entries {
             let path = entry.path();
             // Only a link has to be followed to know what it is.
+            let is_link = entry.file_type().is_ok_and(|known| known.is_symlink());
             let is_folder = match entry.file_type() {
                 Ok(known) if !known.is_symlink() => known.is_dir(),
                 _ => path.is_dir(),
@@ -440,59 +518,69 @@ impl<D> Outcome<D> {
             if is_hidden(&path) {
                 continue;
             } else if is_folder {
-                is_all &= self.list(&path, depth + 1, folders, paths);
+                is_all &= self.list(&path, depth + 1, listing);
             } else if is_definition(&path) {
-                paths.insert(path);
+                if is_link {
+                    listing.links.insert(path.clone());
+                }
+                listing.paths.insert(path);
             }
         }
         is_all
     }
 
-    fn load_one(&mut self, path: &Path, define: Define<'_, D>) {
+    fn load_one(&mut self, path: &Path, copies: &Copies, define: Define<'_, D>) {
         let stamp = Stamp::of(path).ok();
         // One that has gone says nothing any more; but if its folder is gone too, nobody knows what was meant.
-        if stamp.is_none() && is_gone(path) && path.parent().is_some_and(Path::is_dir) {
+        if stamp.is_none() && is_removed(path) {
+            self.forgive(path);
             return self.put(path, None);
         }
         let known = self.files.files.get(path);
-        if known.is_some_and(|known| known.stamp.is_some() && known.stamp == stamp) {
+        let faulty = self.files.faulty.get(path);
+        if faulty.is_some_and(|faulty| faulty.stamp == stamp) {
             return;
         }
-        let location = Location::file(path);
-        let mut reader = Reader::new(location.clone(), define);
-        reader.ports = self.files.ports_but_of(path);
-        let contents = match read(path) {
-            Ok(Some(root)) => Some(reader.contents(&root)),
-            Ok(None) => None,
-            Err(fault) => {
-                let location = Location { line: fault.line, ..location };
-                let problem = if fault.line.is_some() {
-                    Problem::Syntax(fault.message)
-                } else {
-                    Problem::Unreadable(fault.message)
-                };
-                reader.errors.push(Error { location, problem });
-                None
+        if known.is_some_and(|known| known.is_whole && known.stamp.is_some() && known.stamp == stamp) {
+            return self.forgive(path);
+        }
+        let read = read_file(path);
+        let parsed = read.as_ref().map_err(|fault| vec![Error::of_file(path, fault.clone())]);
+        let parsed = parsed.and_then(|bytes| parse(path, bytes, self.files.ports_but_of(path), define));
+        let faults = match parsed {
+            Ok(parsed) => {
+                self.unused.extend(parsed.unused);
+                self.warnings.extend(parsed.warnings);
+                if let Some(bytes) = read.ok().filter(|_| copies.are_kept()) {
+                    let mut version = Version::default();
+                    version.push(path, &bytes);
+                    self.versions.push(version);
+                }
+                self.forgive(path);
+                // A file with checks that are refused is read again each time, so that they stay known.
+                let is_whole = parsed.refused.is_empty();
+                self.faults.extend(parsed.refused);
+                let loaded = |contents: Contents<D>| Loaded { stamp, is_whole, contents: contents.into() };
+                return self.put(path, parsed.contents.map(loaded));
             }
+            Err(faults) => faults,
         };
-        if !reader.errors.is_empty() {
-            reader.errors.extend(reader.refused.into_iter().map(|refused| refused.error));
-            reader.errors.sort_by_key(|error| error.location.line);
-            // A sidecar is read within its service and as a service.
-            reader.errors.dedup();
-            self.faults.append(&mut reader.errors);
-            if let Some(known) = known.cloned() {
-                self.files.files.insert_mut(path.to_owned(), Loaded { stamp: None, ..known });
-            }
-            return;
+        if known.is_none()
+            && let Some(version) = copies.find(path)
+            && let Some(bytes) = version.bytes(path)
+            && let Ok(Parsed { contents: Some(contents), .. }) =
+                parse(path, bytes, self.files.ports_but_of(path), define)
+        {
+            self.put(path, Some(Loaded { stamp: None, is_whole: true, contents: contents.into() }));
         }
-        reader.warnings.dedup();
-        self.warnings.append(&mut reader.warnings);
-        self.unused.extend(reader.unused);
-        // A file with checks that are refused is read again each time, so that they stay known.
-        let stamp = stamp.filter(|_| reader.refused.is_empty());
-        self.faults.extend(reader.refused.into_iter().map(|refused| refused.error));
-        self.put(path, contents.map(|contents| Loaded { stamp, contents: contents.into() }));
+        Arc::make_mut(&mut self.files.faulty).insert(path.to_owned(), Faulty { stamp, faults });
+    }
+
+    /// A file has no faults any more.
+    fn forgive(&mut self, path: &Path) {
+        if self.files.faulty.contains_key(path) {
+            Arc::make_mut(&mut self.files.faulty).remove(path);
+        }
     }
 
     /// Puts a file in place of what it was.
@@ -504,10 +592,32 @@ impl<D> Outcome<D> {
             self.changed.extend(contents.checks.iter().map(|check| check.service_id.clone()));
         }
         self.files.index.exchange(path, old.as_deref(), contents);
+        if old.is_some() || contents.is_some() {
+            self.changed_files.insert(path.to_owned());
+        }
         match new {
             Some(new) => self.files.files.insert_mut(path.to_owned(), new),
             None => drop(self.files.files.remove_mut(path)),
         }
+    }
+}
+
+/// What is in a folder and below.
+#[derive(Default)]
+struct Listing {
+    folders: BTreeMap<PathBuf, Option<Stamp>>,
+    /// The definition files.
+    paths: BTreeSet<PathBuf>,
+    /// Those that are symbolic links.
+    links: BTreeSet<PathBuf>,
+}
+
+impl Error {
+    fn of_file(path: &Path, fault: Fault) -> Self {
+        let location = Location { line: fault.line, ..Location::file(path) };
+        let problem =
+            if fault.line.is_some() { Problem::Syntax(fault.message) } else { Problem::Unreadable(fault.message) };
+        Self { location, problem }
     }
 }
 
@@ -518,11 +628,6 @@ fn is_hidden(path: &Path) -> bool {
 
 fn is_definition(path: &Path) -> bool {
     !is_hidden(path) && matches!(path.extension().and_then(|extension| extension.to_str()), Some("json" | "hcl"))
-}
-
-/// Whether there is nothing under that name, not even a link that leads nowhere.
-fn is_gone(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Whether files may lead through this: Kubernetes changes all files of a folder by exchanging the link `..data`.
@@ -561,16 +666,48 @@ impl<D> definition::Check<D> {
     }
 }
 
-/// Reads a file; nothing if there is nothing in it.
-fn read(path: &Path) -> Result<Option<super::value::Value>, Fault> {
+/// What a file says.
+struct Parsed<D> {
+    /// Nothing if there is nothing in it.
+    contents: Option<Contents<D>>,
+    /// The faults of what is left out.
+    refused: Vec<Error>,
+    warnings: Vec<Error>,
+    /// The keys that mean nothing here.
+    unused: Vec<String>,
+}
+
+/// What a file says, or its faults.
+fn parse<D>(path: &Path, bytes: &[u8], ports: Ports, define: Define<'_, D>) -> Result<Parsed<D>, Vec<Error>> {
+    let root = read_value(path, bytes).map_err(|fault| vec![Error::of_file(path, fault)])?;
+    let mut reader = Reader::new(Location::file(path), define);
+    reader.ports = ports;
+    let contents = root.map(|root| reader.contents(&root));
+    let refused = reader.refused.into_iter().map(|refused| refused.error);
+    if !reader.errors.is_empty() {
+        reader.errors.extend(refused);
+        reader.errors.sort_by_key(|error| error.location.line);
+        // A sidecar is read within its service and as a service.
+        reader.errors.dedup();
+        return Err(reader.errors);
+    }
+    reader.warnings.dedup();
+    Ok(Parsed { contents, refused: refused.collect(), warnings: reader.warnings, unused: reader.unused })
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, Fault> {
     let unreadable = |error: io::Error| Fault { line: None, message: error.to_string() };
     // Looked at before it is opened, for opening a pipe waits for its writer.
     if !fs::metadata(path).map_err(unreadable)?.is_file() {
         return Err(unreadable(io::Error::other("not a regular file")));
     }
-    let bytes = fs::read(path).map_err(unreadable)?;
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+    fs::read(path).map_err(unreadable)
+}
+
+/// The value in a file; nothing if there is nothing in it.
+fn read_value(path: &Path, bytes: &[u8]) -> Result<Option<super::value::Value>, Fault> {
+    let text = str::from_utf8(bytes).map_err(|error| {
+        let before = &bytes[..error.valid_up_to()];
         let line = 1 + before.iter().filter(|octet| **octet == b'\n').count();
         Fault::at(line, "not UTF-8 text; save it as that")
     })?;
@@ -578,28 +715,7 @@ fn read(path: &Path) -> Result<Option<super::value::Value>, Fault> {
         return Ok(None);
     }
     let is_json = path.extension().is_some_and(|extension| extension == "json");
-    if is_json { json::read(&text) } else { hcl::read(&text) }.map(Some)
-}
-
-/// By what a changed file is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size_bytes: u64,
-    modified: (i64, i64),
-}
-
-impl Stamp {
-    fn of(path: &Path) -> io::Result<Self> {
-        let metadata = fs::metadata(path)?;
-        Ok(Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size_bytes: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-        })
-    }
+    if is_json { json::read(text) } else { hcl::read(text) }.map(Some)
 }
 
 /// Deeper folders hold no definitions.

@@ -48,13 +48,13 @@ impl Folder {
     }
 
     fn load(&self, previous: Option<&Files<String>>) -> Outcome<String> {
-        Files::load(self.0.path(), previous, Scope::All, &define)
+        Files::load(self.0.path(), previous, Scope::All, &Copies::default(), &define)
     }
 
     /// As `load`, but looks only at what has one of these names.
     fn load_some(&self, previous: &Files<String>, names: &[&str]) -> Outcome<String> {
         let changed = names.iter().map(|name| self.0.path().join(name)).collect();
-        Files::load(self.0.path(), Some(previous), Scope::Changed(&changed), &define)
+        Files::load(self.0.path(), Some(previous), Scope::Changed(&changed), &Copies::default(), &define)
     }
 
     /// The faults as the operator reads them, but for the folder.
@@ -65,8 +65,8 @@ impl Folder {
 }
 
 fn identity(files: &Files<String>) -> Identity {
-    let system = System { hostname: "own".into(), addresses: vec![[10, 0, 0, 1].into()] };
-    Identity::new(&Config::default(), &files.agent(), &system).unwrap()
+    let system = System { hostname: "own".into(), addresses: vec![[10, 0, 0, 1].into()], default_address: None };
+    Identity::new(&Config::default(), &files.agent(), &system).0
 }
 
 fn names(files: &Files<String>) -> Vec<String> {
@@ -294,7 +294,7 @@ fn only_what_is_said_to_have_changed_is_looked_at() {
     let refused = load(&["a.json"]);
     assert_eq!(refused.faults.len(), 1);
     folder.write("a.json", r#"{"service": {"name": "a", "port": 3}}"#);
-    assert_eq!(names(&folder.load_some(&refused.files, &["b.json"]).files), ["a:3", "b:2", "c:0"]);
+    assert_eq!(names(&folder.load_some(&refused.files, &["b.json"]).files), ["a:3", "b:2"]);
     fs::remove_file(folder.0.path().join("a.json")).unwrap();
     assert_eq!(names(&load(&["a.json"]).files), ["b:0"]);
 }

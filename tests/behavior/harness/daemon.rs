@@ -30,8 +30,11 @@ pub struct Daemon {
     pub addresses: Vec<SocketAddr>,
     /// Where it speaks HTTP, if it does.
     pub control: Option<SocketAddr>,
-    folder: TempDir,
+    /// Nothing only once it is another daemon's.
+    folder: Option<TempDir>,
     child: Child,
+    /// What starts it again.
+    again: Command,
     /// The process that has taken over from the child.
     successor: Option<u32>,
     log: Arc<Log>,
@@ -165,8 +168,23 @@ impl Setup {
             move || log.follow(BufReader::new(stderr))
         });
         // Whatever panics from here on ends the process and shows its log.
-        let mut daemon =
-            Daemon { addresses: Vec::new(), control: None, folder: self.folder, child, successor: None, log };
+        let mut again = Command::new(command.get_program());
+        again.args(command.get_args()).current_dir(self.folder.path()).stdin(Stdio::null());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => again.env(name, value),
+                None => again.env_remove(name),
+            };
+        }
+        let mut daemon = Daemon {
+            addresses: Vec::new(),
+            control: None,
+            folder: Some(self.folder),
+            child,
+            again,
+            successor: None,
+            log,
+        };
         daemon.wait_for_log(0, |line| line.contains(" ready"));
         for line in daemon.log.lines() {
             if let Some((before, address)) = line.split_once("listening address=") {
@@ -241,9 +259,9 @@ impl Daemon {
 
     /// Puts another file in the place of the binary that it was started from, which is a copy in its folder.
     pub fn replace_binary(&self) {
-        let new = self.folder.path().join("new");
+        let new = self.folder().join("new");
         fs::copy(BINARY, &new).unwrap();
-        fs::rename(&new, self.folder.path().join(COPY)).unwrap();
+        fs::rename(&new, self.folder().join(COPY)).unwrap();
     }
 
     /// Has it hand over to a new process. The old one must end well.
@@ -273,17 +291,17 @@ impl Daemon {
     }
 
     pub fn folder(&self) -> &Path {
-        self.folder.path()
+        self.folder.as_ref().expect("a daemon has a folder").path()
     }
 
     /// Writes a file of its folder anew, in one step, as editors do.
     pub fn write(&self, name: &str, text: &str) {
-        write(self.folder.path(), name, text);
+        write(self.folder(), name, text);
     }
 
     /// Replaces the configuration by what `change` makes of it.
     pub fn edit_config(&self, change: impl FnOnce(String) -> String) {
-        let config = fs::read_to_string(self.folder.path().join(CONFIG)).unwrap();
+        let config = fs::read_to_string(self.folder().join(CONFIG)).unwrap();
         self.write(CONFIG, &change(config));
     }
 
@@ -339,6 +357,25 @@ impl Daemon {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    /// Kills it and starts another in its folder.
+    #[track_caller]
+    pub fn kill_and_start(self) -> Self {
+        self.kill_and_start_after(|| {})
+    }
+
+    /// The same, with this done between.
+    #[track_caller]
+    pub fn kill_and_start_after(mut self, between: impl FnOnce()) -> Self {
+        let pid = self.pid();
+        signal(pid, "KILL");
+        self.await_end_of(pid);
+        between();
+        let folder = self.folder.take().expect("a daemon has a folder");
+        let mut command = std::mem::replace(&mut self.again, Command::new("true"));
+        let setup = Setup { folder, config: None, prefix: Vec::new(), arguments: Vec::new(), environment: Vec::new() };
+        setup.start_as(&mut command)
     }
 
     pub fn is_running(&mut self) -> bool {

@@ -15,6 +15,7 @@ use watershed::{
         },
     },
     clock::Moment,
+    copies::Copies,
     wire::{Asker, Class, Question, ReplyOptions, Rtype, Ttls, write_reply},
 };
 
@@ -30,13 +31,13 @@ pub(crate) fn definitions(octets: &[u8]) {
     let extension = if octets.bit() { "json" } else { "hcl" };
     let folder = Scratch::new();
     folder.file(&format!("fuzz.{extension}"), octets.0);
-    let outcome = Files::load(folder.path(), None, Scope::All, &define);
+    let outcome = Files::load(folder.path(), None, Scope::All, &Copies::default(), &define);
     for fault in &outcome.faults {
         assert!(fault.location.line.is_none_or(|line| line <= octets.0.len() + 1), "{fault}");
         assert!(!fault.to_string().is_empty());
     }
     let files = outcome.files;
-    let Ok(identity) = Identity::new(&config(), &files.agent(), &System::default()) else { return };
+    let (identity, _) = Identity::new(&config(), &files.agent(), &System::default());
     let mut registry = Registry::new(config().settings(&identity));
     registry.publish(SOURCE, files.set(&identity), Outcomes::Ours, NOW);
     for (key, Definition { kind, deregister_after, .. }) in files.definitions(&identity).map(|(key, d)| (key, &**d)) {
@@ -93,7 +94,7 @@ pub(crate) fn consul(octets: &[u8]) {
     ];
     let wished = wished.map(|(kind, name)| ServiceKey::new(kind, "dc1", name));
     let news = consul::rehearse(&answers, &wished, NOW);
-    let identity = Identity::new(&config(), &Default::default(), &System::default()).expect("name and address are set");
+    let (identity, _) = Identity::new(&config(), &Default::default(), &System::default());
     let mut registry = Registry::new(config().settings(&identity));
     registry.follow(SOURCE, true, NOW);
     for news in news {

@@ -187,6 +187,7 @@ fn rules() -> Rules {
     let overlay = Overlay::parse(Path::new("ads.overlay"), ads, &Name::root()).expect("an overlay");
     Rules {
         overlays: Overlays::new(vec![overlay.into()], Vec::new()),
+        failed_zones: Vec::new(),
         zones: vec![zone.into()],
         forwards: vec![forward_to("192.0.2.53", "."), forward_to("192.0.2.54", "corp.test")],
         refused: vec![name("refused.test")],
