@@ -211,7 +211,7 @@ const LINES_PER_SECOND: f64 = 2.0;
 /// How long changes without a line are counted before the numbers are logged.
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
 /// A check that changes no more often than this within a minute does not flap.
-const STEADY: u32 = 4;
+const STEADY: u32 = 6;
 const MINUTE: Duration = Duration::from_secs(60);
 /// Changes of so many checks are remembered.
 const MOST_CHECKS: usize = 10_000;
@@ -284,9 +284,9 @@ mod tests {
             lines.extend(changes.note_check(change("a"), at(second)).map(|line| (second, line)));
         }
         let seconds: Vec<u64> = lines.iter().map(|(second, _)| *second).collect();
-        assert_eq!(seconds, [0, 1, 2, 3, 4, 60, 120, 180]);
-        assert_eq!(lines[4].1, Line::Flaps(change("a"), 5));
-        assert_eq!(lines[5].1, Line::Flaps(change("a"), 60));
+        assert_eq!(seconds, [0, 1, 2, 3, 4, 5, 6, 60, 120, 180]);
+        assert_eq!(lines[6].1, Line::Flaps(change("a"), 7));
+        assert_eq!(lines[7].1, Line::Flaps(change("a"), 60));
         assert_eq!(changes.note_check(change("b"), at(200)), Some(Line::One(Notice::Check(change("b")))));
         assert_eq!(changes.note_check(change("a"), at(600)), Some(Line::One(Notice::Check(change("a")))), "calm again");
     }
