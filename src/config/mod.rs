@@ -128,7 +128,7 @@ impl Upstreams {
     pub fn missing(&self) -> Option<&'static str> {
         (*self == Self::Unknown).then_some(
             "no upstream for names that no rule claims: /etc/resolv.conf names no server but ourselves; write a \
-             [[forward]] with suffixes = [\".\"]",
+             [[forward]] with suffixes = [\".\"], or use --upstream",
         )
     }
 }

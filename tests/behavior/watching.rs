@@ -194,7 +194,7 @@ fn the_upstreams_of_the_system_are_followed() {
     let (first, second) = (Upstream::at(at(53), upstream::saying("192.0.2.1")), netns.host());
     let daemon = Setup::new("[server]\nlisten = [\"127.0.0.1:53\"]\n").within(&netns).start();
     let ask = |name: &str| run(netns.command("dig").args(["+short", "+tries=1", "@127.0.0.1", name, "A"]));
-    daemon.wait_for_log(0, |line| line.contains("no upstream is known"));
+    daemon.wait_for_log(0, |line| line.contains("no upstream for names"));
     assert_eq!(ask("early.example"), "");
     let from = daemon.log_length();
     netns.set_resolv_conf(&format!("nameserver {second}\n"));
