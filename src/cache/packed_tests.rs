@@ -35,6 +35,7 @@ fn any_response() -> impl Strategy<Value = (Key, Response)> {
                     let own_rdata = own_rdata.unwrap_or_else(|| rdata.clone());
                     let mut record = Record::new(owner, rtype, if own_ttl == 0 { 61 } else { ttl }, own_rdata);
                     record.class = if class == 0 { Class::CH } else { qclass };
+                    record.rdata = formed(&record).into();
                     record
                 });
                 records.collect()
@@ -50,6 +51,18 @@ fn any_response() -> impl Strategy<Value = (Key, Response)> {
             (Key::new(qname.wire(), qtype, qclass, variant), response)
         },
     )
+}
+
+/// RDATA that a record of its type and class can have: what has not, a restart would not take back.
+fn formed(record: &Record) -> Vec<u8> {
+    let mut rdata = record.rdata.to_vec();
+    match record.rtype {
+        Rtype::A if record.class == Class::IN => rdata.resize(4, 7),
+        Rtype::AAAA if record.class == Class::IN => rdata.resize(16, 7),
+        Rtype::TXT => rdata.insert(0, rdata.len() as u8),
+        _ => {}
+    }
+    rdata
 }
 
 /// What the cache says of the key, as values.

@@ -460,6 +460,9 @@ impl Exchange {
     fn succeed(&mut self, index: usize, mut response: Response) {
         let upstream = Arc::clone(self.upstream(index));
         response.set_letters(&self.question.qname);
+        if response.expand_names().is_err() {
+            return self.fail(); // never: the names were read before
+        }
         response.set_flag(flag::AA, false);
         response.set_flag(flag::RA, true);
         if !self.group.trusts_ad(&upstream) {

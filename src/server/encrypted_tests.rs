@@ -162,10 +162,10 @@ pub(in crate::server) const ODD_RECORDS: [&[u8]; 3] = [
     b"\xc0\x0c\xff\xfe\x00\x01\x00\x00\x00\x3c\x00\x02\x00\xff",
     b"\xc0\x0c\x00\x10\x00\x01\x00\x00\x00\x3c\x00\x03\x02aB",
 ];
-/// Records that a reader may stumble over: without RDATA, and an address of three octets.
+/// Records that a reader may stumble over: one without RDATA, and an A record of another class, which is no address.
 pub(in crate::server) const BROKEN_RECORDS: [&[u8]; 2] = [
     b"\xc0\x0c\xff\x01\x00\x01\x00\x00\x00\x3c\x00\x00",
-    b"\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x03\xc0\x00\x02",
+    b"\xc0\x0c\x00\x01\x00\x03\x00\x00\x00\x3c\x00\x03\xc0\x00\x02",
 ];
 
 #[tokio::test]

@@ -279,7 +279,7 @@ async fn reply_to(
 
 /// How many seconds a cache of HTTP may keep a reply: as long as what it answers or denies lives (RFC 8484 §5.1).
 fn freshness(reply: &[u8]) -> u32 {
-    let Ok(received) = wire::Response::read(reply) else { return 0 };
+    let Ok(received) = wire::Response::read_own(reply) else { return 0 };
     let response = received.response;
     let answers = response.records().filter(|record| record.section == Section::Answer);
     let least = answers.map(|record| record.ttl).min();

@@ -137,7 +137,7 @@ impl Reply {
         let mut decoder = BinDecoder::new(reply);
         let Header { metadata, counts } = Header::read(&mut decoder)?;
         let queries = Queries::read(&mut decoder, counts.queries.into())?;
-        let received = wire::Response::read(reply).map_err(|error| unreadable(&error))?;
+        let received = wire::Response::read_own(reply).map_err(|error| unreadable(&error))?;
         let answer = received.response.to_answer().map_err(|error| unreadable(&error))?;
         let decode = |records: &[wire::Record]| records.iter().map(decode).collect::<Result<Vec<_>, _>>();
         let mut whole = Self {

@@ -9,9 +9,11 @@ use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
 use super::{
-    Class, HEADER_BYTES, Name, NameError, Question, Rcode, RecordView, Response, Rtype, Shape, flag,
+    Class, HEADER_BYTES, Name, Question, Rcode, Response, Rtype, Shape, flag,
     name::{MAX_LABEL_BYTES, label_starts},
-    put_u16, read_u16, rotation,
+    put_u16,
+    rdata::{self, Field},
+    read_u16, rotation,
 };
 
 /// What local data says to a question: records, or a denial with its SOA.
@@ -178,10 +180,9 @@ fn write_sections(mut message: Vec<u8>, sections: [&Vec<Record>; 3]) -> Vec<u8> 
 
 pub(super) fn write_record(record: &Record, out: &mut Vec<u8>, names: &mut Names) {
     names.write(record.owner.wire(), out);
-    let may_compress = matches!(record.rtype, Rtype::NS | Rtype::CNAME | Rtype::SOA | Rtype::PTR | Rtype::MX);
-    match fields(record.rtype) {
+    match rdata::fields(record.rtype) {
         // Names in the RDATA of later types must not be compressed (RFC 3597 §4).
-        Some(fields) if may_compress => {
+        Some(fields) if rdata::may_compress(record.rtype) => {
             write_fixed_fields(record, out);
             let rdata_at = out.len();
             let mut rest = &*record.rdata;
@@ -320,69 +321,6 @@ fn is_in_reach(place: u16) -> bool {
 /// The label that starts at `at`, its length in front.
 fn label_at(wire: &[u8], at: usize) -> &[u8] {
     &wire[at..=at + usize::from(wire[at])]
-}
-
-/// The RDATA of a record in a message, names in it uncompressed.
-pub(super) fn expand_rdata(message: &[u8], record: &RecordView) -> Result<Vec<u8>, NameError> {
-    let whole = message.get(record.rdata.clone()).ok_or(NameError::BadWire)?;
-    let Some(fields) = fields(record.rtype).filter(|_| !whole.is_empty()) else {
-        return Ok(whole.to_vec());
-    };
-    let mut rdata = Vec::with_capacity(whole.len() + 32);
-    let mut at = record.rdata.start;
-    for field in fields {
-        let end = match field {
-            Field::Name => {
-                let (name, end) = Name::read(message, at)?;
-                rdata.extend_from_slice(name.wire());
-                end
-            }
-            _ => {
-                let end = at + field.length(message, at).ok_or(NameError::BadWire)?;
-                rdata.extend_from_slice(message.get(at..end).ok_or(NameError::BadWire)?);
-                end
-            }
-        };
-        at = end;
-    }
-    rdata.extend_from_slice(message.get(at..record.rdata.end).ok_or(NameError::BadWire)?);
-    Ok(rdata)
-}
-
-/// A part of RDATA.
-#[derive(Clone, Copy)]
-enum Field {
-    Name,
-    Octets(usize),
-    Text,
-}
-
-impl Field {
-    /// How long the field at `at` is, names uncompressed.
-    fn length(self, wire: &[u8], at: usize) -> Option<usize> {
-        match self {
-            Self::Name => super::name::skip_uncompressed(wire, at).ok().map(|end| end - at),
-            Self::Octets(count) => Some(count),
-            Self::Text => wire.get(at).map(|&length| 1 + usize::from(length)),
-        }
-    }
-}
-
-/// How the RDATA begins of those types whose names a sender may compress (RFC 3597 §4); after it come plain octets.
-fn fields(rtype: Rtype) -> Option<&'static [Field]> {
-    use Field::{Name, Octets, Text};
-    Some(match rtype.0 {
-        2..=5 | 7..=9 | 12 | 39 => &[Name],         // NS MD MF CNAME MB MG MR PTR DNAME
-        6 => &[Name, Name, Octets(20)],             // SOA
-        14 | 17 => &[Name, Name],                   // MINFO RP
-        15 | 18 | 21 | 36 => &[Octets(2), Name],    // MX AFSDB RT KX
-        24 | 46 => &[Octets(18), Name],             // SIG RRSIG
-        26 => &[Octets(2), Name, Name],             // PX
-        30 | 47 => &[Name],                         // NXT NSEC
-        33 => &[Octets(6), Name],                   // SRV
-        35 => &[Octets(4), Text, Text, Text, Name], // NAPTR
-        _ => return None,
-    })
 }
 
 /// Where no label stands: in the header.

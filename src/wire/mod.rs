@@ -7,6 +7,7 @@ mod answer;
 mod frame;
 mod name;
 mod query;
+mod rdata;
 mod reply;
 mod response;
 mod rotation;

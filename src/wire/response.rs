@@ -9,14 +9,14 @@ use super::{
     name::skip_uncompressed,
     put_u16,
     query::{OPTION_COOKIE, OPTION_EXTENDED_ERROR, options},
-    read_u16, read_u32,
+    rdata, read_u16, read_u32,
 };
 
 /// A response as it is kept and relayed: the message with its question, without its OPT record.
 ///
 /// OPT belongs to one hop (RFC 6891 §6.1.1): what must outlive it, the extended response code and the extended errors,
 /// stands beside the message, and every reply gets an OPT record of its own. Every record has been walked: owners
-/// can be read, and RDATA lies inside the message.
+/// can be read, and RDATA has the form of its type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
     message: Vec<u8>,
@@ -24,6 +24,8 @@ pub struct Response {
     rcode: Rcode,
     extended_errors: Vec<u8>,
     plan: Vec<u8>,
+    /// Whether a name is compressed in RDATA in which that is not allowed.
+    has_names_to_expand: bool,
 }
 
 /// An upstream's message taken apart.
@@ -112,12 +114,21 @@ pub struct ExtendedError {
 pub struct Malformed;
 
 impl Response {
-    /// Takes an upstream's message apart. Octets behind the last record are cut off.
+    /// Takes an upstream's message apart. Octets behind the last record are cut off. RDATA that lacks the form of its type
+    /// makes the message malformed.
     pub fn read(message: &[u8]) -> Result<Received, Malformed> {
-        Self::try_read(message).ok_or(Malformed)
+        Self::try_read(message, rdata::check).ok_or(Malformed)
     }
 
-    fn try_read(message: &[u8]) -> Option<Received> {
+    /// Takes a reply of ours apart. Its RDATA is not looked into: local data may hold what an upstream may not send.
+    pub fn read_own(message: &[u8]) -> Result<Received, Malformed> {
+        Self::try_read(message, |_, _, _| Some(rdata::Names::AsTheyAre)).ok_or(Malformed)
+    }
+
+    fn try_read(
+        message: &[u8],
+        check_rdata: impl Fn(&[u8], &RecordView, &[u16]) -> Option<rdata::Names>,
+    ) -> Option<Received> {
         let word = |at| read_u16(message, at);
         let records_at = match word(4)? {
             0 => HEADER_BYTES,
@@ -135,6 +146,7 @@ impl Response {
                 rcode: Rcode(word(2)? & 0x0f),
                 extended_errors: Vec::new(),
                 plan: Vec::new(),
+                has_names_to_expand: false,
             },
             has_question: word(4)? == 1,
             has_edns: false,
@@ -148,6 +160,8 @@ impl Response {
                 let record = RecordView { section, ..skip_record(message, at)? };
                 check_owner(message, &record, &ttls_at)?;
                 ttls_at.push(u16::try_from(record.ttl_at).ok()?);
+                received.response.has_names_to_expand |=
+                    check_rdata(message, &record, &ttls_at)? == rdata::Names::ToExpand;
                 if record.rtype == Rtype::OPT {
                     if section != Section::Additional || opt.is_some() || message.get(at) != Some(&0) {
                         return None;
@@ -184,8 +198,29 @@ impl Response {
         for record in self.records().filter(stay) {
             sections[record.section as usize].push(self.record(&record)?);
         }
-        let message = answer::write_message(&self.message[..self.records_at], &sections);
-        Ok(Some(Self { message, extended_errors: self.extended_errors.clone(), plan: Vec::new(), ..*self }))
+        Ok(Some(self.with_records(&sections)))
+    }
+
+    /// The response with these records in its sections instead of its own.
+    pub fn with_records(&self, sections: &[Vec<Record>; 3]) -> Self {
+        let message = answer::write_message(&self.message[..self.records_at], sections);
+        let extended_errors = self.extended_errors.clone();
+        Self { message, extended_errors, plan: Vec::new(), has_names_to_expand: false, ..*self }
+    }
+
+    /// Writes out in full the names that are compressed in RDATA in which a receiver need not understand that, such as the
+    /// targets of SRV records (RFC 3597 §4, RFC 2782). Others stay as they are.
+    ///
+    /// This comes after [`Self::set_letters`], for a pointer may lead to the question's name.
+    pub fn expand_names(&mut self) -> Result<(), NameError> {
+        if self.has_names_to_expand {
+            let mut sections = [Vec::new(), Vec::new(), Vec::new()];
+            for record in self.records() {
+                sections[record.section as usize].push(self.record(&record)?);
+            }
+            *self = self.with_records(&sections);
+        }
+        Ok(())
     }
 
     /// A response with a header and the question, and no records: for errors.
@@ -212,6 +247,17 @@ impl Response {
         response
     }
 
+    /// The same, if it holds what [`Self::read`] demands of a message, with its names [expanded](Self::expand_names).
+    pub fn checked(mut self) -> Result<Self, Malformed> {
+        let read = Self::read(&self.message)?.response;
+        if read.message != self.message {
+            return Err(Malformed);
+        }
+        self.has_names_to_expand = read.has_names_to_expand;
+        self.expand_names().map_err(|_| Malformed)?;
+        Ok(self)
+    }
+
     /// The records as values, names uncompressed.
     pub fn to_answer(&self) -> Result<answer::Answer, NameError> {
         let mut sections = [Vec::new(), Vec::new(), Vec::new()];
@@ -224,7 +270,8 @@ impl Response {
     }
 
     pub(super) fn from_parts(message: Vec<u8>, records_at: usize, rcode: Rcode) -> Self {
-        Self { message, records_at, rcode, extended_errors: Vec::new(), plan: Vec::new() }
+        let (extended_errors, plan) = (Vec::new(), Vec::new());
+        Self { message, records_at, rcode, extended_errors, plan, has_names_to_expand: false }
     }
 
     /// With a plan by which its records change their places.
@@ -309,7 +356,7 @@ impl Response {
             rtype: record.rtype,
             class: record.class,
             ttl: record.ttl,
-            rdata: answer::expand_rdata(&self.message, record)?.into(),
+            rdata: rdata::expand(&self.message, record)?.into(),
         })
     }
 
@@ -500,8 +547,8 @@ fn skip_name(wire: &[u8], at: usize) -> Option<usize> {
     }
 }
 
-/// Makes sure that the owner can be read, in every reply too: it may not lead to what replies have otherwise, the header
-/// and TTLs. RDATA is not looked into: it passes through whatever it holds.
+/// Makes sure that the owner can be read, in every reply too.
+#[inline]
 fn check_owner(message: &[u8], record: &RecordView, ttls_at: &[u16]) -> Option<()> {
     // A pointer to the question's name is by far the most frequent owner, and is known to be good. Where there is no
     // question, the first record stands in its place.
@@ -512,26 +559,42 @@ fn check_owner(message: &[u8], record: &RecordView, ttls_at: &[u16]) -> Option<(
     if message.get(record.owner_at) == Some(&0) {
         return Some(());
     }
-    Name::read(message, record.owner_at).ok()?;
-    let (mut start, mut at) = (record.owner_at, record.owner_at);
+    check_name(message, record.owner_at, ttls_at).map(drop)
+}
+
+/// Where a name ends.
+pub(super) struct End {
+    pub at: usize,
+    /// Whether it ends with a pointer.
+    pub is_compressed: bool,
+}
+
+/// Makes sure that the name that starts at `at` can be read, in every reply too: it may not lead to what replies have
+/// otherwise, the header and TTLs. `ttls_at` are the places of the TTLs before it. `None` if it cannot.
+pub(super) fn check_name(message: &[u8], at: usize, ttls_at: &[u16]) -> Option<End> {
+    let (_, end) = Name::read(message, at).ok()?;
+    let first = at;
+    let (mut start, mut at) = (first, first);
+    let mut is_compressed = false;
     loop {
         let head = *message.get(at)?;
-        let end = at + if head < 192 { 1 + usize::from(head) } else { 2 };
+        let end_of_label = at + if head < 192 { 1 + usize::from(head) } else { 2 };
         if head == 0 || head >= 192 {
             let behind = ttls_at.partition_point(|&ttl_at| usize::from(ttl_at) + TTL_BYTES <= start);
-            let is_lasting = ttls_at.get(behind).is_none_or(|&ttl_at| usize::from(ttl_at) >= end);
+            let is_lasting = ttls_at.get(behind).is_none_or(|&ttl_at| usize::from(ttl_at) >= end_of_label);
             // What is pointed at has been written before (RFC 1035 §4.1.4).
-            let is_before = start == record.owner_at || end <= record.owner_at;
+            let is_before = start == first || end_of_label <= first;
             if start < HEADER_BYTES || !is_before || !is_lasting {
                 return None;
             }
         }
         if head == 0 {
-            return Some(());
+            return Some(End { at: end, is_compressed });
         }
-        at = end;
+        at = end_of_label;
         if head >= 192 {
-            start = usize::from(read_u16(message, end - 2)? & 0x3fff);
+            is_compressed = true;
+            start = usize::from(read_u16(message, end_of_label - 2)? & 0x3fff);
             at = start;
         }
     }

@@ -272,11 +272,18 @@ fn shortest(question: &Question, records: &[Record]) -> usize {
 fn any_record() -> impl Strategy<Value = Record> {
     (
         any_name(),
-        prop_oneof![Just(1u16), Just(16), 256..65_280u16],
+        prop_oneof![Just(1u16), Just(16), 1024..32_768u16],
         any::<u32>(),
         prop::collection::vec(any::<u8>(), 0..40),
     )
-        .prop_map(|(owner, rtype, ttl, rdata)| Record::new(owner, Rtype(rtype), ttl, rdata))
+        .prop_map(|(owner, rtype, ttl, rdata)| {
+            let rdata = match rtype {
+                1 => vec![192, 0, 2, rdata.len() as u8],
+                16 => [&[rdata.len() as u8], &*rdata].concat(),
+                _ => rdata,
+            };
+            Record::new(owner, Rtype(rtype), ttl, rdata)
+        })
 }
 
 proptest! {
@@ -363,7 +370,7 @@ proptest! {
         let mut records = records;
         if let Some(filling) = filling {
             // So that names lie before, across and behind the end of what can be pointed at.
-            records.insert(at.min(records.len()), Record::new(Name::root(), Rtype::TXT, 60, vec![7; filling]));
+            records.insert(at.min(records.len()), Record::new(Name::root(), Rtype(65_280), 60, vec![7; filling]));
         }
         let response = Answer { answer: records.clone(), ..Answer::default() }.encode(&question);
         prop_assert_eq!(response.message().len(), shortest(&question, &records));
