@@ -12,7 +12,7 @@ use humantime_serde::re::humantime::format_duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Identity, model::NodeKey, policy::Rules, source::consul};
-use crate::wire::{Name, NameError};
+use crate::wire::{Name, SuffixError, read_name};
 
 /// The discovery catalog, section `[catalog]`. It exists only if one of its sources does.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -159,14 +159,14 @@ pub struct Span(#[serde(with = "humantime_serde")] pub Duration);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
     /// A domain that is no name.
-    #[error("{key} {text:?} is not a name: {error}; write one such as \"consul\"")]
+    #[error("{key} {text:?}: {error}")]
     NotAName {
         /// The key.
         key: &'static str,
         /// As written.
         text: String,
         /// Why not.
-        error: NameError,
+        error: SuffixError,
     },
     /// A domain that would claim everything.
     #[error("{0} is the root; choose a domain of its own for the catalog, such as \"consul\"")]
@@ -398,7 +398,7 @@ impl Settings {
 
 /// The domain that `text` is, if it can be one.
 pub(super) fn read_domain(key: &'static str, text: &str) -> Result<Name, Problem> {
-    match text.parse::<Name>() {
+    match read_name(text) {
         Ok(name) if name.is_root() => Err(Problem::Root(key)),
         Ok(name) => Ok(name.to_lower()),
         Err(error) => Err(Problem::NotAName { key, text: text.to_owned(), error }),

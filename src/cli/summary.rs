@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::{
-    config::{Loaded, Upstreams},
+    config::{Kept, Loaded, Upstreams},
     daemon::Report,
     escape::escape,
     server, zone,
@@ -57,6 +57,15 @@ pub fn summary(loaded: &Loaded, report: &Report) -> String {
         let suffixes = join(rule.suffixes.iter().map(toml::Spanned::get_ref));
         let policy = if rule.upstreams.len() > 1 { format!(" ({})", lower(rule.policy)) } else { String::new() };
         line("forward", &format!("{suffixes} to {}{policy}", join(&rule.upstreams)));
+    }
+    let is_whole = |zone: &&zone::Summary| !zone.is_hosts && zone.source.mode == zone::Mode::Zone;
+    let zones = report.zones.iter().filter(is_whole).map(|zone| zone.source.apex.clone());
+    for Kept { rule, is_configured, names } in loaded.kept_special_names(zones) {
+        let cause = if is_configured { "is set" } else { "is on: all its upstreams are public" };
+        line(
+            "block",
+            &format!("{} are answered here, not by the rule for {rule} (block_special {cause})", names.join(", ")),
+        );
     }
     for suffix in &loaded.refused {
         line("refuse", &suffix.to_string());

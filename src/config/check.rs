@@ -7,8 +7,15 @@ use toml::Spanned;
 use super::{
     CONSUL, Config, Fault, Problem, Source,
     document::{Document, UNWRITTEN},
+    read_suffixes,
 };
-use crate::{cache, catalog, forward, location::Location, server, wire::Name, zone};
+use crate::{
+    cache, catalog, forward,
+    location::Location,
+    server,
+    wire::{self, Name, SuffixError, Suffixes},
+    zone,
+};
 
 /// A document under examination and all that has been found wrong with it.
 pub struct Check<'a> {
@@ -70,11 +77,12 @@ impl Check<'_> {
     pub fn names(&mut self, config: &Config) {
         let forwarded = config.forward.iter().flat_map(|rule| &rule.suffixes);
         let refused = config.refuse.iter().flat_map(|rule| &rule.suffixes);
-        let suffixes = forwarded.chain(refused).map(|suffix| (suffix, Claim::Alone));
+        let suffixes = forwarded.chain(refused).map(|text| (text, Claim::Alone, Suffixes::read(text.get_ref())));
         self.claims(suffixes, "suffix");
-        let apexes = config.zone.iter().map(|zone| match zone.mode {
-            zone::Mode::Zone => (&zone.apex, Claim::Alone),
-            zone::Mode::Overlay => (&zone.apex, Claim::Shared),
+        let apexes = config.zone.iter().map(|zone| {
+            let claim = if zone.mode == zone::Mode::Zone { Claim::Alone } else { Claim::Shared };
+            let names = wire::read_name(zone.apex.get_ref()).map(|name| Suffixes { names: vec![name], open_bits: 0 });
+            (&zone.apex, claim, names)
         });
         self.claims(apexes, "apex");
     }
@@ -88,25 +96,36 @@ impl Check<'_> {
             let suffixes = forwards.flat_map(|rule| &rule.suffixes);
             let suffixes = suffixes.chain(config.refuse.iter().flat_map(|rule| &rule.suffixes));
             let claims = suffixes.map(|text| ("suffix", text)).chain(zones.clone().map(|text| ("apex", text)));
-            for (what, text) in claims.filter(|(_, text)| text.get_ref().parse().is_ok_and(|name: Name| name == domain))
-            {
+            for (what, text) in claims.filter(|(_, text)| read_suffixes(text).contains(&domain)) {
                 let location = self.document.locate(&text.span());
                 self.report(location, Problem::Catalogued { what, name: domain.clone(), key });
             }
         }
     }
 
-    fn claims<'b>(&mut self, claims: impl Iterator<Item = (&'b Spanned<String>, Claim)>, what: &'static str) {
-        let mut known = HashMap::<Name, Location>::new();
-        for (text, claim) in claims {
+    fn claims<'b>(
+        &mut self,
+        claims: impl Iterator<Item = (&'b Spanned<String>, Claim, Result<Suffixes, SuffixError>)>,
+        what: &'static str,
+    ) {
+        // A network may contain another one that is claimed by itself.
+        let mut known = HashMap::<(Name, u8), Location>::new();
+        for (text, claim, names) in claims {
             let location = self.document.locate(&text.span());
-            match text.get_ref().parse::<Name>() {
+            match names {
                 Err(error) => self.report(location, Problem::NotAName { what, text: text.get_ref().clone(), error }),
                 Ok(_) if claim == Claim::Shared => {}
-                Ok(name) => match known.get(&name) {
-                    Some(first) => self.report(location, Problem::Twice { what, name, first: first.clone() }),
-                    None => drop(known.insert(name, location)),
-                },
+                Ok(Suffixes { names, open_bits }) => {
+                    // Of the zones of a network that is written twice, one says so.
+                    for name in names {
+                        if let Some(first) = known.get(&(name.clone(), open_bits)) {
+                            let first = first.clone();
+                            self.report(location, Problem::Twice { what, name, first });
+                            break;
+                        }
+                        known.insert((name, open_bits), location.clone());
+                    }
+                }
             }
         }
     }
@@ -188,7 +207,7 @@ pub fn catalog_domains(catalog: &catalog::Config) -> impl Iterator<Item = (&'sta
     let domain = catalog.domain.as_deref().unwrap_or(CONSUL);
     let domains = [("domain", Some(domain)), ("alt_domain", catalog.alt_domain.as_deref())];
     let domains = domains.into_iter().filter(|_| catalog.has_source());
-    domains.filter_map(|(key, text)| Some((key, text?.parse().ok()?)))
+    domains.filter_map(|(key, text)| Some((key, wire::read_name(text?).ok()?)))
 }
 
 /// Port 0 is whatever is free.

@@ -8,8 +8,10 @@ mod check;
 mod document;
 mod include;
 mod resolvconf;
+mod special;
 
 use std::{
+    collections::HashMap,
     fmt, fs, io,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -27,12 +29,13 @@ use crate::{
     forward,
     location::Location,
     server,
-    wire::{Name, NameError},
+    wire::{self, Name, SuffixError, Suffixes},
     zone,
 };
 use check::Check;
 use document::{Document, Text, UNWRITTEN};
 pub use resolvconf::System;
+pub use special::Kept;
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
@@ -174,8 +177,9 @@ impl Source {
         check.domains(&config);
         let upstreams = self.fill_in(&mut config);
         check.addresses(&config, self);
-        let rules = config.forward.iter().filter_map(|rule| rule.rule().ok()).collect();
-        let refused = config.refuse.iter().flat_map(|refuse| &refuse.suffixes).filter_map(read_name).collect();
+        let mut rules: Vec<forward::Rule> = config.forward.iter().filter_map(|rule| rule.rule().ok()).collect();
+        let mut refused: Vec<Name> =
+            config.refuse.iter().flat_map(|rule| &rule.suffixes).flat_map(read_suffixes).collect();
         let zones = config.zone.iter().filter_map(|zone| {
             Some(zone::Source { path: zone.file.clone(), apex: read_name(&zone.apex)?, mode: zone.mode })
         });
@@ -192,6 +196,7 @@ impl Source {
             }));
             return Err(faults);
         }
+        leave_to_smaller_networks(&config, &mut rules, &mut refused);
         Ok(Loaded { config, rules, refused, zones, upstreams, file, source: self.clone() })
     }
 
@@ -225,7 +230,7 @@ impl Source {
         // What Consul no longer says of its services is not to be believed.
         let names: Vec<Name> = names.iter().filter_map(|name| read_name(&unwritten(name))).collect();
         let speaks_for_consul = |rule: &&mut forward::Config| {
-            rule.suffixes.iter().filter_map(read_name).any(|suffix| names.contains(&suffix))
+            rule.suffixes.iter().flat_map(read_suffixes).any(|suffix| names.contains(&suffix))
         };
         for rule in config.forward.iter_mut().filter(speaks_for_consul) {
             rule.serve_stale.get_or_insert(Duration::ZERO);
@@ -278,7 +283,7 @@ impl Config {
         let forwarded = self.forward.iter().flat_map(|rule| &rule.suffixes);
         let refused = self.refuse.iter().flat_map(|rule| &rule.suffixes);
         let zones = self.zone.iter().filter(|zone| zone.mode == zone::Mode::Zone).map(|zone| &zone.apex);
-        forwarded.chain(refused).chain(zones).any(|text| read_name(text).is_some_and(|name| name == *suffix))
+        forwarded.chain(refused).chain(zones).any(|text| read_suffixes(text).contains(suffix))
     }
 
     /// Makes paths that are relative start from the folder of the configuration file.
@@ -406,14 +411,14 @@ pub enum Problem {
     #[error(transparent)]
     Zone(Box<zone::Problem>),
     /// A suffix or an apex that is not a name.
-    #[error("{what} {text:?} is not a name: {error}; write one such as \"corp.example\"")]
+    #[error("{what} {text:?}: {error}")]
     NotAName {
         /// Suffix or apex.
         what: &'static str,
         /// As written.
         text: String,
         /// Why not.
-        error: NameError,
+        error: SuffixError,
     },
     /// A suffix that two rules claim, or an apex that two zones do.
     #[error("{what} {name} stands at {first} already; remove one")]
@@ -516,7 +521,56 @@ fn unwritten(text: &str) -> Spanned<String> {
 }
 
 fn read_name(text: &Spanned<String>) -> Option<Name> {
-    text.get_ref().parse().ok()
+    wire::read_name(text.get_ref()).ok()
+}
+
+/// The names that a suffix stands for; none if it is faulty.
+fn read_suffixes(text: &Spanned<String>) -> Vec<Name> {
+    Suffixes::read(text.get_ref()).map(|suffixes| suffixes.names).unwrap_or_default()
+}
+
+/// Leaves a reverse zone that several networks share to the smallest of them: `172.16.0.0/16` is a part of `172.16.0.0/12`.
+fn leave_to_smaller_networks(config: &Config, rules: &mut [forward::Rule], refused: &mut Vec<Name>) {
+    let forwarded: Vec<Claims> = config.forward.iter().map(|rule| Claims::of(&rule.suffixes)).collect();
+    let refusals: Vec<Claims> = config.refuse.iter().map(|rule| Claims::of(&rule.suffixes)).collect();
+    let mut all = Claims(HashMap::new());
+    forwarded.iter().chain(&refusals).for_each(|claims| all.take_in(&claims.0));
+    if forwarded.iter().chain(&refusals).all(Claims::are_whole) {
+        return;
+    }
+    for (rule, claims) in rules.iter_mut().zip(&forwarded) {
+        rule.suffixes.retain(|suffix| claims.open_bits(suffix.get_ref()) == all.open_bits(suffix.get_ref()));
+    }
+    let is_refused = |name: &Name| refusals.iter().any(|claims| claims.open_bits(name) == all.open_bits(name));
+    refused.retain(is_refused);
+}
+
+/// The names that suffixes stand for, each with the bits that are [open](Suffixes::open_bits).
+struct Claims(HashMap<Name, u8>);
+
+impl Claims {
+    fn of(suffixes: &[Spanned<String>]) -> Self {
+        let mut claims = Self(HashMap::new());
+        for Suffixes { names, open_bits } in suffixes.iter().filter_map(|text| Suffixes::read(text.get_ref()).ok()) {
+            claims.take_in(&names.into_iter().map(|name| (name, open_bits)).collect());
+        }
+        claims
+    }
+
+    fn take_in(&mut self, claims: &HashMap<Name, u8>) {
+        for (name, &open_bits) in claims {
+            let least = self.0.entry(name.clone()).or_insert(open_bits);
+            *least = open_bits.min(*least);
+        }
+    }
+
+    fn open_bits(&self, name: &Name) -> Option<u8> {
+        self.0.get(name).copied()
+    }
+
+    fn are_whole(&self) -> bool {
+        self.0.values().all(|&open_bits| open_bits == 0)
+    }
 }
 
 /// The configuration that is read if none is named, if it is there.

@@ -13,7 +13,7 @@ use rand::{Rng, RngExt};
 use smallvec::SmallVec;
 
 use super::{CaFileError, Policy, Rule, Upstream, trust::Trust};
-use crate::{clock::Moment, metrics::Metrics};
+use crate::{clock::Moment, metrics::Metrics, wire::Name};
 
 /// The upstreams of one forward rule.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub struct Group {
     policy: Policy,
     trust_ad: Option<bool>,
     blocks_special: bool,
+    /// Whether the rule says so itself.
+    says_block_special: bool,
     mixed_case: bool,
     turn: AtomicUsize,
     budget: Mutex<Budget>,
@@ -71,13 +73,13 @@ impl Group {
     }
 
     fn new(rule: &Rule, upstreams: Vec<Arc<Upstream>>) -> Self {
-        let all_public = !upstreams.is_empty() && upstreams.iter().all(|upstream| upstream.url().is_public());
         Self {
             name: rule.suffixes.first().map_or_else(|| ".".into(), |suffix| suffix.get_ref().to_string()),
             upstreams,
             policy: rule.policy,
             trust_ad: rule.trust_ad,
-            blocks_special: rule.block_special.unwrap_or(all_public),
+            blocks_special: rule.blocks_special(),
+            says_block_special: rule.block_special.is_some(),
             mixed_case: rule.mixed_case,
             turn: AtomicUsize::new(0),
             budget: Mutex::new(Budget { shares: MAX_SHARES, refilled: Moment::default() }),
@@ -112,6 +114,18 @@ impl Group {
     /// Whether names that mean something only within a site are answered here instead of by these upstreams.
     pub fn blocks_special(&self) -> bool {
         self.blocks_special
+    }
+
+    /// Why a name is answered here instead of by these upstreams, for the client.
+    pub fn why_special_is_blocked(&self, apex: &Name) -> String {
+        let rule = &self.name;
+        let cause = match self.says_block_special {
+            true => format!("block_special is set in the rule for {rule}"),
+            false => format!("block_special is on, for all upstreams of the rule for {rule} are public"),
+        };
+        format!(
+            "{apex} is not forwarded: {cause}; set block_special = false, or forward {apex} to servers that know it"
+        )
     }
 
     /// The upstreams to be probed now; each is given out once per turn of its schedule.

@@ -36,14 +36,14 @@ pub use udp::{Limits, News, Registry, Report, UdpDriver};
 pub use upstream::Upstream;
 pub use url::{Transport, UpstreamUrl, UrlError};
 
-use crate::wire::{Name, NameError};
+use crate::wire::{Name, SuffixError, Suffixes, read_name};
 
 /// A forward rule, section `[[forward]]`: names at or below its suffixes are asked of its upstreams.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The names for which the rule speaks, `"."` for all that no other rule claims. The longest suffix wins.
-    /// No default: at least one. Applies at reload.
+    /// The names for which the rule speaks, `"."` for all that no other rule claims. The longest suffix wins. A network such
+    /// as `"10.0.0.0/8"` stands for its reverse zones. No default: at least one. Applies at reload.
     pub suffixes: Vec<Spanned<String>>,
     /// The servers to ask: `192.0.2.53`, `192.0.2.53:5353`, `[2001:db8::1]:53` by UDP (and TCP where that is needed),
     /// `tcp://192.0.2.53` by TCP alone, `tls://192.0.2.55#dns.example.net` and
@@ -127,6 +127,14 @@ pub struct Rule {
     pub guarded_but: Option<Vec<Name>>,
 }
 
+impl Rule {
+    /// Whether names that mean something only within a site are answered here instead of by this rule.
+    pub fn blocks_special(&self) -> bool {
+        let all_public = !self.upstreams.is_empty() && self.upstreams.iter().all(UpstreamUrl::is_public);
+        self.block_special.unwrap_or(all_public)
+    }
+}
+
 /// A fault of a rule and where in the file it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
@@ -146,20 +154,20 @@ pub enum Problem {
     #[error("the rule has no upstreams; name at least one, such as \"192.0.2.53\"")]
     NoUpstreams,
     /// A suffix that is not a name.
-    #[error("suffix {suffix:?} is not a name: {error}")]
+    #[error("suffix {suffix:?}: {error}")]
     Suffix {
         /// As written.
         suffix: String,
         /// Why not.
-        error: NameError,
+        error: SuffixError,
     },
     /// An exempt name that is none.
-    #[error("rebinding_exempt {name:?} is not a name: {error}")]
+    #[error("rebinding_exempt {name:?}: {error}")]
     Exempt {
         /// As written.
         name: String,
         /// Why not.
-        error: NameError,
+        error: SuffixError,
     },
     /// A suffix that the same rule has twice.
     #[error("suffix {0} stands here twice; remove one")]
@@ -213,11 +221,17 @@ impl Config {
         let beginning = self.suffixes.first().or(self.upstreams.first()).map(Spanned::span);
         let mut suffixes: Vec<Spanned<Name>> = Vec::new();
         for text in &self.suffixes {
-            match text.get_ref().parse::<Name>() {
-                Ok(name) if suffixes.iter().any(|known| *known.get_ref() == name) => {
-                    fault(Some(text.span()), Problem::SuffixTwice(name));
+            match Suffixes::read(text.get_ref()) {
+                Ok(read) => {
+                    for name in read.names {
+                        match suffixes.iter().any(|known| *known.get_ref() == name) {
+                            // A network and a part of it may both be written.
+                            true if read.open_bits > 0 => {}
+                            true => fault(Some(text.span()), Problem::SuffixTwice(name)),
+                            false => suffixes.push(Spanned::new(text.span(), name)),
+                        }
+                    }
                 }
-                Ok(name) => suffixes.push(Spanned::new(text.span(), name)),
                 Err(error) => fault(Some(text.span()), Problem::Suffix { suffix: text.get_ref().clone(), error }),
             }
         }
@@ -231,7 +245,7 @@ impl Config {
         }
         let mut exempt = Vec::new();
         for text in &self.rebinding_exempt {
-            match text.get_ref().parse::<Name>() {
+            match read_name(text.get_ref()) {
                 Ok(name) => exempt.push(name),
                 Err(error) => fault(Some(text.span()), Problem::Exempt { name: text.get_ref().clone(), error }),
             }
@@ -297,7 +311,7 @@ mod tests {
         assert_eq!(
             printed,
             [
-                (Some("'a..b'"), "suffix \"a..b\" is not a name: a label is empty".into()),
+                (Some("'a..b'"), "suffix \"a..b\": a label is empty; write a name such as \"corp.example\"".into()),
                 (Some("'X.example.'"), "suffix X.example. stands here twice; remove one".into()),
                 (
                     Some("'dns.example'"),
@@ -306,7 +320,7 @@ mod tests {
                         .into()
                 ),
                 (Some("'192.0.2.1:53'"), "upstream 192.0.2.1:53 stands here twice; remove one".into()),
-                (Some("'b..c'"), "rebinding_exempt \"b..c\" is not a name: a label is empty".into()),
+                (Some("'b..c'"), "rebinding_exempt \"b..c\": a label is empty; write a name such as \"corp.example\"".into()),
                 (Some("'a..b'"), "serve_stale is at most 7d; write a smaller value".into()),
             ]
         );

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     str::FromStr,
 };
 
@@ -72,8 +72,13 @@ impl UpstreamUrl {
     }
 
     /// Whether the address is a public one: the server knows nothing of this site's own names.
+    ///
+    /// Resolvers of clouds know the private zones of the network that asks. Most have addresses that are not public anyway
+    /// (169.254.169.253 of AWS, 169.254.169.254 of Google); Azure's has one that looks public
+    /// (learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16).
     pub fn is_public(&self) -> bool {
         match self.address.ip().to_canonical() {
+            IpAddr::V4(AZURE_RESOLVER) => false,
             IpAddr::V4(ip) => {
                 let shared = ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64; // RFC 6598
                 !(ip.is_private() || ip.is_loopback() || ip.is_link_local() || ip.is_unspecified() || shared)
@@ -84,6 +89,9 @@ impl UpstreamUrl {
         }
     }
 }
+
+/// "A virtual public IP address", which answers only within Azure and with the private zones of the virtual network.
+const AZURE_RESOLVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 
 impl FromStr for UpstreamUrl {
     type Err = UrlError;

@@ -11,6 +11,7 @@ mod rdata;
 mod reply;
 mod response;
 mod rotation;
+mod suffix;
 mod types;
 
 pub use answer::{Answer, Record, Soa};
@@ -21,6 +22,7 @@ pub use query::{ClientEdns, ClientOptions, OPTION_PADDING, Query, Question, Reje
 pub use reply::{Asker, COOKIE_BYTES, Cookie, ReplyOptions, ReplySize, Ttls, padding, write_error, write_reply};
 pub use response::{ExtendedError, Malformed, Match, Received, RecordView, Response, Section, View};
 pub use rotation::Shape;
+pub use suffix::{SuffixError, Suffixes, read_name};
 pub use types::{Class, Opcode, Rcode, Rtype};
 
 /// Longest message: the length prefix of TCP is 16 bits (RFC 1035 §4.2.2).

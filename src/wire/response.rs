@@ -258,6 +258,20 @@ impl Response {
         Ok(self)
     }
 
+    /// NODATA where this denies the name: with its SOA records alone, for proofs would say otherwise.
+    pub fn into_nodata(self) -> Self {
+        let mut nodata = match self.retain(|record| record.section == Section::Authority && record.rtype == Rtype::SOA)
+        {
+            Ok(Some(left)) => left,
+            _ => self,
+        };
+        nodata.rcode = Rcode::NOERROR;
+        let flags = nodata.flags() & !0x0f;
+        put_u16(&mut nodata.message, 2, flags);
+        nodata.set_flag(super::flag::AD, false);
+        nodata
+    }
+
     /// The records as values, names uncompressed.
     pub fn to_answer(&self) -> Result<answer::Answer, NameError> {
         let mut sections = [Vec::new(), Vec::new(), Vec::new()];

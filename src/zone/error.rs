@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     location::Location,
-    wire::{Class, Name, NameError, Rtype},
+    wire::{Class, Name, NameError, Rtype, SuffixError},
 };
 
 /// A fault of a zone, overlay or hosts file: `file:line: what is wrong; what to do`.
@@ -38,7 +38,7 @@ pub enum Problem {
     MoreFaults,
     /// The name of the file is not that of a zone.
     #[error("the file's name does not say for which apex it is ({0}); name it APEX.zone, APEX.overlay or @.overlay")]
-    BadFileName(NameError),
+    BadFileName(SuffixError),
     /// Two zone files have the same apex.
     #[error("{apex} is the zone of {} already; leave out one of them", other.display())]
     SameApex {

@@ -162,6 +162,16 @@ impl Hosts {
         Some(Answer { answer, ..Answer::default() })
     }
 
+    /// The types of which the file speaks for a name: addresses, or the name of an address. `None` if it does not say anything
+    /// of the name to this client.
+    pub(super) fn own_types(&self, qname: &Name, client: Client) -> Option<&'static [Rtype]> {
+        let is_shown = |address: &IpAddr| client == Client::Loopback || !address.is_loopback();
+        match self.nodes.get(self.names.find(qname.wire())? as usize)? {
+            Node::Addresses(addresses) => addresses.iter().any(is_shown).then_some(&[Rtype::A, Rtype::AAAA]),
+            Node::Pointer(address, _) => is_shown(address).then_some(&[Rtype::PTR]),
+        }
+    }
+
     /// Whether loopback clients are told something else of this name than others.
     pub fn is_client_dependent(&self, qname: &Name) -> bool {
         match self.names.find(qname.wire()).and_then(|place| self.nodes.get(place as usize)) {

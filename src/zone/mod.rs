@@ -37,7 +37,7 @@ pub use lookup::Zone;
 pub use overlay::{Client, Ordered, Overlay, Overlays, Ruling};
 pub use store::{Faulty, Files, Instead, Outcome, Source, Summary};
 
-use crate::wire::{Name, NameError, Record, Rtype, Soa};
+use crate::wire::{Name, Record, Rtype, Soa, SuffixError, read_name};
 
 /// Where override zones come from, section `[zones]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -57,6 +57,11 @@ pub struct Config {
     /// name, or its path. The others follow: exact before wildcard, then the longer apex, then the order of the files.
     /// Default []. Applies at reload.
     pub order: Vec<PathBuf>,
+
+    /// Whether a name in a hosts file is asked of others for types other than addresses. Its addresses stay those of the
+    /// file: a name with an IPv4 address alone has no IPv6 address. Default false: the file owns the name for all types.
+    /// Applies at reload.
+    pub hosts_fallthrough: bool,
 }
 
 /// One override zone, section `[[zone]]`.
@@ -88,7 +93,8 @@ pub enum Mode {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { directory: None, hosts: vec![PathBuf::from("/etc/hosts")], order: Vec::new() }
+        let hosts = vec![PathBuf::from("/etc/hosts")];
+        Self { directory: None, hosts, order: Vec::new(), hosts_fallthrough: false }
     }
 }
 
@@ -101,8 +107,8 @@ impl Config {
 
 impl FileConfig {
     /// The file with its apex parsed and its path starting from `base`, the folder of the configuration file.
-    pub fn source(&self, base: &Path) -> Result<Source, NameError> {
-        Ok(Source { apex: self.apex.get_ref().parse()?, path: base.join(&self.file), mode: self.mode })
+    pub fn source(&self, base: &Path) -> Result<Source, SuffixError> {
+        Ok(Source { apex: read_name(self.apex.get_ref())?, path: base.join(&self.file), mode: self.mode })
     }
 }
 

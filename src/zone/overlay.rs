@@ -36,6 +36,8 @@ pub struct Overlays {
     ordered: Vec<Ordered>,
     overlays: Vec<Arc<Overlay>>,
     hosts: Vec<Arc<Hosts>>,
+    /// Whether names in hosts files are left to whoever is next for types other than theirs.
+    hosts_fallthrough: bool,
 }
 
 /// A file with a place of its own in the order.
@@ -78,12 +80,44 @@ impl Overlays {
     /// Orders overlays by their apex, the longer first, and otherwise keeps their order; hosts files come last.
     pub fn new(mut overlays: Vec<Arc<Overlay>>, hosts: Vec<Arc<Hosts>>) -> Self {
         overlays.sort_by_key(|overlay| std::cmp::Reverse(overlay.apex.label_count()));
-        Self { ordered: Vec::new(), overlays, hosts }
+        Self { ordered: Vec::new(), overlays, hosts, hosts_fallthrough: false }
     }
 
     /// The same, with these asked before all others, in this order: the first of them that holds a name rules on it.
     pub fn with_ordered(self, ordered: Vec<Ordered>) -> Self {
         Self { ordered, ..self }
+    }
+
+    /// The same, where names in hosts files may be left to whoever is next for types other than addresses, and the names of
+    /// their addresses for types other than PTR.
+    pub fn with_hosts_fallthrough(self, hosts_fallthrough: bool) -> Self {
+        Self { hosts_fallthrough, ..self }
+    }
+
+    /// Whether a hosts file has the name, and leaves it to whoever is next for other types. Then the name exists, whatever
+    /// they say.
+    pub fn falls_through(&self, qname: &Name, client: Client) -> bool {
+        if !self.hosts_fallthrough {
+            return false;
+        }
+        let has = |hosts: &Hosts| hosts.own_types(qname, client).is_some();
+        let first = self.ordered.iter().find_map(|file| match file {
+            Ordered::Overlay(overlay) => {
+                overlay.find_exact(qname).or_else(|| overlay.find_wildcard(qname)).map(|_| false)
+            }
+            Ordered::Hosts(hosts) => has(hosts).then_some(true),
+        });
+        let is_overlaid = || self.overlays.iter().any(|overlay| overlay.find_exact(qname).is_some());
+        first.unwrap_or_else(|| !is_overlaid() && self.hosts.iter().any(|hosts| has(hosts)))
+    }
+
+    /// What a hosts file says to a question that it does not leave to others.
+    fn rule_of_hosts(&self, hosts: &Hosts, question: &Question, client: Client) -> Option<Ruling> {
+        let is_own = |types: &[Rtype]| question.qtype == Rtype::ANY || types.contains(&question.qtype);
+        match self.hosts_fallthrough && !hosts.own_types(&question.qname, client).is_some_and(is_own) {
+            true => None,
+            false => hosts.rule(question, client),
+        }
     }
 
     /// What is said to a question; `None` if no overlay holds the name.
@@ -99,14 +133,14 @@ impl Overlays {
                 let action = overlay.find_exact(qname).or_else(|| overlay.find_wildcard(qname))?;
                 Some(overlay.rule(action, question))
             }
-            Ordered::Hosts(hosts) => hosts.rule(question, client),
+            Ordered::Hosts(hosts) => self.rule_of_hosts(hosts, question, client),
         });
         let held = |find: fn(&Overlay, &Name) -> Option<u32>| {
             self.overlays.iter().find_map(|overlay| Some(overlay.rule(find(overlay, qname)?, question)))
         };
         first
             .or_else(|| held(Overlay::find_exact))
-            .or_else(|| self.hosts.iter().find_map(|hosts| hosts.rule(question, client)))
+            .or_else(|| self.hosts.iter().find_map(|hosts| self.rule_of_hosts(hosts, question, client)))
             .or_else(|| held(Overlay::find_wildcard))
     }
 
@@ -115,7 +149,7 @@ impl Overlays {
         if question.qclass != Class::IN {
             return None;
         }
-        self.all_hosts().find_map(|hosts| hosts.rule(question, client))
+        self.all_hosts().find_map(|hosts| self.rule_of_hosts(hosts, question, client))
     }
 
     /// Whether loopback clients may be told something else than others: such an answer belongs into no cache.

@@ -21,7 +21,7 @@ use crate::{
     copies::{Copies, Version},
     location::Location,
     stamp::{Stamp, is_absent, is_removed},
-    wire::Name,
+    wire::{Name, read_name},
 };
 
 /// A file of local data, and for which names.
@@ -44,6 +44,8 @@ pub struct Files {
     faulty: Vec<Faulty>,
     /// Every file and folder that was looked at, as it was then.
     stamps: Stamps,
+    /// [`Config::hosts_fallthrough`].
+    hosts_fallthrough: bool,
     /// What `zones.order` says.
     order: Vec<PathBuf>,
     /// Warnings about the folder and the order, which are given again only when they change.
@@ -121,8 +123,8 @@ impl Files {
     pub fn load(config: &Config, zones: &[Source], previous: Option<&Self>, copies: &Copies) -> Outcome {
         let nothing = Self::default();
         let before = Before { files: previous.unwrap_or(&nothing), copies };
-        let mut outcome =
-            Outcome { files: Self::default(), faults: Vec::new(), warnings: Vec::new(), versions: Vec::new() };
+        let files = Self { hosts_fallthrough: config.hosts_fallthrough, ..Self::default() };
+        let mut outcome = Outcome { files, faults: Vec::new(), warnings: Vec::new(), versions: Vec::new() };
         let mut sources = zones.to_vec();
         sources.extend(outcome.list(config, zones, before));
         let may_be_ordered: Vec<PathBuf> = sources
@@ -183,7 +185,8 @@ impl Files {
             }
         }
         ordered.sort_by_key(|&(place, _)| place);
-        Overlays::new(overlays, hosts).with_ordered(ordered.into_iter().map(|(_, file)| file).collect())
+        let ordered = ordered.into_iter().map(|(_, file)| file).collect();
+        Overlays::new(overlays, hosts).with_ordered(ordered).with_hosts_fallthrough(self.hosts_fallthrough)
     }
 
     /// What each file holds, in the order in which they were read.
@@ -450,7 +453,7 @@ fn source_of(path: PathBuf) -> Option<Result<Source, Error>> {
     if name.starts_with(['.', '#']) {
         return None;
     }
-    let apex = if name.starts_with('@') { Ok(Name::root()) } else { name.parse() };
+    let apex = if name.starts_with('@') { Ok(Name::root()) } else { read_name(&name) };
     Some(match apex {
         Ok(apex) => Ok(Source { path, apex, mode }),
         Err(error) => Err(Problem::BadFileName(error).at(Location::file(path))),
@@ -596,7 +599,7 @@ mod tests {
         folder.write("hosts", "");
         let order = ["allow.overlay", "a.zone", "hosts", "gone.overlay"].map(PathBuf::from).to_vec();
         let hosts = vec![folder.0.path().join("hosts")];
-        let config = Config { directory: Some(folder.0.path().to_path_buf()), hosts, order };
+        let config = Config { directory: Some(folder.0.path().to_path_buf()), hosts, order, ..Config::default() };
         let first = Files::load(&config, &[], None, &Copies::default());
         let warnings: Vec<String> = first.warnings.iter().map(|warning| warning.problem.to_string()).collect();
         let expected = [
@@ -619,7 +622,12 @@ mod tests {
         folder.write("@allow.overlay", "*.test CNAME rpz-passthru.\n");
         let path = folder.0.path().join("@allow.overlay");
         for order in [vec![PathBuf::from("@allow.overlay")], vec![path]] {
-            let config = Config { directory: Some(folder.0.path().to_path_buf()), hosts: Vec::new(), order };
+            let config = Config {
+                directory: Some(folder.0.path().to_path_buf()),
+                hosts: Vec::new(),
+                order,
+                ..Config::default()
+            };
             let overlays = Files::load(&config, &[], None, &Copies::default()).files.overlays();
             let qname = "ads.test".parse().unwrap();
             let question =

@@ -132,6 +132,16 @@ fn changed(mut response: Response) {
     response.set_flag(flag::AD, false);
     assert_eq!((response.message().len(), response.counts()), (length, counts));
     Response::read(response.message()).expect("what was changed can be read");
+    let said = response.to_answer().expect("names in RDATA have been looked at");
+    response.expand_names().expect("and so can be written out");
+    let expanded = Response::read(response.message()).expect("what was expanded can be read").response;
+    if !expanded.has_flag(flag::TC) {
+        let expanded = expanded.to_answer().expect("with the same names");
+        let sections = [(&expanded.answer, &said.answer), (&expanded.authority, &said.authority)];
+        for (expanded, said) in sections.into_iter().chain([(&expanded.additional, &said.additional)]) {
+            assert_eq!(expanded, said);
+        }
+    }
 }
 
 /// A reply is no longer than its client takes, answers the question in its letters, and holds what the response does.
