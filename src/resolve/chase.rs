@@ -1,8 +1,9 @@
-//! A CNAME that leads to another rule is followed there.
+//! A CNAME that leads to another rule is followed there, and one whose target the response says nothing of is followed, too.
 //!
 //! Whoever answers a name has a say over that name, not over where its CNAME leads. So an upstream's answer is cut at the
 //! first target that another rule owns, what it said beyond that is dropped, and the target is asked where it belongs. The
-//! chain so far travels with the query, and becomes the front of the assembled answer.
+//! chain so far travels with the query, and becomes the front of the assembled answer. An upstream may also stop at a CNAME
+//! that stays with its own rule, as servers that do not recurse do: then the target is asked of the same rule.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use super::tables::{Reach, Sharing};
 use crate::{
     cache::{Life, Marks, Policy, lifetime},
     clock::Moment,
-    wire::{Answer, ExtendedError, Name, NameError, Question, Rcode, Record, Response, Rtype, Section, Shape},
+    wire::{Answer, ExtendedError, Name, NameError, Question, Rcode, Record, Response, Rtype, Section, Shape, flag},
 };
 
 /// The way from a question to its answer, from rule to rule.
@@ -27,6 +28,8 @@ pub(super) struct Walk {
     reach: Reach,
     /// How long the forwarded parts live; `None` while all of it is local.
     span: Option<Span>,
+    /// All parts so far are forwarded ones that were validated (AD).
+    is_authentic: bool,
     /// Until when the local parts hold at the most.
     until: Option<Moment>,
     /// What the parts that come from the catalog were made of.
@@ -73,7 +76,7 @@ pub(super) struct Arrival {
 pub(super) enum Broken {
     #[error("the CNAME chain leads back into itself")]
     Loop,
-    #[error("the CNAME chain changes rules more than {MOST_STEPS} times")]
+    #[error("the CNAME chain leads on more than {MOST_STEPS} times")]
     Long,
     #[error("a response holds a CNAME chain of more than {MOST_LINKS} records")]
     Links,
@@ -91,6 +94,7 @@ impl Walk {
             seen: Vec::new(),
             reach: Reach::Overlays,
             span: None,
+            is_authentic: true,
             until: None,
             marks: Marks::default(),
             sharing: Sharing::All,
@@ -144,18 +148,31 @@ impl Walk {
         }
     }
 
+    /// Adds an extended error that says why the answer is what it will be.
+    pub fn explain(&mut self, code: u16, text: &str) {
+        ExtendedError { code, text: text.to_owned() }.encode(&mut self.extended_errors);
+    }
+
     /// Takes in what was said to the name asked at present. `stays` tells whether the same speaker owns a target.
     ///
     /// `None` if another name is to be asked now.
     pub fn take_in(&mut self, said: Said, stays: impl Fn(&Name) -> bool) -> Result<Option<Arrival>, Broken> {
         let left = match &said {
             // A zone says what it has, a circle included.
-            Said::Local(answer) | Said::Catalog(answer, _) => leaving(self.asked(), &answer.answer, |target| {
-                // A zone follows its own names; where it stopped with nothing said about the target, others go on.
-                !answer.authority.is_empty() || answer.answer.iter().any(|record| record.owner == *target)
-            })
+            Said::Local(answer) | Said::Catalog(answer, _) => leaving(
+                self.asked(),
+                &answer.answer,
+                |target| {
+                    // A zone follows its own names; where it stopped with nothing said about the target, others go on.
+                    !answer.authority.is_empty() || answer.answer.iter().any(|record| record.owner == *target)
+                },
+                |_| true,
+            )
             .unwrap_or(None),
-            Said::Forwarded(response, _) => leaving(self.asked(), &aliases(response)?, stays)?,
+            Said::Forwarded(response, _) => {
+                let settles = |target: &Name| settles(response, self.asked().qtype, target);
+                leaving(self.asked(), &aliases(response)?, stays, settles)?
+            }
         };
         match left {
             Some(left) => self.follow(left, said).map(|()| None),
@@ -188,6 +205,7 @@ impl Walk {
 
     fn follow(&mut self, left: Leaving, said: Said) -> Result<(), Broken> {
         self.seen.push(self.asked().qname.clone());
+        self.is_authentic &= said.is_authentic();
         if let Said::Forwarded(response, policy) = said {
             self.extended_errors.extend_from_slice(response.extended_errors());
             // What was cut off has no say over how long the rest lives.
@@ -206,6 +224,7 @@ impl Walk {
     }
 
     fn arrive(&mut self, said: Said) -> Result<Arrival, Broken> {
+        self.is_authentic &= said.is_authentic();
         let (answer, shape, extended_errors) = match said {
             // One speaker said all of it: it is relayed as it came.
             Said::Forwarded(response, policy) if self.is_at_start() => {
@@ -237,7 +256,7 @@ impl Walk {
 
     /// The chain, then what the last name's rule said.
     ///
-    /// AA only if all of it is local; AD never, for nobody vouches for the whole.
+    /// AA only if all of it is local; AD only if each part came with it (RFC 4035 §3.2.3).
     fn assemble(mut self, last: Answer, shape: Option<Shape>, extended_errors: &[u8]) -> Response {
         let authoritative = last.authoritative && self.span.is_none();
         let before = self.records.len();
@@ -248,9 +267,41 @@ impl Walk {
             answer.encode_rotating(&self.question, &Shape { rotating, ..shape })
         });
         let mut response = rotating.unwrap_or_else(|| answer.encode(&self.question));
+        response.set_flag(flag::AD, self.is_authentic && self.span.is_some());
         response.add_encoded_errors(&self.extended_errors);
         response.add_encoded_errors(extended_errors);
         response
+    }
+}
+
+impl Said {
+    /// Whether it says that the name asked does not exist, and not one that a CNAME leads to.
+    pub fn denies(&self, asked: &Question) -> bool {
+        match self {
+            Self::Local(answer) | Self::Catalog(answer, _) => {
+                answer.rcode == Rcode::NXDOMAIN && answer.answer.iter().all(|record| record.owner != asked.qname)
+            }
+            Self::Forwarded(response, _) => response.rcode() == Rcode::NXDOMAIN && response.counts()[0] == 0,
+        }
+    }
+
+    /// NODATA instead of NXDOMAIN. Nobody has validated that, and proofs of the contrary are left out.
+    pub fn without_denial(self) -> Self {
+        let keep_soa = |answer: Answer| {
+            let mut authority = answer.authority;
+            authority.retain(|record| record.rtype == Rtype::SOA);
+            Answer { rcode: Rcode::NOERROR, authority, ..answer }
+        };
+        match self {
+            Self::Local(answer) => Self::Local(keep_soa(answer)),
+            Self::Catalog(answer, shape) => Self::Catalog(keep_soa(answer), shape),
+            Self::Forwarded(response, policy) => Self::Forwarded(response.into_nodata(), policy),
+        }
+    }
+
+    /// Whether all of it was validated by an upstream that is trusted with that.
+    fn is_authentic(&self) -> bool {
+        matches!(self, Self::Forwarded(response, _) if response.has_flag(flag::AD))
     }
 }
 
@@ -268,7 +319,7 @@ impl Span {
     }
 }
 
-/// Where an answer crosses into another rule.
+/// Where an answer crosses into another rule, or stops short.
 #[derive(Debug, PartialEq, Eq)]
 struct Leaving {
     /// The records that lead there: CNAME and DNAME with their signatures.
@@ -287,10 +338,27 @@ fn aliases(response: &Response) -> Result<Vec<Record>, NameError> {
     answers().filter(|record| is_alias(record.rtype)).map(|record| response.record(&record)).collect()
 }
 
-/// Follows the chain in an answer section up to the first target for which `stays` is false.
+/// Whether a response says what there is at the name that its chain ends with: data, a denial, or an error.
+fn settles(response: &Response, qtype: Rtype, last: &Name) -> bool {
+    response.rcode() != Rcode::NOERROR
+        || response.records().any(|record| match (record.section, record.rtype) {
+            (Section::Answer, rtype) => rtype == qtype && response.owner(&record).is_ok_and(|owner| owner == *last),
+            // The target lacks the type (RFC 2308 §2.2).
+            (Section::Authority, Rtype::SOA) => response.owner(&record).is_ok_and(|apex| last.is_at_or_below(&apex)),
+            _ => false,
+        })
+}
+
+/// Follows the chain in an answer section up to the first target for which `stays` is false, or to its end if that is not
+/// settled.
 ///
-/// `None` if the chain ends before that: then the answer is to be relayed as it is.
-fn leaving(asked: &Question, answer: &[Record], stays: impl Fn(&Name) -> bool) -> Result<Option<Leaving>, Broken> {
+/// `None` if there is no chain, or nothing beyond it to be asked: then the answer is to be relayed as it is.
+fn leaving(
+    asked: &Question,
+    answer: &[Record],
+    stays: impl Fn(&Name) -> bool,
+    settles: impl Fn(&Name) -> bool,
+) -> Result<Option<Leaving>, Broken> {
     if matches!(asked.qtype, Rtype::CNAME | Rtype::ANY | Rtype::RRSIG) {
         return Ok(None);
     }
@@ -298,7 +366,10 @@ fn leaving(asked: &Question, answer: &[Record], stays: impl Fn(&Name) -> bool) -
     let mut records = Vec::new();
     for _ in 0..=answer.len().min(MOST_LINKS) {
         let cname = answer.iter().find(|record| record.rtype == Rtype::CNAME && record.owner == current);
-        let Some(target) = cname.and_then(Record::target) else { return Ok(None) };
+        let Some(target) = cname.and_then(Record::target) else {
+            let is_unsettled = !records.is_empty() && !settles(&current);
+            return Ok(is_unsettled.then_some(Leaving { records, target: current }));
+        };
         let leads = |record: &&Record| match if record.rtype == Rtype::RRSIG { covered(record) } else { record.rtype } {
             Rtype::CNAME => record.owner == current,
             Rtype::DNAME => current != record.owner && current.is_at_or_below(&record.owner),
@@ -319,8 +390,8 @@ fn covered(rrsig: &Record) -> Rtype {
     rrsig.rdata.first_chunk().map_or(Rtype(0), |octets| Rtype(u16::from_be_bytes(*octets)))
 }
 
-/// Longest way over the borders of rules.
-const MOST_STEPS: usize = 8;
+/// How often a chain is followed by asking again. BIND follows 11 CNAME records, Unbound as many as in these steps.
+const MOST_STEPS: usize = 16;
 /// Longest way within a response. Recursors stop at 11 or 16; one of the thousands that a message over TCP can hold would
 /// be walked again and again for each of them.
 pub(super) const MOST_LINKS: usize = 64;
@@ -328,7 +399,7 @@ pub(super) const MOST_LINKS: usize = 64;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Class, flag};
+    use crate::wire::Class;
 
     const POLICY: Policy = Policy {
         min_ttl: Duration::ZERO,
@@ -429,12 +500,12 @@ mod tests {
         signature.rdata = [0u8, 39].into();
         let dname = Record::new(name("d.example"), Rtype::DNAME, 60, name("corp.test").wire());
         let chain = [dname, signature, cname("x.d.example", "x.corp.test")];
-        let left = leaving(&question("x.d.example", Rtype::A), &chain, |_| false).unwrap().unwrap();
+        let left = leaving(&question("x.d.example", Rtype::A), &chain, |_| false, |_| true).unwrap().unwrap();
         assert_eq!(left.records, chain);
     }
 
     #[test]
-    fn a_chain_ends_after_eight_steps_or_in_a_circle() {
+    fn a_chain_ends_after_sixteen_steps_or_in_a_circle() {
         let step = |walk: &mut Walk, from: &str, to: &str| {
             walk.take_in(Said::Local(answer(&[cname(from, to)])), |_| true).map(|end| end.is_none())
         };
@@ -442,17 +513,62 @@ mod tests {
         assert_eq!(step(&mut walk, "a.test", "b.test"), Ok(true));
         assert_eq!(step(&mut walk, "b.test", "a.test"), Err(Broken::Loop));
         let mut walk = Walk::new(question("0.test", Rtype::A));
-        for i in 0..8 {
+        for i in 0..16 {
             assert_eq!(step(&mut walk, &format!("{i}.test"), &format!("{}.test", i + 1)), Ok(true), "{i}");
         }
-        assert_eq!(step(&mut walk, "8.test", "9.test"), Err(Broken::Long));
+        assert_eq!(step(&mut walk, "16.test", "17.test"), Err(Broken::Long));
+    }
+
+    #[test]
+    fn a_target_of_which_nothing_is_said_is_asked_for() {
+        let alias = cname("a.example", "b.example");
+        let soa = |owner: &str| Record::new(name(owner), Rtype::SOA, 60, [&[0; 2][..], &[0; 20]].concat());
+        let data = address("b.example");
+        for (answer, authority, rcode, qtype, is_left) in [
+            (vec![alias.clone()], None, Rcode::NOERROR, Rtype::A, true),
+            (vec![alias.clone(), data.clone()], None, Rcode::NOERROR, Rtype::A, false),
+            (vec![alias.clone(), data.clone()], None, Rcode::NOERROR, Rtype::AAAA, true), // data of another type
+            (vec![alias.clone(), address("c.example")], None, Rcode::NOERROR, Rtype::A, true),
+            (vec![alias.clone()], Some(soa("example")), Rcode::NOERROR, Rtype::A, false), // NODATA
+            (vec![alias.clone()], Some(soa("b.example")), Rcode::NOERROR, Rtype::A, false),
+            (vec![alias.clone()], Some(soa("a.example")), Rcode::NOERROR, Rtype::A, true), // of the first name's zone
+            (vec![alias.clone()], None, Rcode::NXDOMAIN, Rtype::A, false),
+            (vec![alias.clone()], None, Rcode::NOERROR, Rtype::CNAME, false),
+            (vec![data], None, Rcode::NOERROR, Rtype::AAAA, false), // there is no chain
+        ] {
+            let asked = question("a.example", qtype);
+            let authority: Vec<Record> = authority.into_iter().collect();
+            let said = Answer { rcode, authoritative: false, answer, authority, ..Answer::default() };
+            let response = said.encode(&asked);
+            let mut walk = Walk::new(asked);
+            let end = walk.take_in(Said::Forwarded(response, POLICY), |_| true).unwrap();
+            assert_eq!(end.is_none(), is_left, "{said:?} to {qtype}");
+            assert_eq!(walk.asked().qname == name("b.example"), is_left, "{said:?} to {qtype}");
+        }
+    }
+
+    #[test]
+    fn an_assembled_answer_is_authentic_if_all_its_parts_are() {
+        for (first, second) in [(true, true), (true, false), (false, true)] {
+            let said = |asked: &Question, records: &[Record], is_authentic| {
+                let Said::Forwarded(mut response, policy) = forwarded(asked, records) else { unreachable!() };
+                response.set_flag(flag::AD, is_authentic);
+                Said::Forwarded(response, policy)
+            };
+            let asked = question("a.example", Rtype::A);
+            let mut walk = Walk::new(asked.clone());
+            walk.take_in(said(&asked, &[cname("a.example", "b.test")], first), |_| false).unwrap();
+            let asked = walk.asked().clone();
+            let end = walk.take_in(said(&asked, &[address("b.test")], second), |_| true).unwrap().unwrap();
+            assert_eq!(end.response.has_flag(flag::AD), first && second);
+        }
     }
 
     #[test]
     fn a_chain_of_thousands_is_not_walked() {
         let chain: Vec<Record> =
             (0..2000).map(|link| cname(&format!("{link}.test"), &format!("{}.test", link + 1))).collect();
-        let followed = |links: usize| leaving(&question("0.test", Rtype::A), &chain[..links], |_| true);
+        let followed = |links: usize| leaving(&question("0.test", Rtype::A), &chain[..links], |_| true, |_| true);
         assert!(matches!(followed(MOST_LINKS), Ok(None)));
         assert!(matches!(followed(MOST_LINKS + 1), Err(Broken::Links)));
         assert!(matches!(followed(2000), Err(Broken::Links)));

@@ -309,7 +309,7 @@ impl Resolver {
             tables.rule_of(&target, job.client, reach, now) == Some(route.id)
                 && tables.sharing(&target, job.client) == Sharing::All
         };
-        let said = Said::Forwarded(response, route.lifetimes);
+        let said = self.exist_beside(&tables, &job.walk, job.client, Said::Forwarded(response, route.lifetimes));
         let look = match confined.and_then(|()| job.walk.take_in(said, stays)) {
             Ok(None) => {
                 let chance = Chance { random: rng.random(), now };
@@ -388,6 +388,11 @@ impl Resolver {
             let asked = walk.asked();
             let (said, id) = match decision {
                 Decision::Local { answer, rule } => (Said::Local(first_of_any(asked, answer)), rule),
+                Decision::Blocked { answer, rule, why } => {
+                    let said = Said::Local(first_of_any(asked, answer));
+                    walk.explain(BLOCKED, why);
+                    (said, rule)
+                }
                 Decision::Catalog { said, catalog, fallback } => {
                     let rule = catalog_rule(catalog);
                     if let Some(followed) = said.followed {
@@ -450,11 +455,21 @@ impl Resolver {
             };
             walk.share(sharing);
             let rule = *first.get_or_insert(id);
+            let said = self.exist_beside(tables, walk, client, said);
             match walk.take_in(said, |_| true) {
                 Ok(None) => {}
                 Ok(Some(end)) => return Look::End(end, rule),
                 Err(broken) => return Look::End(walk.broken(broken), rule),
             }
+        }
+    }
+
+    /// The same, but a name to which a hosts file gives addresses exists: whoever denies it for another type only lacks that
+    /// type.
+    fn exist_beside(&self, tables: &Tables, walk: &Walk, client: Client, said: Said) -> Said {
+        match said.denies(walk.asked()) {
+            true if tables.exists_beside(&walk.asked().qname, client) => said.without_denial(),
+            _ => said,
         }
     }
 
@@ -691,6 +706,9 @@ fn minimal_any(asked: &Question) -> Answer {
     Answer { authoritative: false, answer: vec![hinfo], ..Answer::default() }
 }
 
+/// Extended error 15, Blocked (RFC 8914 §4.16): by a policy of the operator. 18, Prohibited, would blame the client, and 17,
+/// Filtered, a wish of its.
+const BLOCKED: u16 = 15;
 /// Why those who wait are told a failure when whoever saw to their query has panicked.
 pub const LOST: &str = "the exchange was lost; the log has more";
 /// Extended error 0 for those who find no room to wait (RFC 8914 §4.1), encoded.
@@ -710,7 +728,7 @@ const PATIENCE: Duration = Duration::from_millis(1800);
 /// The TTL of a stale answer (RFC 8767 §4).
 const STALE_TTLS: Ttls = Ttls::Fixed(STALE_TTL_SECS);
 /// So often a query waits for the sources of the catalog: for each name of a chain.
-const MOST_WAITS: u8 = 8;
+const MOST_WAITS: u8 = 16;
 /// More instances than this may be more than a message holds.
 const MOST_ROTATING: usize = 400;
 /// Long, for it will not change.

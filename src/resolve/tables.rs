@@ -72,6 +72,8 @@ enum Authority {
     /// A zone that cannot be served.
     FailedZone,
     Builtin(&'static Builtin),
+    /// A special name that would be forwarded if the rule did not block it; the text says why.
+    Blocked(&'static Builtin, Box<str>),
     Catalog {
         catalog: Catalog,
         fallback: Option<Arc<Route>>,
@@ -85,6 +87,12 @@ pub(super) enum Decision<'t> {
     Local {
         answer: Answer,
         rule: RuleId,
+    },
+    /// A special name that a forward rule blocks.
+    Blocked {
+        answer: Answer,
+        rule: RuleId,
+        why: &'t str,
     },
     Catalog {
         said: catalog::Said,
@@ -162,14 +170,16 @@ impl Tables {
             router.insert(apex, Authority::FailedZone);
         }
         for zone in builtin::private() {
-            let is_kept = match router.route(zone.apex()) {
-                Some(Authority::Forward(route)) => route.group.blocks_special(),
-                Some(_) => false,
-                None => true,
+            let apex = zone.apex();
+            let authority = match router.route(apex) {
+                _ if router.exact(apex).is_some() => continue,
+                Some(Authority::Forward(route)) if route.group.blocks_special() => {
+                    Authority::Blocked(zone, route.group.why_special_is_blocked(apex).into())
+                }
+                Some(_) => continue,
+                None => Authority::Builtin(zone),
             };
-            if is_kept && router.exact(zone.apex()).is_none() {
-                router.insert(zone.apex().clone(), Authority::Builtin(zone));
-            }
+            router.insert(apex.clone(), authority);
         }
         Self { epoch, overlays: rules.overlays, router, routes, catalog: rules.catalog, prefetch: rules.prefetch }
     }
@@ -239,6 +249,10 @@ impl Tables {
             }
             Some(Authority::Zone(zone)) => Decision::of_zone(zone, question),
             Some(Authority::Builtin(builtin)) => Decision::of_zone(builtin.zone(), question),
+            Some(Authority::Blocked(builtin, why)) => {
+                let zone = builtin.zone();
+                Decision::Blocked { answer: zone.answer(question), rule: RuleId(zone.generation()), why }
+            }
             Some(Authority::Forward(route)) => Decision::Forward(route),
             Some(Authority::FailedZone) => Decision::FailedZone,
             Some(Authority::Refuse) => Decision::Refuse,
@@ -267,6 +281,12 @@ impl Tables {
         }
     }
 
+    /// Whether a hosts file has addresses for the name, though others are asked of it for other types.
+    pub(super) fn exists_beside(&self, qname: &Name, client: Client) -> bool {
+        let asker = if client.is_loopback { zone::Client::Loopback } else { zone::Client::Remote };
+        self.overlays.falls_through(qname, asker)
+    }
+
     /// Whether these tables would have a cached answer come from where it came from.
     pub(super) fn uphold(&self, question: &Question, origin: Origin, now: Moment) -> bool {
         // Each name of a chain may have found another rule, so chains are not upheld.
@@ -276,7 +296,7 @@ impl Tables {
     /// The rule that answers, if it is one whose answers are cached.
     pub(super) fn rule_of(&self, question: &Question, client: Client, mut reach: Reach, now: Moment) -> Option<RuleId> {
         match self.decide(question, client, Chance { random: 0, now }, &mut reach, &mut Marks::default()) {
-            Decision::Local { rule, .. } => Some(rule),
+            Decision::Local { rule, .. } | Decision::Blocked { rule, .. } => Some(rule),
             Decision::Catalog { catalog, .. } => Some(catalog_rule(catalog)),
             Decision::Forward(route) => Some(route.id),
             _ => None,

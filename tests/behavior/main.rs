@@ -10,6 +10,7 @@ mod cache_rules;
 mod catalog_changes;
 mod catalog_clients;
 mod catalog_health;
+mod chains;
 mod clients;
 mod conformance;
 mod consul;

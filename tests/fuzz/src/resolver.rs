@@ -208,7 +208,7 @@ fn forward_to(upstream: &str, suffix: &str) -> (Vec<Name>, Route) {
 
 const SUFFIXES: &[&str] =
     &[".", "example", "corp.test", "site.example", "ads.example", "refused.test", "out.site.example"];
-/// A chain changes rules at most eight times.
-const MOST_STEPS: usize = 10;
+/// A chain is followed at most sixteen times.
+const MOST_STEPS: usize = 18;
 /// Far more than any exchange takes until its deadline.
 const MOST_ACTIONS: usize = 1000;
