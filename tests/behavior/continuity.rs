@@ -151,8 +151,11 @@ impl Site {
         self.wait_for(&daemon, "web", &["192.0.2.11", "192.0.2.12", "192.0.2.13"]);
         // Before all instances are healthy, a choice may still change for good reason.
         wait_until("all instances to be healthy", 3 * PATIENCE, || {
-            let log = daemon.log_from(0).join("\n").replace('"', "");
-            let is_healthy = |service, number| log.contains(&format!("check={service}-{number} status=passing"));
+            let log: Vec<String> = daemon.log_from(0).iter().map(|line| line.replace('"', "")).collect();
+            let is_healthy = |service: &str, number| {
+                let check = format!("check={service}-{number} ");
+                log.iter().any(|line| line.contains(&check) && line.contains(" status=passing"))
+            };
             ["db", "ranked"].iter().all(|service| (1..=3).all(|number| is_healthy(service, number))).then_some(())
         });
         if let Some(agent) = &self.agent {
