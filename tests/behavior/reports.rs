@@ -258,7 +258,7 @@ fn refusals_are_objects_where_the_log_consists_of_them() {
     for (name, ended, expected) in [
         ("a key", Setup::new("[nonsense]\n").arguments(&json).run_to_end(), "unknown key `nonsense`"),
         ("check", Setup::new("[nonsense]\n").arguments(&json).check(), "unknown key `nonsense`"),
-        ("a zone", bad_zone.arguments(&json).run_to_end(), "a.example.zone:1"),
+        ("a zone", bad_zone.arguments(&json).check(), "a.example.zone:1"),
         ("a filter", Setup::new("").arguments(&json).env("WATERSHED_LOG", "warning").run_to_end(), "WATERSHED_LOG"),
         ("an option", Setup::new("").arguments(&["--log-format=json", "--lsiten", "::1"]).run_to_end(), "--lsiten"),
     ] {
@@ -413,12 +413,9 @@ fn names_of_files_cannot_forge_lines() {
     fs::create_dir(&zones).unwrap();
     fs::write(zones.join(name), "nonsense").unwrap();
     let config = format!("[zones]\ndirectory = \"{}\"\nhosts = []\n", zones.display());
-    for ended in [Setup::new(&config).check(), Setup::new(&config).run_to_end()] {
-        assert!(
-            !ended.text.contains('\u{1b}') && !ended.text.lines().any(|line| line.starts_with("ERROR")),
-            "{:?}",
-            ended.text
-        );
+    let log = Setup::new(&config).start().log_from(0).join("\n");
+    for text in [Setup::new(&config).check().text, log] {
+        assert!(!text.contains('\u{1b}') && !text.lines().any(|line| line.starts_with("ERROR")), "{:?}", text);
         assert!(ended.text.contains("forged"), "{:?}", ended.text);
     }
 }

@@ -20,7 +20,7 @@ fn every_record_type_passes_octet_for_octet() {
         "x.example. 60 HTTPS \\# 10 00010000010003026832",
         "x.example. 60 NAPTR \\# 16 0064000a0175074532552b7369700000",
         "x.example. 60 DNSKEY \\# 6 010103080102",
-        "x.example. 60 RRSIG \\# 3 000108",
+        "x.example. 60 RRSIG \\# 20 0001080100000e100000000000000000000000aa",
         "x.example. 60 TYPE65280 \\# 5 00ff00ff00",
         "x.example. 60 TYPE65281 \\# 0",   // RDATA may be empty
         "x.example. 60 TYPE1234 \\# 1 c0", // what looks like a pointer is none
