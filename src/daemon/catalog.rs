@@ -295,6 +295,11 @@ impl Catalog {
         catalog
     }
 
+    /// Has what in the configuration of services means nothing logged again, because a reload reads it again.
+    pub fn repeat_warnings(&self) {
+        self.shared.state.lock().unmatched.clear();
+    }
+
     /// Keeps registrations at this place.
     pub fn keep_registrations(&self, place: Place) {
         self.shared.keep_registrations(place);
@@ -589,10 +594,6 @@ impl State {
     }
 
     fn adopt(&mut self, mut plan: Plan, runner: &Runner) {
-        if plan.since.is_none() {
-            // A reload says again what is wrong.
-            self.unmatched.clear();
-        }
         plan.introduce(self.introduction.as_ref());
         if plan.settings != self.plan.settings {
             self.registry.reconfigure(plan.settings.clone(), Moment::now());

@@ -389,6 +389,7 @@ impl Daemon {
         self.files = outcome.files;
         self.groups = groups;
         self.identity.set(certificate);
+        self.catalog.iter().for_each(Catalog::repeat_warnings);
         self.adopt_catalog(definitions.and_then(take_plan));
         let config = &self.loaded.config;
         self.face.resolver().cache().resize(config.cache.size.as_u64() as usize);
