@@ -24,12 +24,14 @@ mod subject;
 
 pub use config::{ApiConfig, Config, FilesConfig, Problem, Settings, SoaConfig, Span, Token};
 pub use identity::{Agent, Doubt, Identity, System, host_name};
-pub use live::{Live, Wish};
+pub use live::{Asked, Live, Wish};
 pub use model::{
     Check, Host, Instance, InstanceKey, Kind, Node, NodeKey, Registration, Role, ServiceKey, Tagged, Weights,
 };
 pub use names::{Said, Verdict};
 pub use notice::{CheckChange, Notice, Noticed, Reason};
-pub use registry::{Changes, CheckKey, Outcome, Outcomes, Part, Registry, SavedPolicy, Set, SourceId};
+pub use registry::{
+    Changes, CheckKey, FIRST_RESULT_PATIENCE, Outcome, Outcomes, Part, Registry, SavedPolicy, Set, SourceId,
+};
 pub use remote::{Found, Held, News, Resumed, SavedRemote, Standing};
-pub use snapshot::{SLOTS, Service, Slot, Snapshot, Tally, Unmatched};
+pub use snapshot::{Awaited, SLOTS, Service, Slot, Snapshot, Tally, Unmatched};

@@ -16,7 +16,7 @@ use super::{
     policy::Rules,
     records::{address_label, address_record, meta_records, prefer, read_reverse_name, srv_record, wants},
     remote::Grasp,
-    snapshot::{Given, Holder, Slot, Snapshot},
+    snapshot::{Awaited, Given, Holder, Knowledge, Slot, Snapshot},
     subject::Subject,
 };
 use crate::{
@@ -50,6 +50,10 @@ pub enum Verdict {
     Pass,
     /// A source has to be asked for this first; then the question is to be put again.
     Wait(ServiceKey),
+    /// Checks have no result yet that matters to the answer. When they have, or it is time, the question is to be put again.
+    Await(Awaited),
+    /// Nothing is known of the instances of the name yet, and it is not to be waited for any longer.
+    NotReady,
     /// The source is lost: whoever else answers names of the domain is to be asked.
     Forward,
     /// The source is lost, and nobody else may answer for the name; this is why.
@@ -172,9 +176,20 @@ impl Lookup<'_> {
             return None;
         }
         let snapshot = self.snapshot;
-        let given = snapshot.given(snapshot.services.get(key)?, tag);
-        if given.is_empty() {
-            return None;
+        let service = snapshot.services.get(key)?;
+        let given = snapshot.given(service, tag);
+        match snapshot.knowledge(service, tag, &given, self.now) {
+            Knowledge::Enough if given.is_empty() => return None,
+            Knowledge::Enough => {}
+            Knowledge::Awaited(until) => {
+                let awaited = Awaited { service: key.clone(), tag: tag.map(str::to_owned), until };
+                self.instead.get_or_insert(Verdict::Await(awaited));
+                return None;
+            }
+            Knowledge::Nothing => {
+                self.instead.get_or_insert(Verdict::NotReady);
+                return None;
+            }
         }
         let ttl = snapshot.settings.service_ttl(key.name());
         Some(match self.question.qtype {
@@ -476,7 +491,9 @@ impl Lookup<'_> {
         self.slots.append(&mut lookup.slots);
         self.volatile |= lookup.volatile;
         self.until = lookup.until;
-        self.instead = self.instead.take().or(lookup.instead);
+        // An SRV record stands without the address of its target.
+        let is_needed = |instead: &Verdict| *instead != Verdict::NotReady || self.question.qtype != Rtype::SRV;
+        self.instead = self.instead.take().or(lookup.instead.filter(is_needed));
         self.followed = self.followed.take().or(lookup.followed);
         if self.question.qtype != Rtype::SRV {
             self.shape = lookup.shape;

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     catalog::{
         Check, Instance, Registration, Role, Tagged, Weights,
-        registry::{Outcomes, Registry, Set, SourceId},
+        registry::{CheckKey, Outcomes, Part, Registry, Set, SourceId},
         snapshot::Given,
     },
     clock::Moment,
@@ -41,6 +41,7 @@ fn read(text: &str) -> Set {
             status: match status {
                 "passing" => Status::Passing,
                 "warning" => Status::Warning,
+                "unknown" => Status::Unknown,
                 _ => Status::Critical,
             },
         };
@@ -614,4 +615,202 @@ fn an_instance_without_its_node_is_given_at_its_own_address() {
     let service = snapshot.service(&ServiceKey::new(Kind::Service, "dc1", "s")).unwrap();
     let given: Vec<Given> = snapshot.given(service, None);
     assert_eq!(given.len(), 2);
+}
+
+/// A catalog whose checks have their first results as time goes by.
+struct Start {
+    registry: Registry,
+}
+
+fn millis(number: u64) -> Moment {
+    Moment::from_millis(1_000_000 + number)
+}
+
+impl Start {
+    /// With this catalog, at time 0.
+    fn new(text: &str, settings: &str) -> Self {
+        let mut registry = Registry::new(super::super::Settings::example(settings));
+        registry.publish(SourceId(0), read(text), Outcomes::Ours, millis(0));
+        Self { registry }
+    }
+
+    fn add(&mut self, text: &str, at: u64) {
+        let Set { nodes, instances } = read(text);
+        let part = Part { nodes, instances, ..Part::default() };
+        self.registry.publish_part(SourceId(0), part, Outcomes::Ours, millis(at));
+    }
+
+    /// The check of an instance such as `web-1 n1`, or of a node.
+    fn result(&mut self, of: &str, status: Status, at: u64) {
+        let (node, service_id) = match of.split_once(' ') {
+            Some((id, node)) => (node, Some(id.into())),
+            None => (of, None),
+        };
+        let key = CheckKey { node: NodeKey::new("dc1", node), service_id, check: "c".into() };
+        self.registry.set_check(SourceId(0), &key, status, "", millis(at));
+    }
+
+    /// The last octets of the addresses, `NXDOMAIN`, `not ready`, or until when to wait.
+    fn ask(&mut self, question: &str, at: u64) -> String {
+        let now = millis(at);
+        if self.registry.wake().is_some_and(|wake| wake <= now) {
+            self.registry.tick(now);
+        }
+        let (qname, qtype) = question.split_once(' ').unwrap();
+        let qname = qname.parse::<Name>().unwrap();
+        let question = Question { qname, qtype: qtype.parse().unwrap(), qclass: Class::IN };
+        match self.registry.snapshot().answer(&question, 7, 0, now).verdict {
+            Verdict::Await(awaited) => format!("until {}", awaited.until.since(millis(0)).as_millis()),
+            Verdict::NotReady => "not ready".into(),
+            Verdict::Answer(answer) if answer.rcode == Rcode::NXDOMAIN => "NXDOMAIN".into(),
+            Verdict::Answer(answer) => {
+                let octets = answer.answer.iter().map(|record| record.rdata.last().unwrap().to_string());
+                octets.collect::<Vec<_>>().join(" ")
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+const UNCHECKED: &str = "node n1 192.0.2.1
+    node n2 192.0.2.2
+    node n3 192.0.2.3
+    web 1 n1 check=unknown tags=v1
+    web 2 n2 check=unknown tags=v2
+    web 3 n3 check=unknown tags=v2
+    free 1 n1";
+
+#[test]
+fn questions_wait_for_the_first_results_and_no_longer_than_two_seconds() {
+    use Status::{Critical, Passing};
+    let mut start = Start::new(UNCHECKED, "");
+    for qtype in ["A", "AAAA", "SRV", "ANY", "TXT", "NS", "SOA"] {
+        assert_eq!(start.ask(&format!("web.service.consul {qtype}"), 0), "until 2000", "{qtype}");
+    }
+    for question in ["v1.web.service.consul A", "web.service.dc1.consul A", "_web._tcp.service.consul SRV"] {
+        assert_eq!(start.ask(question, 0), "until 2000", "{question}");
+    }
+    // What does not depend on health, or does not exist, is said at once.
+    assert_eq!(start.ask("n1.node.consul A", 0), "1");
+    assert_eq!(start.ask("free.service.consul A", 0), "1");
+    assert_ne!(start.ask("1.2.0.192.in-addr.arpa PTR", 0), "NXDOMAIN");
+    for question in ["none.service.consul A", "v9.web.service.consul A", "web.connect.consul A"] {
+        assert_eq!(start.ask(question, 0), "NXDOMAIN", "{question}");
+    }
+    start.result("web-1 n1", Passing, 10);
+    assert_eq!(start.ask("web.service.consul A", 10), "until 2000", "not a part of them");
+    assert_eq!(start.ask("v1.web.service.consul A", 10), "1", "all with this tag are known");
+    start.result("web-2 n2", Critical, 20);
+    start.result("web-3 n3", Passing, 30);
+    assert_eq!(start.ask("web.service.consul A", 30), "1 3");
+
+    // One is slow: after two seconds what is known is said, and then at once.
+    let mut start = Start::new(UNCHECKED, "");
+    start.result("web-1 n1", Passing, 10);
+    assert_eq!(start.ask("web.service.consul A", 1999), "until 2000");
+    assert_eq!(start.ask("web.service.consul A", 2000), "1");
+    assert_eq!(start.ask("v2.web.service.consul A", 2000), "not ready");
+    start.result("web-2 n2", Passing, 2500);
+    assert_eq!(start.ask("web.service.consul A", 2500), "1 2");
+
+    // Nothing is known: the name may well exist. It is denied once all have failed.
+    let mut start = Start::new(UNCHECKED, "");
+    assert_eq!(start.ask("web.service.consul A", 2000), "not ready");
+    start.result("web-1 n1", Critical, 2100);
+    start.result("web-2 n2", Critical, 2100);
+    assert_eq!(start.ask("web.service.consul A", 2100), "not ready");
+    start.result("web-3 n3", Critical, 2200);
+    assert_eq!(start.ask("web.service.consul A", 2200), "NXDOMAIN");
+}
+
+#[test]
+fn a_declared_status_and_a_critical_check_are_known_at_once() {
+    let text = "node n1 192.0.2.1
+        node n2 192.0.2.2 check=unknown
+        node n3 192.0.2.3 check=critical
+        web 1 n1 check=passing
+        web 2 n1 check=warning address=192.0.2.9
+        db 1 n2 check=passing
+        db 2 n3 check=unknown
+        old 1 n3 check=unknown
+        out 1 n1 check=critical";
+    let mut start = Start::new(text, "");
+    assert_eq!(start.ask("web.service.consul A", 0), "1 9");
+    assert_eq!(start.ask("out.service.consul A", 0), "NXDOMAIN");
+    assert_eq!(start.ask("old.service.consul A", 0), "NXDOMAIN", "its node is out whatever its own check says");
+    assert_eq!(start.ask("db.service.consul A", 0), "until 2000", "a check of the node counts as its own");
+    assert_eq!(start.ask("n2.node.consul A", 0), "2", "health is nothing to names of nodes");
+    start.result("n2", Status::Warning, 100);
+    assert_eq!(start.ask("db.service.consul A", 100), "2");
+}
+
+#[test]
+fn an_instance_that_is_new_beside_others_is_not_waited_for() {
+    let mut start = Start::new("node n1 192.0.2.1\n node n2 192.0.2.2\n web 1 n1 check=unknown", "");
+    start.result("web-1 n1", Status::Passing, 100);
+    start.add("web 2 n2 check=unknown", 5000);
+    assert_eq!(start.ask("web.service.consul A", 5000), "1");
+    // It is all that there is to hope for.
+    start.result("web-1 n1", Status::Critical, 5500);
+    assert_eq!(start.ask("web.service.consul A", 5500), "until 7000");
+    assert_eq!(start.ask("web.service.consul A", 7000), "not ready");
+    start.result("web-2 n2", Status::Passing, 7500);
+    assert_eq!(start.ask("web.service.consul A", 7500), "2");
+    // The same for one that comes when the others are out.
+    start.result("web-2 n2", Status::Critical, 8000);
+    assert_eq!(start.ask("web.service.consul A", 8000), "NXDOMAIN");
+    start.add("node n3 192.0.2.3\n web 3 n3 check=unknown", 9000);
+    assert_eq!(start.ask("web.service.consul A", 9000), "until 11000");
+    // Instances that come one after the other do not prolong the first round.
+    let mut start = Start::new("node n1 192.0.2.1\n new 1 n1 check=unknown", "");
+    start.add("new 2 n1 check=unknown", 1500);
+    start.result("new-1 n1", Status::Passing, 1600);
+    assert_eq!(start.ask("new.service.consul A", 1600), "until 2000");
+    assert_eq!(start.ask("new.service.consul A", 2000), "1");
+}
+
+#[test]
+fn a_policy_gives_the_best_instance_that_answers_in_time() {
+    let one = "[service.web]\npolicy = \"one\"\norder = [\"n2\", \"n1\"]";
+    let mut start = Start::new(UNCHECKED, one);
+    start.result("web-1 n1", Status::Passing, 10);
+    assert_eq!(start.ask("web.service.consul A", 10), "until 2000", "n2 is better");
+    start.result("web-2 n2", Status::Passing, 20);
+    assert_eq!(start.ask("web.service.consul A", 20), "2", "n3 is not");
+    assert_eq!(start.ask("v1.web.service.consul A", 20), "NXDOMAIN", "the chosen one has another tag");
+
+    // Too late: the next best is given, and stays.
+    let mut start = Start::new(UNCHECKED, one);
+    start.result("web-1 n1", Status::Passing, 10);
+    assert_eq!(start.ask("web.service.consul A", 2000), "1");
+    start.result("web-2 n2", Status::Passing, 3000);
+    assert_eq!(start.ask("web.service.consul A", 3000), "1");
+    assert_eq!(start.ask("web.service.consul A", 63_000), "2", "after hold_down");
+
+    // None answers.
+    let mut start = Start::new(UNCHECKED, one);
+    assert_eq!(start.ask("web.service.consul A", 1999), "until 2000");
+    assert_eq!(start.ask("web.service.consul A", 2000), "not ready");
+    let mut start = Start::new(UNCHECKED, "[service.web]\nmin_healthy = 2\ndamping = \"10s\"");
+    start.result("web-1 n1", Status::Passing, 10);
+    assert_eq!(start.ask("web.service.consul A", 10), "until 2000");
+    assert_eq!(start.ask("web.service.consul A", 2000), "1", "one that is unknown is not given for lack of others");
+}
+
+#[test]
+fn what_leads_to_a_service_waits_with_it() {
+    let text = "node n1 192.0.2.1
+        web 1 n1 check=unknown
+        alias 1 n1 address=web.service.consul
+        proxy 1 n1 proxy=web check=unknown";
+    let mut start = Start::new(text, "");
+    assert_eq!(start.ask("alias.service.consul A", 0), "until 2000");
+    assert_eq!(start.ask("web.connect.consul A", 0), "until 2000");
+    assert_eq!(start.ask("alias.service.consul SRV", 1999), "until 2000");
+    assert_eq!(start.ask("alias.service.consul A", 2000), "not ready");
+    assert_ne!(start.ask("alias.service.consul SRV", 2000), "not ready", "it stands without the address");
+    start.result("web-1 n1", Status::Passing, 2500);
+    start.result("proxy-1 n1", Status::Critical, 2500);
+    assert_eq!(start.ask("alias.service.consul A", 2500), "0 1");
+    assert_eq!(start.ask("web.connect.consul A", 2500), "NXDOMAIN");
 }

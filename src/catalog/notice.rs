@@ -166,7 +166,7 @@ impl Notices {
             (_, Some(old)) => match old.health {
                 Health::Failed => Reason::Failed,
                 Health::Withdrawn => Reason::Withdrawn,
-                Health::Unknown => Reason::Unknown,
+                Health::Unknown(_) => Reason::Unknown,
                 Health::Healthy if find(to).is_some_and(|new| new.rank < old.rank) => Reason::Preferred,
                 Health::Healthy => Reason::Damped,
             },

@@ -9,6 +9,9 @@
 //! answer: better an instance that may be ill than none. Never under `one`, where a second writer is worse than none,
 //! and never one that an operator has taken out. And who has failed three times within ten times `damping` must be
 //! healthy for `damping` before it is given again.
+//!
+//! An instance without a result is not given, but has not failed either. Under `one` the choice is open for as long as questions
+//! wait for the result of a better instance; an instance that is given stays the primary however good a later result is.
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
@@ -185,8 +188,8 @@ pub enum Health {
     Healthy,
     /// It may be given only for lack of others.
     Failed,
-    /// A check has no result yet. It is not given, but it has not failed either.
-    Unknown,
+    /// A check has no result yet, for which questions wait until then. It is not given, but it has not failed either.
+    Unknown(Moment),
     /// An operator has taken it out.
     Withdrawn,
 }
@@ -198,6 +201,8 @@ pub struct Choice {
     pub chosen: Vec<usize>,
     /// Among them are some that are not healthy, for there are too few others.
     pub guarded: bool,
+    /// Under `one`, until when a result may come in that changes the choice. Nobody is to be given it before.
+    pub open_until: Option<Moment>,
     /// When to choose again, even if nothing has changed until then.
     pub wake: Option<Moment>,
 }
@@ -208,6 +213,8 @@ pub struct State {
     /// When the first choice was made.
     began: Option<Moment>,
     primary: Option<InstanceKey>,
+    /// The instance that becomes the primary then, if no result changes that before.
+    next: Option<(InstanceKey, Moment)>,
     members: HashMap<InstanceKey, Member>,
 }
 
@@ -217,6 +224,11 @@ struct Member {
     healthy_since: Option<Moment>,
     /// When it failed, the latest first.
     failures: [Option<Moment>; FLAPS],
+    /// It was healthy before it became unknown.
+    was_healthy: bool,
+    is_unknown: bool,
+    /// Another became the primary while this one was unknown.
+    is_late: bool,
 }
 
 /// What is kept of a service's state for the next process.
@@ -233,6 +245,10 @@ struct SavedMember {
     healthy_since: Option<Offset>,
     /// The latest first.
     failures: Vec<Offset>,
+    #[serde(default)]
+    was_healthy: bool,
+    #[serde(default)]
+    is_late: bool,
 }
 
 impl State {
@@ -249,10 +265,12 @@ impl State {
         let member = |saved: SavedMember| {
             let mut failures = saved.failures.into_iter().map(at);
             let failures = [(); FLAPS].map(|()| failures.next());
-            (saved.key, Member { healthy_since: saved.healthy_since.map(at), failures })
+            let healthy_since = saved.healthy_since.map(at);
+            let (was_healthy, is_late) = (saved.was_healthy, saved.is_late);
+            (saved.key, Member { healthy_since, failures, was_healthy, is_unknown: false, is_late })
         };
         let members = saved.members.into_iter().map(member).collect();
-        Self { began: saved.began.map(at), primary: saved.primary, members }
+        Self { began: saved.began.map(at), primary: saved.primary, next: None, members }
     }
 
     /// The instance that is given under `one`, or was given last.
@@ -262,6 +280,10 @@ impl State {
 
     /// Chooses among `candidates`, which come in an order that does not change without need.
     pub fn choose(&mut self, rules: &Rules, candidates: &[Candidate], now: Moment) -> Choice {
+        if let Some((next, _)) = self.next.take_if(|(_, until)| *until <= now) {
+            self.appoint(next);
+        }
+        self.next = None;
         self.observe(candidates, now);
         let began = *self.began.get_or_insert(now);
         let mut choice = Choice::default();
@@ -301,14 +323,45 @@ impl State {
                     }
                     (current, best) => current.or(best),
                 };
+                if current.is_none() {
+                    choice.open_until = self.open_until(candidates, best, now);
+                }
                 // With none to give, the last keeps its claim until another takes over.
                 if let Some(chosen) = chosen {
-                    self.primary = Some(candidates[chosen].key.clone());
+                    let key = candidates[chosen].key.clone();
+                    match choice.open_until {
+                        Some(until) => self.next = Some((key, until)),
+                        None => self.appoint(key),
+                    }
                 }
+                choice.open_until.into_iter().for_each(wake_at);
                 choice.chosen = chosen.into_iter().collect();
             }
         }
         choice
+    }
+
+    /// Makes this the primary. Whoever is unknown now comes too late to have been it.
+    fn appoint(&mut self, key: InstanceKey) {
+        if self.primary.as_ref() != Some(&key) {
+            self.members.values_mut().for_each(|member| member.is_late |= member.is_unknown);
+            self.primary = Some(key);
+        }
+    }
+
+    /// Until when a result may come in that counts for more than the best instance so far: that of the present primary, or
+    /// without one, that of a better instance.
+    fn open_until(&self, candidates: &[Candidate], best: Option<usize>, now: Moment) -> Option<Moment> {
+        let counts = |place: usize| match (&self.primary, best) {
+            (_, None) => true,
+            (Some(primary), Some(_)) => candidates[place].key == *primary,
+            (None, Some(best)) => (candidates[place].rank, place) < (candidates[best].rank, best),
+        };
+        let awaited = candidates.iter().enumerate().filter_map(|(place, candidate)| match candidate.health {
+            Health::Unknown(until) if until > now && counts(place) => Some(until),
+            _ => None,
+        });
+        awaited.max()
     }
 
     /// Notes who has failed and who has recovered, and forgets who is gone.
@@ -317,16 +370,17 @@ impl State {
         for candidate in candidates {
             let mut member = before.remove(&candidate.key).unwrap_or_default();
             match (candidate.health, member.healthy_since) {
-                (Health::Healthy, None) => member.healthy_since = Some(now),
-                (Health::Failed, Some(_)) => {
+                (Health::Healthy, None) => (member.healthy_since, member.was_healthy) = (Some(now), false),
+                (Health::Failed, since) if since.is_some() || member.was_healthy => {
                     member.failures.rotate_right(1);
                     member.failures[0] = Some(now);
-                    member.healthy_since = None;
+                    (member.healthy_since, member.was_healthy) = (None, false);
                 }
-                (Health::Unknown, _) => member.healthy_since = None,
+                (Health::Unknown(_), Some(_)) => (member.healthy_since, member.was_healthy) = (None, true),
                 (Health::Withdrawn, _) => member = Member::default(),
                 _ => {}
             }
+            member.is_unknown = matches!(candidate.health, Health::Unknown(_));
             self.members.insert(candidate.key.clone(), member);
         }
     }
@@ -351,6 +405,8 @@ impl Member {
             key: key.clone(),
             healthy_since: self.healthy_since.map(|since| since.offset(now)),
             failures: self.failures.iter().flatten().map(|failure| failure.offset(now)).collect(),
+            was_healthy: self.was_healthy,
+            is_late: self.is_late,
         }
     }
 
@@ -360,9 +416,9 @@ impl Member {
         (last.since(first) <= damping * 10).then(|| since + damping)
     }
 
-    /// From when it may take over from a healthy one, and whether it has failed before.
+    /// From when it may take over from a healthy one, and whether it has failed before or came too late.
     fn held(&self, hold_down: Duration) -> (Moment, bool) {
-        (self.healthy_since.unwrap_or_default() + hold_down, self.failures[0].is_some())
+        (self.healthy_since.unwrap_or_default() + hold_down, self.failures[0].is_some() || self.is_late)
     }
 }
 
@@ -393,7 +449,8 @@ mod tests {
         }
     }
 
-    /// Candidates a, b, c of falling rank: `+` healthy, `-` failed, `!` withdrawn, a blank for one that is not there.
+    /// Candidates a, b, c of falling rank: `+` healthy, `-` failed, `!` withdrawn, `?` unknown and awaited until second 2, a
+    /// blank for one that is not there.
     fn candidates(healths: &str, ranks: [usize; 3]) -> Vec<Candidate> {
         let all = healths.chars().zip(["a", "b", "c"]).zip(ranks);
         let present = all.filter(|((health, _), _)| *health != ' ');
@@ -402,6 +459,7 @@ mod tests {
             health: match health {
                 '+' => Health::Healthy,
                 '-' => Health::Failed,
+                '?' => Health::Unknown(Moment::from_millis(1_002_000)),
                 _ => Health::Withdrawn,
             },
             rank: (rank, false),
@@ -409,14 +467,16 @@ mod tests {
         present.map(candidate).collect()
     }
 
-    /// Plays steps of `second healths: chosen`, where an asterisk means that a guard has added some.
+    /// Plays steps of `second healths: chosen`, where an asterisk means that a guard has added some, and a question mark that
+    /// the choice is open.
     fn play(rules: &Rules, ranks: [usize; 3], steps: &[(u64, &str, &str)]) {
         let mut state = State::default();
         for (second, healths, expected) in steps {
             let candidates = candidates(healths, ranks);
             let choice = state.choose(rules, &candidates, Moment::from_millis(1_000_000 + second * 1000));
             let names: Vec<_> = choice.chosen.iter().map(|&place| candidates[place].key.node.name()).collect();
-            let found = format!("{}{}", names.concat(), if choice.guarded { "*" } else { "" });
+            let guarded = if choice.guarded { "*" } else { "" };
+            let found = format!("{}{guarded}{}", names.concat(), choice.open_until.map_or("", |_| "?"));
             assert_eq!(found, *expected, "at {second} s with {healths}");
             if let Some(wake) = choice.wake {
                 assert!(wake.as_millis() > 1_000_000 + second * 1000, "a wake in the past never ends");
@@ -479,6 +539,51 @@ mod tests {
         play(&one(), [0, 1, 2], &[(0, "---", ""), (1, "--+", "c"), (2, "-++", "b"), (3, "+++", "a")]);
         // Later it is one: a new instance has to wait as well.
         play(&one(), [0, 1, 2], &[(0, " + ", "b"), (100, "++ ", "b"), (159, "++ ", "b"), (160, "++ ", "a")]);
+    }
+
+    #[test]
+    fn one_waits_for_a_better_instance_only_while_questions_wait() {
+        for (ranks, steps) in [
+            // The best one's result is late, but in time.
+            ([0, 1, 2], &[(0, "???", "?"), (1, "?+?", "b?"), (1, "?++", "b?"), (1, "+++", "a"), (2, "+++", "a")][..]),
+            // A worse one is not waited for.
+            ([0, 1, 2], &[(0, "???", "?"), (1, "+??", "a"), (2, "+++", "a")]),
+            // The best one fails: the next is at once.
+            ([0, 1, 2], &[(0, "???", "?"), (0, "?+?", "b?"), (1, "-+?", "b")]),
+            // It is silent: the next is given when the time is over, and a later result has to wait for the hold-down.
+            ([0, 1, 2], &[(0, "???", "?"), (1, "?+?", "b?"), (2, "?+?", "b"), (3, "++?", "b"), (63, "+++", "a")]),
+            // The same if the result comes first after the time is over, before anybody has chosen again.
+            ([0, 1, 2], &[(0, "?+?", "b?"), (3, "+++", "b"), (62, "+++", "b"), (63, "+++", "a")]),
+            // Without a preference the first in their order is waited for, so that all resolvers choose the same.
+            ([0, 0, 0], &[(0, "???", "?"), (1, "??+", "c?"), (1, "?++", "b?"), (1, "+++", "a")]),
+            // Nothing is known when the time is over.
+            ([0, 1, 2], &[(0, "???", "?"), (2, "???", ""), (3, "??+", "c"), (4, "?++", "c")]),
+            // Who is there already stays, and who is new is not waited for.
+            ([0, 1, 2], &[(0, " + ", "b"), (1, "?+?", "b"), (1, "?-+", "c")]),
+            // The primary itself is waited for.
+            ([0, 0, 0], &[(0, "-+ ", "b"), (1, "-? ", "?"), (1, "+? ", "a?"), (1, "++ ", "b")]),
+        ] {
+            play(&one(), ranks, steps);
+        }
+    }
+
+    #[test]
+    fn unknown_is_no_failure() {
+        let rules = Rules { min_healthy: 2, damping: Duration::from_secs(10), ..Rules::default() };
+        play(
+            &rules,
+            [0, 0, 0],
+            &[
+                (0, "???", ""),
+                (1, "+??", "a"),
+                (2, "+?-", "a"), // c has never been healthy
+                (3, "++-", "ab"),
+                (4, "+?-", "a"), // its check is another now
+                (5, "++-", "ab"),
+                (6, "+?-", "a"),
+                (7, "++-", "ab"), // not damped
+            ],
+        );
     }
 
     #[test]
@@ -583,5 +688,67 @@ mod tests {
         ] {
             assert!(Rules::default().read(key, value).is_err(), "{key}");
         }
+    }
+
+    #[test]
+    fn a_state_goes_on_in_the_next_process() {
+        let rules = Rules { policy: Policy::One, damping: Duration::from_secs(5), ..Rules::default() };
+        let at = |second: u64| Moment::from_millis(second * 1000);
+        let mut state = State::default();
+        let ranks = [0, 1, 2];
+        // a fails thrice, so b is the primary and a is damped when it is back.
+        for (second, healths) in [(1, "+++"), (2, "-++"), (3, "+++"), (4, "-++"), (9, "+++"), (10, "-++"), (11, "+++")]
+        {
+            state.choose(&rules, &candidates(healths, ranks), at(second));
+        }
+        let text = serde_json::to_string(&state.save(at(12))).unwrap();
+        // Another clock, four seconds later.
+        let restored = State::restore(serde_json::from_str(&text).unwrap(), at(1012));
+        let (mut before, mut after) = (state.clone(), restored);
+        for (second, healths) in [(16, "+++"), (17, "+-+"), (18, "+++"), (80, "+++"), (81, "-++")] {
+            let expected = before.choose(&rules, &candidates(healths, ranks), at(second));
+            let choice = after.choose(&rules, &candidates(healths, ranks), at(second + 1000));
+            assert_eq!(choice.chosen, expected.chosen, "{second}");
+            assert_eq!(choice.wake.map(|wake| wake.since(at(1000))), expected.wake.map(|w| w.since(at(0))), "{second}");
+        }
+    }
+
+    #[test]
+    fn a_primary_of_an_earlier_process_is_waited_for() {
+        let at = |second: u64| Moment::from_millis(second * 1000);
+        let unknown = |healths: &str, places: &[usize]| {
+            let mut all = candidates(healths, [0; 3]);
+            places.iter().for_each(|&place| all[place].health = Health::Unknown(at(202)));
+            all
+        };
+        let one = Rules { policy: Policy::One, ..Rules::default() };
+        let mut state = State::default();
+        state.choose(&one, &candidates("--+", [0; 3]), at(1));
+        state.choose(&one, &candidates("+++", [0; 3]), at(2));
+        let saved = state.save(at(3));
+        let restore = || State::restore(saved.clone(), at(103));
+        for (case, steps) in [
+            (
+                "it is healthy",
+                &[(200, "+++", &[0, 1, 2][..], &[][..]), (201, "+++", &[1, 2], &[]), (201, "+++", &[1], &[2])][..],
+            ),
+            ("it has failed", &[(200, "+++", &[2], &[]), (201, "++-", &[], &[0])]),
+            ("it is gone", &[(200, "++", &[], &[0])]),
+            ("nothing is known of it for too long", &[(200, "+++", &[2], &[]), (202, "+++", &[2], &[0])]),
+        ] {
+            let mut state = restore();
+            for (second, healths, unknowns, expected) in steps {
+                let choice = state.choose(&one, &unknown(healths, unknowns), at(*second));
+                // What is open is not given.
+                let given = if choice.open_until.is_some() { &[][..] } else { &choice.chosen };
+                assert_eq!(given, *expected, "{case}, at {second}");
+            }
+        }
+        // Those that were healthy and fail at their first result have failed last.
+        let all = Rules { min_healthy: 2, ..Rules::default() };
+        let mut state = restore();
+        state.choose(&all, &unknown("+++", &[0, 1, 2]), at(200));
+        let choice = state.choose(&all, &candidates("+--", [0; 3]), at(201));
+        assert!(choice.guarded && choice.chosen.len() == 2, "{choice:?}");
     }
 }

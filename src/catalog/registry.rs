@@ -9,6 +9,7 @@ use std::{
     hash::Hash,
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use foldhash::{HashMap, HashMapExt, HashSet};
@@ -35,6 +36,8 @@ pub struct Registry {
     policies: HashMap<ServiceKey, Ruled>,
     /// States of policies from an earlier process, for services of which no instance is known yet.
     restored: HashMap<ServiceKey, State>,
+    /// Until when questions wait for the first results of checks that have none.
+    awaited: HashMap<CheckKey, Moment>,
     /// When policies want to be heard again.
     wakes: BTreeSet<(Moment, ServiceKey)>,
     snapshot: Snapshot,
@@ -128,11 +131,11 @@ pub struct SavedPolicy {
 }
 
 /// What a change has touched so far.
-#[derive(Default)]
 struct Touched {
     slots: HashSet<Slot>,
     services: HashSet<ServiceKey>,
     anything: bool,
+    now: Moment,
 }
 
 impl Registry {
@@ -146,6 +149,7 @@ impl Registry {
             members: HashMap::new(),
             policies: HashMap::new(),
             restored: HashMap::new(),
+            awaited: HashMap::new(),
             wakes: BTreeSet::new(),
             snapshot: Snapshot::new(settings.into()),
             void: HashSet::default(),
@@ -175,7 +179,7 @@ impl Registry {
         let held = self.held.entry(source).or_default();
         let instances_gone: Vec<_> = held.instances.difference(&instances).cloned().collect();
         let nodes_gone: Vec<_> = held.nodes.difference(&nodes).cloned().collect();
-        let mut touched = Touched::default();
+        let mut touched = Touched::at(now);
         for key in instances_gone {
             self.put_instance(source, key, None, outcomes, &mut touched);
         }
@@ -189,7 +193,7 @@ impl Registry {
     /// Takes in a part of what a source knows; the rest stays as it is. This costs what the part holds.
     pub fn publish_part(&mut self, source: SourceId, part: Part, outcomes: Outcomes, now: Moment) -> Changes {
         let Part { nodes, instances, gone } = part;
-        let mut touched = Touched::default();
+        let mut touched = Touched::at(now);
         for key in gone {
             self.put_instance(source, key, None, outcomes, &mut touched);
         }
@@ -209,7 +213,7 @@ impl Registry {
         let instances: HashSet<InstanceKey> = set.instances.iter().map(|instance| instance.key()).collect();
         let members = self.members.get(service).into_iter().flatten();
         let gone: Vec<_> = members.filter(|key| !instances.contains(*key)).cloned().collect();
-        let mut touched = Touched::default();
+        let mut touched = Touched::at(now);
         for key in gone {
             self.put_instance(source, key, None, outcomes, &mut touched);
         }
@@ -219,7 +223,7 @@ impl Registry {
 
     /// Takes in nodes that a source knows now, and such as it knows no more.
     pub fn publish_nodes(&mut self, source: SourceId, put: Vec<Arc<Node>>, gone: Vec<NodeKey>, now: Moment) -> Changes {
-        let mut touched = Touched::default();
+        let mut touched = Touched::at(now);
         for node in put {
             self.put_node(source, node.key(), Some(node), Outcomes::Published, &mut touched);
         }
@@ -243,6 +247,21 @@ impl Registry {
         let nodes = nodes.into_iter().filter_map(|key| own_version(&self.nodes, key, source).cloned());
         let instances = instances.into_iter().filter_map(|key| own_version(&self.instances, key, source).cloned());
         (nodes.collect(), instances.collect())
+    }
+
+    /// The checks without a result on which it depends what is given of a service.
+    pub fn checks_without_result(&self, service: &ServiceKey) -> Vec<CheckKey> {
+        let Some(service) = self.snapshot.services.get(service) else { return Vec::new() };
+        let unknown = service.unknown.iter().filter_map(|(place, _)| service.instances.get(*place));
+        let keys = unknown.flat_map(|instance| {
+            let node = &instance.registration.node;
+            let of_node = self.snapshot.nodes.get(node).into_iter().flat_map(|node| &node.checks);
+            let own = instance.checks.iter().map(|check| (Some(instance.registration.id.clone()), check));
+            let unknown = of_node.map(|check| (None, check)).chain(own);
+            let unknown = unknown.filter(|(_, check)| check.status == Status::Unknown);
+            unknown.map(|(service_id, check)| CheckKey { node: node.clone(), service_id, check: check.id.clone() })
+        });
+        keys.collect()
     }
 
     /// What is known at an agent elsewhere, if one is followed.
@@ -273,7 +292,7 @@ impl Registry {
         output: &str,
         now: Moment,
     ) -> Changes {
-        let mut touched = Touched::default();
+        let mut touched = Touched::at(now);
         self.put_outcome(source, key, status, output, &mut touched);
         self.commit(touched, now)
     }
@@ -281,7 +300,7 @@ impl Registry {
     /// Takes in the outcomes of several checks as one change: nobody chooses among instances of which some are as they
     /// were and some as they are.
     pub fn set_checks(&mut self, source: SourceId, outcomes: &[Outcome], now: Moment) -> Changes {
-        let mut touched = Touched::default();
+        let mut touched = Touched::at(now);
         for (key, status, output) in outcomes {
             self.put_outcome(source, key, *status, output, &mut touched);
         }
@@ -291,7 +310,7 @@ impl Registry {
     /// The same with outcomes of the past: that they have been others since is believed no longer, and what policies have
     /// made of that is forgotten.
     pub fn roll_back(&mut self, source: SourceId, outcomes: &[Outcome], since: Moment, now: Moment) -> Changes {
-        let mut touched = Touched::default();
+        let mut touched = Touched::at(now);
         for (key, status, output) in outcomes {
             self.put_outcome(source, key, *status, output, &mut touched);
         }
@@ -344,7 +363,7 @@ impl Registry {
         if !saved.is_empty() {
             self.notices.forget_primaries();
         }
-        let mut touched = Touched::default();
+        let mut touched = Touched::at(now);
         for SavedPolicy { service, state, past } in saved {
             let state = State::restore(state, origin);
             match self.policies.get_mut(&service) {
@@ -368,7 +387,7 @@ impl Registry {
     pub fn tick(&mut self, now: Moment) -> Changes {
         let due = self.wakes.iter().take_while(|(wake, _)| *wake <= now);
         let services = due.map(|(_, key)| key.clone()).collect();
-        self.commit(Touched { services, ..Touched::default() }, now)
+        self.commit(Touched { services, ..Touched::at(now) }, now)
     }
 
     /// Takes over other settings. All answers are void.
@@ -380,7 +399,7 @@ impl Registry {
         }
         let services = self.members.keys().cloned().collect();
         let slots = Slot::all().collect();
-        self.commit(Touched { slots, services, anything: true }, now)
+        self.commit(Touched { slots, services, anything: true, now }, now)
     }
 
     fn put_outcome(&mut self, source: SourceId, key: &CheckKey, status: Status, output: &str, touched: &mut Touched) {
@@ -443,6 +462,9 @@ impl Registry {
         if let (Some(before), Some(after)) = (&before, &after) {
             self.notices.checks((&key, None), &before.checks, &after.checks);
         }
+        let [checks_before, checks_after] =
+            [&before, &after].map(|node| node.as_ref().map_or(&[][..], |it| &it.checks));
+        self.note_awaited(&key, None, checks_before, checks_after, touched.now);
         self.move_holder(
             before.as_ref().and_then(|node| self.node_holder(&key, node)),
             after.as_ref().and_then(|node| self.node_holder(&key, node)),
@@ -483,6 +505,8 @@ impl Registry {
         let Some((before, after)) = put(&mut self.instances, held, source, &key, instance) else { return };
         touched.anything = true;
         self.notices.instance(before.as_ref(), after.as_ref());
+        let [checks_before, checks_after] = [&before, &after].map(|it| it.as_ref().map_or(&[][..], |it| &it.checks));
+        self.note_awaited(&key.node, Some(&key.id), checks_before, checks_after, touched.now);
         self.move_holder(
             before.as_ref().and_then(|instance| self.service_holder(instance)),
             after.as_ref().and_then(|instance| self.service_holder(instance)),
@@ -521,6 +545,48 @@ impl Registry {
         } else {
             touched.services(keys);
         }
+    }
+
+    /// Notes until when questions wait for the checks of a node or instance that have no result.
+    fn note_awaited(
+        &mut self,
+        node: &NodeKey,
+        service_id: Option<&Arc<str>>,
+        before: &[Check],
+        after: &[Check],
+        now: Moment,
+    ) {
+        let unknown = |checks: &[Check]| {
+            let unknown = checks.iter().filter(|check| check.status == Status::Unknown);
+            let key = |check: &Check| CheckKey {
+                node: node.clone(),
+                service_id: service_id.cloned(),
+                check: check.id.clone(),
+            };
+            unknown.map(key).collect::<Vec<_>>()
+        };
+        let awaited = unknown(after);
+        for key in unknown(before).iter().filter(|key| !awaited.contains(key)) {
+            self.awaited.remove(key);
+        }
+        for key in awaited {
+            self.awaited.entry(key).or_insert(now + FIRST_RESULT_PATIENCE);
+        }
+    }
+
+    /// Until when questions wait for the results that an instance lacks.
+    fn awaited_until(&self, instance: &Instance) -> Moment {
+        let registration = &instance.registration;
+        let of = |service_id: Option<&Arc<str>>, checks: &[Check]| {
+            let unknown = checks.iter().filter(|check| check.status == Status::Unknown);
+            let until = unknown.filter_map(|check| {
+                let (node, service_id) = (registration.node.clone(), service_id.cloned());
+                self.awaited.get(&CheckKey { node, service_id, check: check.id.clone() }).copied()
+            });
+            until.max()
+        };
+        let node = self.snapshot.nodes.get(&registration.node).map_or(&[][..], |node| &node.checks);
+        of(None, node).max(of(Some(&registration.id), &instance.checks)).unwrap_or_default()
     }
 
     /// Makes the next snapshot of what was touched.
@@ -562,10 +628,25 @@ impl Registry {
         };
         let instance = |key: &InstanceKey| self.instances.get(key)?.first().map(|(_, instance)| instance.clone());
         let instances: Vec<Arc<Instance>> = members.iter().filter_map(instance).collect();
+        let is_unknown = |instance: &Instance| self.snapshot.status(instance) == Status::Unknown;
+        let unknown = instances.iter().enumerate().filter(|(_, instance)| is_unknown(instance));
+        let unknown: Vec<_> = unknown.map(|(place, instance)| (place, self.awaited_until(instance))).collect();
+        let first_round = self.first_round(key, &unknown, now);
         let chosen = self.choose(key, &instances, now);
         let counted = instances.iter().map(|instance| (&**instance, self.snapshot.status(instance)));
         let tally = Tally::of_instances(counted);
-        Some(Service { instances, chosen, tally })
+        Some(Service { instances, chosen, unknown, first_round, tally })
+    }
+
+    /// See [`Service::first_round`]. It begins when the first instances are new together, and does not begin anew for those
+    /// that come later: they are not waited for beside others.
+    fn first_round(&self, key: &ServiceKey, unknown: &[(usize, Moment)], now: Moment) -> Option<Moment> {
+        let latest = unknown.iter().map(|(_, until)| *until).max().filter(|until| *until > now)?;
+        match self.snapshot.services.get(key).map(|service| &**service) {
+            Some(Service { first_round: Some(end), .. }) if *end > now => Some(latest.min(*end)),
+            Some(service) if service.has_healthy() => None,
+            _ => Some(latest),
+        }
     }
 
     fn choose(&mut self, key: &ServiceKey, instances: &[Arc<Instance>], now: Moment) -> Option<Chosen> {
@@ -604,7 +685,8 @@ impl Registry {
             }
             self.wakes.extend(choice.wake.map(|wake| (wake, key.clone())));
         }
-        Some(Chosen { places: choice.chosen, guarded: choice.guarded })
+        let (places, policy) = (choice.chosen, ruled.rules.policy);
+        Some(Chosen { policy, places, guarded: choice.guarded, open_until: choice.open_until })
     }
 
     fn forget_policy(&mut self, key: &ServiceKey) {
@@ -621,7 +703,7 @@ impl Registry {
         } else {
             match self.snapshot.status(instance) {
                 status if self.snapshot.settings.is_healthy(status) => Health::Healthy,
-                Status::Unknown => Health::Unknown,
+                Status::Unknown => Health::Unknown(self.awaited_until(instance)),
                 _ => Health::Failed,
             }
         };
@@ -669,6 +751,11 @@ impl Registry {
 }
 
 impl Touched {
+    /// Nothing yet.
+    fn at(now: Moment) -> Self {
+        Self { slots: HashSet::default(), services: HashSet::default(), anything: false, now }
+    }
+
     /// These answer otherwise now.
     fn services(&mut self, keys: impl IntoIterator<Item = ServiceKey>) {
         for key in keys {
@@ -744,6 +831,9 @@ fn first_status(declared: Status, is_ttl: bool, present: Option<Status>) -> Stat
     }
 }
 
+/// How long questions wait for the first result of a check. Clients give a resolver 5 s, and it may have to ask others after
+/// that.
+pub const FIRST_RESULT_PATIENCE: Duration = Duration::from_secs(2);
 /// So many changes of a service can be taken back; an outage changes it once for each of its instances.
 const MOST_STATES: usize = 64;
 

@@ -110,6 +110,8 @@ impl Catalog {
             Verdict::Wait(key) => format!("wait {:?} {} {}", key.kind(), key.datacenter(), key.name()),
             Verdict::Forward => "forward".to_owned(),
             Verdict::Fail(_) => "fail".to_owned(),
+            Verdict::Await(awaited) => format!("await {}", awaited.service.name()),
+            Verdict::NotReady => "not ready".to_owned(),
         }
     }
 

@@ -22,6 +22,7 @@ use super::{
     registry::CheckKey,
     remote::{Remote, Standing},
 };
+use crate::clock::Moment;
 
 /// The catalog at one moment.
 #[derive(Clone)]
@@ -80,14 +81,43 @@ pub struct Service {
     pub instances: Vec<Arc<Instance>>,
     /// Under a policy or a guard, the places of those that are given.
     pub(super) chosen: Option<Chosen>,
+    /// Places of those without a result, and until when questions wait for it.
+    pub(super) unknown: Vec<(usize, Moment)>,
+    /// Until when questions wait for all results, though some are there: nothing could be given before these came in.
+    pub(super) first_round: Option<Moment>,
     pub(super) tally: Tally,
 }
 
 /// What a policy or a guard has decided.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Chosen {
+    pub policy: Policy,
     pub places: Vec<usize>,
     pub guarded: bool,
+    /// See [`super::policy::Choice::open_until`].
+    pub open_until: Option<Moment>,
+}
+
+/// What a question waits for: the first results of the checks of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Awaited {
+    /// The service.
+    pub service: ServiceKey,
+    /// The tag that its instances must have, in lower case.
+    pub tag: Option<String>,
+    /// When to be content with what is known.
+    pub until: Moment,
+}
+
+/// Whether enough is known of a service to answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Knowledge {
+    /// Yes.
+    Enough,
+    /// Results that matter are to be waited for until then.
+    Awaited(Moment),
+    /// There is none to give, but some of which nothing is known.
+    Nothing,
 }
 
 /// An instance that is given, with what its records are made of.
@@ -262,16 +292,54 @@ impl Snapshot {
             let node = self.nodes.get(&instance.registration.node).map(|node| &**node);
             Some(Given { instance, node, status: self.status(instance) })
         };
-        let has_tag = |given: &Given| match tag {
-            None => true,
-            Some(tag) => given.instance.registration.tags.iter().any(|own| own.to_lowercase() == tag),
-        };
+        let has_tag = |given: &Given| is_tagged(given.instance, tag);
         match &service.chosen {
             Some(chosen) => chosen.places.iter().copied().filter_map(given).filter(has_tag).collect(),
             None => {
                 all.filter_map(given).filter(|given| self.settings.is_healthy(given.status)).filter(has_tag).collect()
             }
         }
+    }
+
+    /// Whether enough is known of the instances with a tag to answer, if these are given.
+    pub(super) fn knowledge(
+        &self,
+        service: &Service,
+        tag: Option<&str>,
+        given: &[Given<'_>],
+        now: Moment,
+    ) -> Knowledge {
+        if service.unknown.is_empty() {
+            return Knowledge::Enough;
+        }
+        let has_tag =
+            |(place, _): &&(usize, Moment)| service.instances.get(*place).is_some_and(|it| is_tagged(it, tag));
+        let unknown = || service.unknown.iter().filter(has_tag).map(|(_, until)| *until);
+        let (is_settled, awaited) = match &service.chosen {
+            // Which one is given depends on all of them.
+            Some(Chosen { policy: Policy::One, places, open_until, .. }) => (!places.is_empty(), *open_until),
+            _ if given.is_empty() => (false, unknown().max()),
+            _ => (true, unknown().max().and_then(|until| Some(until.min(service.first_round?)))),
+        };
+        match awaited.filter(|until| *until > now) {
+            Some(until) => Knowledge::Awaited(until),
+            None if given.is_empty() && !is_settled && unknown().next().is_some() => Knowledge::Nothing,
+            None => Knowledge::Enough,
+        }
+    }
+
+    /// What a question for a service has to wait for, if anything.
+    pub fn awaited(&self, service: &ServiceKey, tag: Option<&str>, now: Moment) -> Option<Awaited> {
+        let held = self.services.get(service)?;
+        match self.knowledge(held, tag, &self.given(held, tag), now) {
+            Knowledge::Awaited(until) => Some(Awaited { service: service.clone(), tag: tag.map(str::to_owned), until }),
+            Knowledge::Enough | Knowledge::Nothing => None,
+        }
+    }
+
+    /// Whether that is still to be waited for.
+    pub(super) fn still_awaits(&self, awaited: &Awaited, now: Moment) -> bool {
+        self.awaited(&awaited.service, awaited.tag.as_deref(), now).is_some()
     }
 
     /// Who has an address, the first that there is.
@@ -290,6 +358,11 @@ impl Service {
     /// Whether instances are given that are not healthy, for there are too few others.
     pub fn is_guarded(&self) -> bool {
         self.chosen.as_ref().is_some_and(|chosen| chosen.guarded)
+    }
+
+    /// Whether any instance is passing or warning.
+    pub(super) fn has_healthy(&self) -> bool {
+        self.tally.instances[Status::Passing as usize] + self.tally.instances[Status::Warning as usize] > 0
     }
 
     /// Whether a policy or a guard decides which instances are given: then nobody else may answer for it.
@@ -316,6 +389,11 @@ impl Tally {
         tally
     }
 
+    /// Whether any check has no result yet.
+    pub fn has_unknown_checks(self) -> bool {
+        self.checks[Status::Unknown as usize] > 0
+    }
+
     /// Counts what is there now in place of what was.
     pub(super) fn exchange(&mut self, before: Option<Self>, after: Option<Self>) {
         let cells = |tally: Option<Self>| tally.map_or([0; 8], Self::cells);
@@ -336,6 +414,11 @@ impl Settings {
     pub(super) fn is_healthy(&self, status: Status) -> bool {
         status <= if self.only_passing { Status::Passing } else { Status::Warning }
     }
+}
+
+/// Whether an instance has a tag, given in lower case; without one, each has.
+fn is_tagged(instance: &Instance, tag: Option<&str>) -> bool {
+    tag.is_none_or(|tag| instance.registration.tags.iter().any(|own| own.to_lowercase() == tag))
 }
 
 impl Holder {

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::{
     sync::{Notify, mpsc},
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -33,8 +33,9 @@ use super::{
 };
 use crate::{
     catalog::{
-        ApiConfig, Check, CheckChange, CheckKey, Config, Identity, Instance, InstanceKey, Live, News, Node, NodeKey,
-        Outcomes, Registry, Resumed, Set, Settings, SourceId, Standing, System, Unmatched,
+        ApiConfig, Check, CheckChange, CheckKey, Config, FIRST_RESULT_PATIENCE, Identity, Instance, InstanceKey, Live,
+        News, Node, NodeKey, Outcomes, Registry, Resumed, ServiceKey, Set, Settings, SourceId, Standing, System,
+        Unmatched,
         check::{self, Declaration, Definition, Dialer, Event, Limits, Link, Runner, Scripts},
         health::Status,
         source::{
@@ -240,7 +241,7 @@ impl Catalog {
         let registrations = Registrations::load(place, memory.registrations.take());
         let mut registry = Registry::new(plan.settings.clone());
         registry.follow(CONSUL, agent.is_some(), Moment::now());
-        let (live, wishes) = Live::new(registry.snapshot());
+        let (live, asked) = Live::new(registry.snapshot());
         let shared = Arc::new(Shared {
             live: live.into(),
             runner,
@@ -270,7 +271,7 @@ impl Catalog {
         });
         let closing = stopping.child_token();
         let (orders, heard) = mpsc::channel(ORDERS);
-        let follower = Follower::new(wishes, metrics, tasks.clone(), closing.clone());
+        let follower = Follower::new(asked.wishes, metrics, tasks.clone(), closing.clone());
         let mut resumed = None;
         shared.publish(|state| resumed = state.begin(memory, agent.as_ref(), &shared.runner));
         shared.state.lock().warn_of_unmatched();
@@ -279,13 +280,17 @@ impl Catalog {
             async move {
                 // What was told while one of them began anew is still there.
                 let (news, heard) = (tokio::sync::Mutex::new(news), tokio::sync::Mutex::new(heard));
+                let urgent = tokio::sync::Mutex::new(asked.urgent);
                 tokio::join!(
                     run_lasting("checks", || shared.runner.run(closing.clone())),
                     run_lasting("catalog", || async { shared.follow(&mut *news.lock().await, closing.clone()).await }),
                     run_lasting("orders", || async {
                         shared.follow_orders(&mut *heard.lock().await, closing.clone()).await
                     }),
-                    run_lasting("memory", || shared.keep(closing.clone()))
+                    run_lasting("memory", || shared.keep(closing.clone())),
+                    run_lasting("urgent checks", || async {
+                        shared.hasten(&mut *urgent.lock().await, closing.clone()).await
+                    })
                 )
             }
         });
@@ -355,6 +360,24 @@ impl Catalog {
         });
         let shared = self.shared.clone();
         *self.shared.agent.lock() = self.follower.replace(agent, standing, resumed, move |event| shared.hear(event));
+    }
+
+    /// Whether any check has no result yet.
+    pub fn lacks_results(&self) -> bool {
+        self.shared.live.load().tally().has_unknown_checks()
+    }
+
+    /// Returns when the first results of all checks are there, or questions wait for them no longer.
+    pub fn first_results(&self) -> impl Future<Output = ()> + use<> {
+        let live = self.live();
+        async move {
+            let mut changes = live.changes();
+            let arrive = async {
+                // The catalog that is waited for may have been taken out of service.
+                while live.load().tally().has_unknown_checks() && changes.changed().await.is_ok() {}
+            };
+            let _ = timeout(FIRST_RESULT_PATIENCE, arrive).await;
+        }
     }
 
     /// Where its answers come from, from now on.
@@ -433,6 +456,14 @@ impl Shared {
                 news.into_iter().for_each(|news| state.registry.hear(CONSUL, news, now));
                 state.warn_of_unmatched();
             }),
+        }
+    }
+
+    /// Has the checks run first for whose results questions wait.
+    async fn hasten(&self, urgent: &mut mpsc::Receiver<ServiceKey>, closing: CancellationToken) {
+        while let Some(Some(service)) = closing.run_until_cancelled(urgent.recv()).await {
+            let unknown = self.state.lock().registry.checks_without_result(&service);
+            self.runner.hasten(unknown.iter().map(id_of));
         }
     }
 

@@ -31,6 +31,7 @@ mod watch;
 use std::{
     env, io,
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
     thread::available_parallelism,
     time::Duration,
@@ -236,6 +237,7 @@ impl Daemon {
         daemon.metrics.reloaded(Reload::Started);
         daemon.keep_versions(versions);
         daemon.note_state();
+        daemon.status.lock().lacks_first_results = daemon.catalog.as_ref().is_some_and(Catalog::lacks_results);
         daemon.watch_files();
         daemon.tasks.spawn(run_lasting("comparing files", {
             let (watch, stopping) = (daemon.watch.compared(), daemon.stopping.clone());
@@ -249,9 +251,7 @@ impl Daemon {
 
     /// Hears signals and changes until it is to stop.
     async fn serve(&mut self) -> End {
-        tracing::info!("ready");
-        notify_manager(&[NotifyState::Ready]);
-        // Not before: the service manager hears the main process alone, and a predecessor may still have to serve on.
+        // Not earlier: the service manager hears the main process alone, and a predecessor may still have to serve on.
         std::mem::take(&mut self.unclaimed).close();
         self.keep_sockets();
         if let Some(file) = snapshot_file(&self.loaded) {
@@ -259,8 +259,21 @@ impl Daemon {
         }
         let mut watchdog = sd_notify::watchdog_enabled().map(|limit| tokio::time::interval(limit / 2));
         let mut successor: Option<JoinHandle<Result<Successor>>> = None;
+        let results = self.catalog.as_ref().map(Catalog::first_results);
+        let mut first_results = pin!(async {
+            if let Some(results) = results {
+                results.await;
+            }
+        });
+        let mut is_ready = false;
         loop {
             tokio::select! {
+                () = &mut first_results, if !is_ready => {
+                    is_ready = true;
+                    self.status.lock().lacks_first_results = false;
+                    tracing::info!("ready");
+                    notify_manager(&[NotifyState::Ready]);
+                }
                 _ = self.signals.terminate.recv() => return End::Told,
                 _ = self.signals.interrupt.recv() => return End::Told,
                 // Both would come to know different addresses.

@@ -21,6 +21,8 @@ pub(super) struct Status {
     pub faults: Vec<String>,
     /// Why the last reload was refused.
     pub refused_reload: Vec<String>,
+    /// Questions may wait for the first results of checks.
+    pub lacks_first_results: bool,
     pub is_stopping: bool,
 }
 
@@ -30,6 +32,9 @@ impl Status {
         let mut missing = Vec::new();
         if self.is_stopping {
             missing.push("stopping".into());
+        }
+        if self.lacks_first_results {
+            missing.push("some checks have no result yet; questions for their services wait for it".into());
         }
         if self.upstreams_unknown {
             missing.push("no upstream is known; name some in [[forward]] or with --upstream".into());

@@ -77,7 +77,7 @@ impl Metrics {
             declare.gauges("zone_files", "Zone, overlay and hosts files: in service, or refused for faults.", &["state"], |b, put| b.levels.zone_files.put(["loaded", "faulty"], put)),
 
             declare.gauges("catalog_instances", "Instances of services, by the worst of their checks and their node's.", &["status"], |b, put| b.levels.catalog_instances.put(STATUSES, put)),
-            declare.gauges("catalog_checks", "Checks of nodes and instances.", &["status"], |b, put| b.levels.catalog_checks.put(STATUSES, put)),
+            declare.gauges("catalog_checks", "Checks of nodes and instances; unknown without a result.", &["status"], |b, put| b.levels.catalog_checks.put(STATUSES, put)),
             declare.counters("catalog_check_changes_total", "Changes of the status of checks that run here.", &[], |b, put| put(&[], b.levels.catalog_check_changes.read())),
             declare.gauges("catalog_cut_off", "1 while we are cut off from all other hosts, whose instances are given as they were before.", &[], |b, put| put(&[], b.levels.catalog_cut_off.read())),
             declare.gauges("catalog_faults", "Faults of definition files; their last good versions stay in service.", &[], |b, put| put(&[], b.levels.catalog_faults.read())),

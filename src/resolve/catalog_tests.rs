@@ -252,3 +252,45 @@ fn a_failure_is_remembered_though_an_answer_that_is_void_was_kept() {
     cluster.hear_of_idle();
     assert_eq!(cluster.sorted("idle.service.consul"), [1]);
 }
+
+#[test]
+fn what_is_said_for_lack_of_results_holds_until_they_are_there() {
+    let mut cluster = Cluster::new(0);
+    let mut unknown = Instance::clone(&instance(1, "web"));
+    unknown.checks[0].status = Status::Unknown;
+    let set = Set { nodes: vec![node(1)], instances: vec![unknown.into()] };
+    cluster.registry.publish(SOURCE, set, Outcomes::Ours, cluster.bench.now);
+    cluster.registry.publish_to(&cluster.live);
+    let job = cluster.ask_and_wait("web.service.consul");
+    cluster.bench.pass(2000);
+    let late = cluster.resume(job);
+    // Option 15 holds the code (RFC 8914 §2).
+    assert_eq!((late.rcode(), &late.extended_errors()[4..6]), (Rcode::SERVFAIL, &[0, 14][..]));
+    // Nobody waits again, and nobody is told that for longer than it is true.
+    assert_eq!(cluster.bench.ask("web.service.consul", Rtype::A).reply().rcode(), Rcode::SERVFAIL);
+    cluster.set_check("n1", "web", Status::Passing);
+    assert_eq!(cluster.addresses("web.service.consul"), [1]);
+}
+
+#[tokio::test]
+async fn who_waits_for_results_goes_on_once_they_are_there() {
+    let mut cluster = Cluster::new(0);
+    let unknown = |number, id: &str| {
+        let mut unknown = Instance::clone(&instance(number, "web"));
+        unknown.checks[0] = Check { status: Status::Unknown, id: id.into(), ..unknown.checks[0].clone() };
+        unknown.into()
+    };
+    let set = Set { nodes: vec![node(1), node(2)], instances: vec![unknown(1, "web"), unknown(2, "web")] };
+    cluster.registry.publish(SOURCE, set, Outcomes::Ours, Moment::now());
+    cluster.registry.publish_to(&cluster.live);
+    let key = ServiceKey::new(Kind::Service, "dc1", "web");
+    let awaited = cluster.live.load().awaited(&key, None, Moment::now()).unwrap();
+    let mut told = cluster.live.await_results(awaited.clone());
+    let open = tokio::sync::oneshot::error::TryRecvError::Empty;
+    cluster.set_check("n1", "web", Status::Passing);
+    assert_eq!(told.try_recv(), Err(open), "one of two is not enough");
+    cluster.set_check("n2", "web", Status::Critical);
+    assert!(told.await.is_err(), "it has ended");
+    // Who comes too late for the news does not wait for it.
+    assert!(cluster.live.await_results(awaited).await.is_err());
+}

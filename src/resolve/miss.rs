@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     cache::{Basis, Epoch, Found, Key, Life, Marks, Origin, RuleId, STALE_TTL_SECS, State, Variant, clamp, is_nodata},
-    catalog::{ServiceKey, Verdict},
+    catalog::{Awaited, ServiceKey, Verdict},
     clock::Moment,
     forward::{Exchange, Options, Outcome},
     wire::{self, Answer, Asker, Name, Query, Question, Rcode, Record, Response, Rtype, Ttls, View, flag},
@@ -150,12 +150,20 @@ enum Look {
     End(Arrival, RuleId),
     /// To the upstreams of a rule.
     Ask(Arc<Route>),
-    /// To a source that has to say this before the catalog can answer; the marks are of what it knows so far.
-    Wait(Catalog, ServiceKey, Marks),
+    /// To what has to be known before the catalog can answer; the marks are of what it knows so far.
+    Wait(Catalog, Wanted, Marks),
     /// To an overlay that wants nothing said.
     Drop,
     /// To an overlay that wants the client to come again by TCP.
     UseTcp,
+}
+
+/// What the catalog waits for.
+enum Wanted {
+    /// The present state of something at a source.
+    State(ServiceKey),
+    /// First results of checks.
+    Results(Awaited),
 }
 
 impl Resolver {
@@ -376,11 +384,16 @@ impl Resolver {
             let mut marks = Marks::default();
             let mut reach = walk.reach();
             let decision = tables.decide(asked, client, chance, &mut reach, &mut marks);
-            if let Decision::Catalog { said, catalog, .. } = &decision
-                && let Verdict::Wait(wanted) = &said.verdict
-            {
-                // The answer will be made of what the source says then.
-                return Look::Wait((*catalog).clone(), wanted.clone(), marks);
+            if let Decision::Catalog { said, catalog, .. } = &decision {
+                let wanted = match &said.verdict {
+                    Verdict::Wait(service) => Some(Wanted::State(service.clone())),
+                    Verdict::Await(awaited) => Some(Wanted::Results(awaited.clone())),
+                    _ => None,
+                };
+                if let Some(wanted) = wanted {
+                    // The answer will be made of what is known then.
+                    return Look::Wait((*catalog).clone(), wanted, marks);
+                }
             }
             // Whoever answers, it is their turn because the catalog has nothing to say.
             walk.mark(marks);
@@ -416,7 +429,8 @@ impl Resolver {
                             walk.share(sharing);
                             return Look::Ask(route.clone());
                         }
-                        (Verdict::Forward | Verdict::Pass | Verdict::Wait(_), _) => {
+                        (Verdict::NotReady, _) => return Look::End(walk.error(Rcode::SERVFAIL, 14, NOT_READY), rule),
+                        (Verdict::Forward | Verdict::Pass | Verdict::Wait(_) | Verdict::Await(_), _) => {
                             return Look::End(
                                 walk.error(Rcode::SERVFAIL, 22, "the source of the catalog is lost"),
                                 rule,
@@ -639,10 +653,16 @@ impl Job {
         Exchange::new(group, self.walk.asked(), options, now, rng)
     }
 
-    /// Asks the sources of the catalog for this.
-    fn wait(&mut self, catalog: &Catalog, wanted: ServiceKey) -> Pending {
+    /// Has the catalog find out what is wanted.
+    fn wait(&mut self, catalog: &Catalog, wanted: Wanted) -> Pending {
         self.waits += 1;
-        Pending { told: catalog.wish(wanted), until: self.ends }
+        match wanted {
+            Wanted::State(service) => Pending { told: catalog.wish(service), until: self.ends },
+            Wanted::Results(awaited) => {
+                let until = self.ends.min(awaited.until);
+                Pending { told: Some(catalog.await_results(awaited)), until }
+            }
+        }
     }
 
     /// Of a failure.
@@ -711,6 +731,8 @@ fn minimal_any(asked: &Question) -> Answer {
 const BLOCKED: u16 = 15;
 /// Why those who wait are told a failure when whoever saw to their query has panicked.
 pub const LOST: &str = "the exchange was lost; the log has more";
+/// Why a service has no answer whose checks are slow (extended error 14, *Not Ready*).
+const NOT_READY: &str = "checks of this service have no result yet";
 /// Extended error 0 for those who find no room to wait (RFC 8914 §4.1), encoded.
 const OVERLOAD: &[u8] = b"\x00\x0f\x00\x17\x00\x00too many queries wait";
 const _: () = assert!(OVERLOAD.len() == 4 + 0x17);

@@ -101,8 +101,10 @@ fn the_two_definitions_work_as_they_stand() {
     wait_until("the checks", PATIENCE, || {
         (daemon.metric("watershed_catalog_checks", &[("status", "critical")]) == 2.0).then_some(())
     });
-    // The same with checks that begin as passing.
+    // The same with a check that begins as passing, of a port that is open.
+    let open = TcpListener::bind(free_address()).unwrap();
     let passing = galeradb.replace(r#""timeout": "1s""#, r#""timeout": "1s", "status": "passing""#);
+    let passing = passing.replace("localhost:3306", &open.local_addr().unwrap().to_string());
     let daemon = with_definitions("", &[("galeradb.json", &passing)]).start();
     let reply = daemon.ask("icinga-galera.galeradb.service.consul SRV");
     assert_eq!(reply.answers(), ["icinga-galera.galeradb.service.consul. 0 SRV 1 1 3306 monitor1.node.dc1.consul."]);

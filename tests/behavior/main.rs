@@ -25,6 +25,7 @@ mod definition_files;
 mod equality;
 mod failover;
 mod faults;
+mod first_results;
 mod forged;
 mod garbage;
 mod header;

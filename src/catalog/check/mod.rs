@@ -20,7 +20,7 @@ mod state;
 mod table;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -43,7 +43,7 @@ pub use guard::{Link, Reach, Sighting, cut_off_since};
 pub use saved::Saved;
 
 use crate::{catalog::health::Status, clock::Moment};
-use table::{Job, Table};
+use table::{Job, Table, Ticket};
 
 /// Which check: its id is unique on its node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize, Serialize)]
@@ -100,7 +100,8 @@ pub enum Error {
     NotTtl,
 }
 
-/// How much is done at once; what is due beyond that waits its turn.
+/// How much is done at once; what is due beyond that waits its turn. Probes for whose results questions wait may exceed each
+/// limit by an eighth.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Probes of the network, each a socket. Enough for thousands of silent hosts.
@@ -199,6 +200,15 @@ impl Runner {
         self.changed.notify_one();
     }
 
+    /// Runs the probes of some checks before all others, unless these have had a result. They may go a little beyond the limits.
+    pub fn hasten(&self, ids: impl IntoIterator<Item = Id>) {
+        let mut table = self.table.lock();
+        let now = Moment::now();
+        ids.into_iter().for_each(|id| table.hasten(&id, now));
+        drop(table);
+        self.changed.notify_one();
+    }
+
     /// Whether a check's probe was started since, or shows that its host is there; `None` for a check that has no probe.
     pub fn is_fresh(&self, id: &Id, since: Moment) -> Option<bool> {
         self.table.lock().is_fresh(id, since)
@@ -215,8 +225,10 @@ impl Runner {
                 let mut table = self.table.lock();
                 let now = Moment::now();
                 while let Some(job) = table.next_job(now) {
-                    if job.is_script() { &mut scripts } else { &mut network }.waiting.push_back(job);
+                    if job.is_script() { &mut scripts } else { &mut network }.take(job);
                 }
+                let urgent = table.take_urgent();
+                [&mut network, &mut scripts].into_iter().for_each(|lane| lane.hasten(&urgent));
                 table.follow(now);
                 (table.next_due(), table.has_news())
             };
@@ -259,19 +271,42 @@ impl Default for Limits {
 /// Probes of one sort, some of which run, while the others wait.
 struct Lane {
     permits: Arc<Semaphore>,
+    /// For urgent probes alone, so that they need not wait for the end of slow ones.
+    reserve: Arc<Semaphore>,
+    urgent: VecDeque<Job>,
     waiting: VecDeque<Job>,
 }
 
 impl Lane {
     fn new(permits: usize) -> Self {
-        Self { permits: Arc::new(Semaphore::new(permits)), waiting: VecDeque::new() }
+        let reserve = permits.div_ceil(RESERVE_PART);
+        let [permits, reserve] = [permits, reserve].map(|count| Arc::new(Semaphore::new(count)));
+        Self { permits, reserve, urgent: VecDeque::new(), waiting: VecDeque::new() }
+    }
+
+    fn take(&mut self, job: Job) {
+        if job.is_urgent { &mut self.urgent } else { &mut self.waiting }.push_back(job);
+    }
+
+    /// Has these run first, if they wait here.
+    fn hasten(&mut self, urgent: &HashSet<Ticket>) {
+        if !urgent.is_empty() {
+            let (first, others) = self.waiting.drain(..).partition(|job: &Job| urgent.contains(&job.ticket));
+            self.waiting = others;
+            self.urgent.extend::<VecDeque<Job>>(first);
+        }
     }
 
     fn next(&mut self) -> Option<(Job, OwnedSemaphorePermit)> {
+        let acquire = |from: &Arc<Semaphore>| Arc::clone(from).try_acquire_owned().ok();
+        if !self.urgent.is_empty() {
+            let permit = acquire(&self.permits).or_else(|| acquire(&self.reserve))?;
+            return self.urgent.pop_front().map(|job| (job, permit));
+        }
         if self.waiting.is_empty() {
             return None;
         }
-        let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
+        let permit = acquire(&self.permits)?;
         self.waiting.pop_front().map(|job| (job, permit))
     }
 }
@@ -299,6 +334,8 @@ fn outcome_of(ended: Result<(task::Id, Option<state::Outcome>), JoinError>) -> (
 
 /// A reader that is only slow finds this much; then news waits in the table.
 const NEWS_ROOM: usize = 64;
+/// This part of a limit may be exceeded by urgent probes.
+const RESERVE_PART: usize = 8;
 /// Nothing is due.
 const LONG: std::time::Duration = std::time::Duration::from_secs(3600);
 

@@ -46,9 +46,12 @@ impl Schedule {
 /// How a check is paced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 pub(super) enum Pace {
-    /// It has not run yet: soon, for until then its service may be missing.
+    /// It has not run yet: at once, for until then nothing is known of its service.
     First,
-    /// It has run once: at any point of the interval, for all that were started together did so at once.
+    /// It is to run again earlier than planned, as many others are.
+    Soon,
+    /// It has run once: at any point of the interval, for all that were started together did so at once. The range is as long
+    /// as the interval, so that their starts are even from there on.
     Spread,
     /// Its status has changed: so many times more often than usual, to see where it leads.
     Quick(u8),
@@ -63,8 +66,9 @@ impl Pace {
     /// The wait until the next start, and the pace from there on.
     pub fn step(self, interval: Duration, rng: &mut impl Rng) -> (Duration, Self) {
         match self {
-            Self::First => (interval.min(START_SPREAD).mul_f64(rng.random()), Self::Spread),
-            Self::Spread => (interval.mul_f64(rng.random_range(0.1..=1.0)), Self::Steady),
+            Self::First => (interval.min(FIRST_SPREAD).mul_f64(rng.random()), Self::Spread),
+            Self::Soon => (interval.min(START_SPREAD).mul_f64(rng.random()), Self::Spread),
+            Self::Spread => (interval.mul_f64(rng.random_range(0.1..=1.1)), Self::Steady),
             Self::Quick(more) => {
                 let wait = (interval / QUICKER).max(MIN_WAIT).min(interval);
                 (jittered(wait, rng), if more > 1 { Self::Quick(more - 1) } else { Self::Steady })
@@ -104,7 +108,9 @@ fn jittered(wait: Duration, rng: &mut impl Rng) -> Duration {
     wait.mul_f64(rng.random_range(1.0 - JITTER..=1.0 + JITTER))
 }
 
-/// The first run comes within this time.
+/// The first run comes within this time. Questions may wait for it; how much is done at once is bounded elsewhere.
+const FIRST_SPREAD: Duration = Duration::from_millis(100);
+/// A run that is to come soon comes within this time.
 const START_SPREAD: Duration = Duration::from_secs(3);
 const MIN_WAIT: Duration = Duration::from_secs(1);
 const QUICKER: u32 = 5;
@@ -162,9 +168,10 @@ mod tests {
         let rng = &mut SmallRng::seed_from_u64(1);
         let seconds = Duration::from_secs;
         for (pace, interval, least, most, then) in [
-            (Pace::First, seconds(600), 0, 3000, Pace::Spread),
-            (Pace::First, seconds(1), 0, 1000, Pace::Spread),
-            (Pace::Spread, seconds(10), 1000, 10_000, Pace::Steady),
+            (Pace::First, seconds(600), 0, 100, Pace::Spread),
+            (Pace::Soon, seconds(600), 0, 3000, Pace::Spread),
+            (Pace::Soon, seconds(1), 0, 1000, Pace::Spread),
+            (Pace::Spread, seconds(10), 1000, 11_000, Pace::Steady),
             (Pace::Steady, seconds(10), 9500, 10_500, Pace::Steady),
             (Pace::Quick(3), seconds(10), 1900, 2100, Pace::Quick(2)),
             (Pace::Quick(1), seconds(2), 950, 1050, Pace::Steady), // no more often than once a second

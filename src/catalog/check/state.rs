@@ -94,6 +94,11 @@ impl State {
         &self.output
     }
 
+    /// Whether a probe has had a result since the check is what it is.
+    pub fn has_result(&self) -> bool {
+        self.row.is_some()
+    }
+
     /// Since when the status is what it is.
     pub fn since(&self) -> Moment {
         self.since

@@ -32,6 +32,8 @@ pub(super) struct Table {
     aliases: HashSet<usize>,
     /// Whether something has changed that aliases may follow.
     aliases_lag: bool,
+    /// Probes that have been handed out and are to be run before the others, if they have not begun.
+    urgent: HashSet<Ticket>,
     /// Numbers the uses of slots, for the same key may mean another check when a probe ends.
     uses: u64,
     /// States of an earlier process, and when they were saved, for checks that have not been started yet.
@@ -60,6 +62,8 @@ struct Slot {
     begun: Option<Moment>,
     /// When that probe ended.
     ended: Option<Moment>,
+    /// Whether the next probe is to be run before others.
+    is_urgent: bool,
     is_news: bool,
     /// Whether its state comes from an earlier process, and it has not followed any check since.
     is_restored_alias: bool,
@@ -79,12 +83,14 @@ struct Running {
 pub(super) struct Job {
     pub check: Check,
     pub ticket: Ticket,
+    /// Questions wait for the result.
+    pub is_urgent: bool,
     /// Ends, when the result is not wanted any more.
     pub canceled: oneshot::Receiver<()>,
 }
 
 /// Whose result it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Ticket {
     key: usize,
     usage: u64,
@@ -123,6 +129,7 @@ impl Table {
                     running: None,
                     begun: resumed.as_ref().and_then(|saved| saved.begun).map(|begun| origin.at(begun)),
                     ended: resumed.as_ref().map(|saved| origin.at(saved.result)),
+                    is_urgent: false,
                     is_news: false,
                     is_restored_alias: resumed.is_some(),
                     is_given_up: false,
@@ -230,7 +237,9 @@ impl Table {
             if let Kind::Probe { .. } = slot.check.definition.kind {
                 let (canceler, canceled) = oneshot::channel();
                 slot.running = Some(Running { started: now, _canceler: canceler });
-                let job = Job { check: slot.check.clone(), ticket: Ticket { key, usage: slot.usage }, canceled };
+                let is_urgent = std::mem::take(&mut slot.is_urgent);
+                let ticket = Ticket { key, usage: slot.usage };
+                let job = Job { check: slot.check.clone(), ticket, is_urgent, canceled };
                 self.arm(key);
                 return Some(job);
             }
@@ -335,7 +344,7 @@ impl Table {
         let Some(&key) = self.keys.get(id) else { return };
         let slot = &mut self.slots[key];
         let Kind::Probe { interval, .. } = slot.check.definition.kind else { return };
-        slot.state.pace = Pace::First;
+        slot.state.pace = Pace::Soon;
         // One that runs now was started too early, and is followed by another.
         if slot.running.is_none() {
             let soon = now + slot.step(interval, rng);
@@ -350,6 +359,33 @@ impl Table {
         let Kind::Probe { .. } = slot.check.definition.kind else { return None };
         let has_answered = slot.state.reach().0 == Reach::Answered;
         Some(has_answered || slot.begun.is_some_and(|begun| begun >= since))
+    }
+
+    /// Runs the probe of a check before all others, if it has no result yet; of an alias, the probes that it follows.
+    pub fn hasten(&mut self, id: &Id, now: Moment) {
+        let Some(&key) = self.keys.get(id) else { return };
+        let keys = match self.slots[key].check.definition.kind {
+            Kind::Alias(_) => self.followed(key, &self.index()),
+            _ => vec![key],
+        };
+        for key in keys {
+            let slot = &mut self.slots[key];
+            let is_probe = matches!(slot.check.definition.kind, Kind::Probe { .. });
+            if !is_probe || slot.state.has_result() {
+                continue;
+            }
+            if slot.running.is_some() {
+                self.urgent.insert(Ticket { key, usage: slot.usage });
+            } else {
+                (slot.is_urgent, slot.due) = (true, Some(now));
+                self.arm(key);
+            }
+        }
+    }
+
+    /// The probes handed out that have become urgent since this was asked last.
+    pub fn take_urgent(&mut self) -> HashSet<Ticket> {
+        std::mem::take(&mut self.urgent)
     }
 
     fn follow_up(&mut self, key: usize, is_news: bool) {
@@ -386,23 +422,33 @@ impl Table {
         index
     }
 
-    /// What an alias says. It stands for the checks at the end of all aliases that it leads to, so that a circle of
-    /// them cannot keep itself critical.
-    fn verdict(&self, alias: usize, index: &HashMap<(String, Option<&str>), Vec<usize>>) -> (Status, String) {
+    /// The checks at the end of all aliases that an alias leads to.
+    fn followed(&self, alias: usize, index: &HashMap<(String, Option<&str>), Vec<usize>>) -> Vec<usize> {
         let (mut seen, mut to_follow) = (HashSet::from([alias]), vec![alias]);
-        let mut worst: Option<&Slot> = None;
+        let mut ends = Vec::new();
         while let Some(key) = to_follow.pop() {
             let slot = &self.slots[key];
             let Kind::Alias(Alias { node, service }) = &slot.check.definition.kind else {
-                if worst.is_none_or(|worst| worst.state.status() < slot.state.status()) {
-                    worst = Some(slot);
-                }
+                ends.push(key);
                 continue;
             };
             let node = node.as_deref().unwrap_or(&slot.check.id.node).to_ascii_lowercase();
             let places = [Some((node.clone(), None)), service.as_deref().map(|service| (node, Some(service)))];
             let followed = places.iter().flatten().filter_map(|place| index.get(place)).flatten();
             to_follow.extend(followed.filter(|&&key| seen.insert(key)));
+        }
+        ends
+    }
+
+    /// What an alias says. It stands for the checks at the end of all aliases that it leads to, so that a circle of
+    /// them cannot keep itself critical.
+    fn verdict(&self, alias: usize, index: &HashMap<(String, Option<&str>), Vec<usize>>) -> (Status, String) {
+        let mut worst: Option<&Slot> = None;
+        for key in self.followed(alias, index) {
+            let slot = &self.slots[key];
+            if worst.is_none_or(|worst| worst.state.status() < slot.state.status()) {
+                worst = Some(slot);
+            }
         }
         match worst {
             None => (Status::Passing, "No checks found.".to_owned()),

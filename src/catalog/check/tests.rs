@@ -114,3 +114,28 @@ fn a_lane_runs_as_many_probes_as_it_may() {
     drop(first);
     assert!(lane.next().is_none(), "none is left");
 }
+
+/// Hosts that never answer take up all room; the one whose result is waited for is probed all the same.
+#[tokio::test]
+async fn an_urgent_check_need_not_wait_for_the_end_of_others() {
+    let open = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // Accepted by the kernel, and never answered.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let web = |name: &str, listener: &TcpListener| {
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        check(name, json!({"http": url, "interval": "1h", "timeout": "1h"}))
+    };
+    let limits = Limits { connections: 8, scripts: 1 };
+    let checks: Vec<Check> = (0..20).map(|number| web(&format!("silent{number}"), &silent)).collect();
+    let asked = check("asked", json!({"tcp": open.local_addr().unwrap().to_string(), "interval": "1h"}));
+    let (runner, mut news, _shutdown) = start(checks, limits);
+    // First runs begin within 100 ms.
+    let handed_out = || tokio::time::sleep(std::time::Duration::from_millis(200));
+    handed_out().await;
+    runner.start(asked.clone());
+    handed_out().await;
+    assert!(news.try_recv().is_err(), "all room is taken");
+    runner.hasten([asked.id.clone()]);
+    let event = news.recv().await.unwrap();
+    assert_eq!((event.id, event.status), (asked.id, Status::Passing));
+}

@@ -148,18 +148,25 @@ impl Setup {
     #[track_caller]
     pub fn start(self) -> Daemon {
         let mut command = self.command("run");
-        self.start_as(&mut command)
+        self.start_as(&mut command, READY)
+    }
+
+    /// Starts it and waits until it can be asked, which may be before it is ready.
+    #[track_caller]
+    pub fn start_serving(self) -> Daemon {
+        let mut command = self.command("run");
+        self.start_as(&mut command, SERVING)
     }
 
     /// As `start`, but the caller has the last word on the command that runs it.
     #[track_caller]
     pub fn start_with(self, change: impl FnOnce(Command) -> Command) -> Daemon {
         let mut command = change(self.command("run"));
-        self.start_as(&mut command)
+        self.start_as(&mut command, READY)
     }
 
     #[track_caller]
-    fn start_as(self, command: &mut Command) -> Daemon {
+    fn start_as(self, command: &mut Command, sign: &str) -> Daemon {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         let log = Arc::new(Log::default());
         let stderr = child.stderr.take().unwrap();
@@ -185,7 +192,7 @@ impl Setup {
             successor: None,
             log,
         };
-        daemon.wait_for_log(0, |line| line.contains(" ready"));
+        daemon.wait_for_log(0, |line| line.contains(sign));
         for line in daemon.log.lines() {
             if let Some((before, address)) = line.split_once("listening address=") {
                 let address = address.split(' ').next().unwrap().parse().expect("an address");
@@ -375,7 +382,7 @@ impl Daemon {
         let folder = self.folder.take().expect("a daemon has a folder");
         let mut command = std::mem::replace(&mut self.again, Command::new("true"));
         let setup = Setup { folder, config: None, prefix: Vec::new(), arguments: Vec::new(), environment: Vec::new() };
-        setup.start_as(&mut command)
+        setup.start_as(&mut command, READY)
     }
 
     pub fn is_running(&mut self) -> bool {
@@ -498,6 +505,9 @@ fn write(folder: &Path, name: &str, text: &str) {
 
 const BINARY: &str = env!("CARGO_BIN_EXE_watershed");
 /// Where the daemon's folder has a copy of the binary, if it has one.
+/// In the log once it serves: the control address is the last that it opens.
+const SERVING: &str = " control listening";
+const READY: &str = " ready";
 const COPY: &str = "watershed";
 const CONFIG: &str = "watershed.toml";
 /// How long a debug build on a busy machine may take to start, reload or end.

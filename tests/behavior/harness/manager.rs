@@ -100,12 +100,20 @@ impl Manager {
         wait_until("descriptors to be stored", PATIENCE, || (self.stored().len() == count).then_some(()));
     }
 
+    /// Where it hears.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether there was a message with this line.
+    pub fn has_heard(&self, line: &str) -> bool {
+        self.state.lock().unwrap().messages.iter().any(|text| text.lines().any(|heard| heard == line))
+    }
+
     /// Waits for a message with this line.
     #[track_caller]
     pub fn wait_for(&self, line: &str) {
-        let is_heard =
-            || self.state.lock().unwrap().messages.iter().any(|text| text.lines().any(|heard| heard == line));
-        wait_until(line, PATIENCE, || is_heard().then_some(()));
+        wait_until(line, PATIENCE, || self.has_heard(line).then_some(()));
     }
 }
 
