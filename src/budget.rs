@@ -409,7 +409,7 @@ pub fn prefix_of(address: IpAddr, ipv4_bits: u32, ipv6_bits: u32) -> IpAddr {
 }
 
 /// Less than this the allocator may keep.
-const WORTH_RELEASING: usize = 4 << 20;
+const WORTH_RELEASING: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -497,7 +497,7 @@ mod tests {
     fn memory_is_given_back_once_after_much_was_held() {
         let budget = budget(10_000, 10_000, 10_000);
         let account = account(&budget, "192.0.2.1");
-        let mut charge = account.charge(3 << 20).unwrap();
+        let mut charge = account.charge(1 << 19).unwrap();
         charge.resize(0).unwrap();
         assert!(!budget.has_emptied(), "not worth it");
         charge.resize(8 << 20).unwrap();

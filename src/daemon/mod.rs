@@ -559,6 +559,7 @@ impl Daemon {
             let (face, stopping) = (face.clone(), stopping.clone());
             async move {
                 let mut ticks = tokio::time::interval(PROBE_INTERVAL);
+                let mut release_at: Option<Moment> = None;
                 while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
                     let now = Moment::now();
                     for route in face.resolver().tables().routes() {
@@ -573,7 +574,10 @@ impl Daemon {
                         }
                     }
                     face.deliver(face.resolver().abandon_lost(now));
-                    if face.budget().has_emptied() {
+                    let has_emptied = face.budget().has_emptied();
+                    if has_emptied || release_at.is_some_and(|at| now >= at) {
+                        // Once more when the exchanges for the clients that are gone have ended as well.
+                        release_at = has_emptied.then_some(now + DRAIN);
                         tokio::task::spawn_blocking(sys::release_memory);
                     }
                 }

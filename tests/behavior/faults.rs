@@ -39,7 +39,7 @@ fn without_descriptors_udp_is_answered_and_tcp_once_there_are_some() {
     let upstream = Upstream::saying("192.0.2.1");
     let limits = "[server]\nlisten = [\"127.0.0.1:0\"]\nworkers = 2\ntcp_connections_per_client = 1000\n";
     let config = forward(".", &[upstream.address()]) + limits;
-    let daemon = Setup::new(&config).by(&["prlimit", "--nofile=56:56"]).start();
+    let daemon = Setup::new(&config).by(&["prlimit", "--nofile=44:44"]).start();
     assert_eq!(daemon.ask("first.example A").one(), "192.0.2.1");
     let idle: Vec<Tcp> = (0..200).map(|_| Tcp::connect(daemon.address())).collect();
     daemon.wait_for_log(0, |line| line.contains("cannot accept TCP connections"));
