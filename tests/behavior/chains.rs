@@ -313,10 +313,13 @@ fn compressed_names_are_written_out_where_they_may_surprise() {
     assert_eq!(raw_rdata(daemon.address(), "site.example MX"), b"\x00\x0a\x02dc\xc0\x0c");
 }
 
+/// A type, its RDATA, and what BIND and Unbound make of it where that is not our SERVFAIL.
+type Malformed = (&'static str, &'static [u8], Option<&'static str>, Option<&'static str>);
+
 /// Unbound passes on what it need not look into.
 const PASSED: Option<&str> = Some("NOERROR");
 /// RDATA that lacks the form of its type, and what BIND and Unbound make of it where that is no failure.
-const MALFORMED: &[(&str, &[u8], Option<&str>, Option<&str>)] = &[
+const MALFORMED: &[Malformed] = &[
     ("A", b"\xc0\x00\x02", None, PASSED),
     ("A", &[7; 16], None, PASSED),
     ("A", b"", None, PASSED),
