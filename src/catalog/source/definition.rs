@@ -87,8 +87,8 @@ pub(super) struct Reader<'a, D> {
     pub refused: Vec<Refused>,
     /// The sidecars of the services read so far.
     pub sidecars: Vec<Sidecar>,
-    /// The ports that sidecars have, or may have.
-    pub ports: Ports,
+    /// Finds the ports that are taken or known, which takes as long as there are services: only called for a sidecar.
+    pub ports: &'a dyn Fn() -> Ports,
 }
 
 impl<'a, D> Reader<'a, D> {
@@ -101,7 +101,7 @@ impl<'a, D> Reader<'a, D> {
             unused: Vec::new(),
             refused: Vec::new(),
             sidecars: Vec::new(),
-            ports: Ports::default(),
+            ports: &Ports::default,
         }
     }
 }
@@ -146,15 +146,19 @@ impl<D> Reader<'_, D> {
 
     /// Adds the sidecars of the services, each with a port.
     fn add_sidecars(&mut self, root: &Value, contents: &mut Contents<D>) {
+        if self.sidecars.is_empty() {
+            return;
+        }
+        let mut ports = (self.ports)();
         for service in &contents.services {
-            self.ports.note(&service.id, service.port);
+            ports.note(&service.id, service.port);
         }
         for sidecar in &self.sidecars {
-            self.ports.reserve(&sidecar.id);
+            ports.reserve(&sidecar.id);
         }
         for sidecar in std::mem::take(&mut self.sidecars) {
             // One with an error belongs to a service that is refused.
-            match sidecar.port.or_else(|| self.ports.choose(&sidecar.id)) {
+            match sidecar.port.or_else(|| ports.choose(&sidecar.id)) {
                 Some(port) => contents.services.extend(self.service(&sidecar.definition(port)).map(Arc::new)),
                 None => self.blame(root, Problem::Sidecar(sidecar::NO_PORT)),
             }

@@ -546,7 +546,7 @@ impl<D> Outcome<D> {
         }
         let read = read_file(path);
         let parsed = read.as_ref().map_err(|fault| vec![Error::of_file(path, fault.clone())]);
-        let parsed = parsed.and_then(|bytes| parse(path, bytes, self.files.ports_but_of(path), define));
+        let parsed = parsed.and_then(|bytes| parse(path, bytes, &|| self.files.ports_but_of(path), define));
         let faults = match parsed {
             Ok(parsed) => {
                 self.unused.extend(parsed.unused);
@@ -569,7 +569,7 @@ impl<D> Outcome<D> {
             && let Some(version) = copies.find(path)
             && let Some(bytes) = version.bytes(path)
             && let Ok(Parsed { contents: Some(contents), .. }) =
-                parse(path, bytes, self.files.ports_but_of(path), define)
+                parse(path, bytes, &|| self.files.ports_but_of(path), define)
         {
             self.put(path, Some(Loaded { stamp: None, is_whole: true, contents: contents.into() }));
         }
@@ -678,7 +678,12 @@ struct Parsed<D> {
 }
 
 /// What a file says, or its faults.
-fn parse<D>(path: &Path, bytes: &[u8], ports: Ports, define: Define<'_, D>) -> Result<Parsed<D>, Vec<Error>> {
+fn parse<D>(
+    path: &Path,
+    bytes: &[u8],
+    ports: &dyn Fn() -> Ports,
+    define: Define<'_, D>,
+) -> Result<Parsed<D>, Vec<Error>> {
     let root = read_value(path, bytes).map_err(|fault| vec![Error::of_file(path, fault)])?;
     let mut reader = Reader::new(Location::file(path), define);
     reader.ports = ports;
