@@ -273,8 +273,9 @@ fn set_ttls(out: &mut [u8], records_at: usize, ttls: Ttls) {
             Ttls::Aged(age) => read_u32(out, ttl_at).unwrap_or(0).saturating_sub(age),
             Ttls::Fixed(ttl) => ttl,
         };
-        if let Some(place) = out.get_mut(ttl_at..ttl_at + 4) {
-            place.copy_from_slice(&ttl.to_be_bytes());
+        // An array and no slice, so that it is one store and never a call.
+        if let Some(place) = out.get_mut(ttl_at..).and_then(<[u8]>::first_chunk_mut) {
+            *place = ttl.to_be_bytes();
         }
         at = end;
     }
