@@ -48,7 +48,12 @@ impl Site {
         let address = self.daemon.address();
         let mut dig = self.netns.command("dig");
         dig.args([&format!("@{}", address.ip()), "-p", &address.port().to_string(), "+short", name, "A"]);
-        let output = run(&mut dig);
+        // dig shares ports (SO_REUSEPORT), as the daemon does. Once in a while the kernel gives its socket the daemon's own port,
+        // and dig then reads its own query.
+        let is_its_own = |output: &String| output.contains("query response not set");
+        let output = wait_until("dig to ask from another port", PATIENCE, || {
+            Some(run(&mut dig)).filter(|output| !is_its_own(output))
+        });
         let mut addresses: Vec<String> = output.lines().map(str::to_owned).collect();
         addresses.sort();
         addresses
