@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{SocketAddr, UdpSocket},
+    net::{SocketAddr, TcpStream, UdpSocket},
     process::Command,
     thread,
 };
@@ -316,6 +316,8 @@ fn a_loop_through_another_resolver_is_found_and_every_query_answered() {
 fn loop_through(program: &str) {
     let (ours, theirs) = (free_address(), free_address());
     let Some(_other) = forwarding_back(program, theirs, ours) else { return };
+    // A query that comes before it listens fails without a loop.
+    wait_until(program, PATIENCE, || TcpStream::connect(theirs).ok());
     let config = format!("[server]\nlisten = [\"{ours}\"]\nworkers = 2\n");
     let daemon = Setup::new(&(forward(".", &[theirs]) + &config)).start();
     let socket = client::socket_for(ours);
