@@ -661,15 +661,17 @@ impl State {
         let definitions: Vec<_> = definitions.map(|(key, definition)| (key, definition.clone())).collect();
         runner.replace(definitions.iter().map(|check| self.check_of(check)).collect());
         // What is known of a check from an earlier process counts from the start.
-        self.note_outcomes(&mut set.nodes, &mut set.instances, runner);
+        let known_by_check = Self::known(&definitions, runner);
+        self.note_outcomes(&mut set.nodes, &mut set.instances, &known_by_check);
         self.registry.publish(FILES, set, Outcomes::Ours, now);
         let external = registered.external().set(&identity.datacenter);
         self.registry.publish(EXTERNAL, external, Outcomes::Published, now);
         let mut before = std::mem::take(&mut self.checks);
         self.running.clear();
         for (key, definition) in definitions {
+            let Some(event) = known_by_check.get(&key.check).cloned() else { continue };
             let known = before.remove(&key.check);
-            self.note(key, &definition, known, runner, now);
+            self.note(key, &definition, known, event, now);
         }
     }
 
@@ -708,11 +710,13 @@ impl State {
             ran.insert(check, known);
         }
         definitions.iter().for_each(|check| runner.start(self.check_of(check)));
-        self.note_outcomes(&mut part.nodes, &mut part.instances, runner);
+        let known_by_check = Self::known(&definitions, runner);
+        self.note_outcomes(&mut part.nodes, &mut part.instances, &known_by_check);
         self.registry.publish_part(FILES, part, Outcomes::Ours, now);
         for (key, definition) in definitions {
+            let Some(event) = known_by_check.get(&key.check).cloned() else { continue };
             let known = ran.remove(&key.check);
-            self.note(key, &definition, known, runner, now);
+            self.note(key, &definition, known, event, now);
         }
     }
 
@@ -723,16 +727,30 @@ impl State {
         check::Check { id: id_of(key), service: key.service_id.clone(), definition: definition.clone(), begins }
     }
 
+    /// Returns the state of each check, by its id.
+    ///
+    /// The runner is asked once: a result that comes later is an event, and changes what has been published and noted.
+    fn known(definitions: &[(CheckKey, Arc<Definition>)], runner: &Runner) -> HashMap<Arc<str>, Event> {
+        let state = |(key, _): &(CheckKey, _)| Some((key.check.clone(), runner.state(&id_of(key))?));
+        definitions.iter().filter_map(state).collect()
+    }
+
     /// Gives the checks of nodes and instances the outcomes that are known of them.
-    fn note_outcomes(&self, nodes: &mut [Arc<Node>], instances: &mut [Arc<Instance>], runner: &Runner) {
+    fn note_outcomes(
+        &self,
+        nodes: &mut [Arc<Node>],
+        instances: &mut [Arc<Instance>],
+        known_by_check: &HashMap<Arc<str>, Event>,
+    ) {
         let note = |node: &NodeKey, checks: &[Check]| {
             let mut noted = checks.to_vec();
             for check in &mut noted {
                 let id = check::Id { node: node.name().into(), check: check.id.clone() };
                 let remote = self.remotes.get(&check.id).filter(|_| self.guard.holds(&id));
                 let held = remote.and_then(|(remote, _)| remote.held.clone());
-                let known = || runner.state(&id).filter(|_| !self.guard.holds(&id));
-                if let Some((status, output)) = held.or_else(|| known().map(|event| (event.status, event.output))) {
+                let known = known_by_check.get(&check.id).filter(|_| !self.guard.holds(&id));
+                if let Some((status, output)) = held.or_else(|| known.map(|event| (event.status, event.output.clone())))
+                {
                     (check.status, check.output) = (status, output);
                 }
             }
@@ -750,10 +768,9 @@ impl State {
         }
     }
 
-    /// Notes a check that runs now, and has run as `before`.
-    fn note(&mut self, key: CheckKey, definition: &Definition, before: Option<Known>, runner: &Runner, now: Moment) {
+    /// Notes a check that runs now, and has run as `before`. `event` is its state.
+    fn note(&mut self, key: CheckKey, definition: &Definition, before: Option<Known>, event: Event, now: Moment) {
         let id = id_of(&key);
-        let Some(event) = runner.state(&id) else { return };
         // The registry keeps the state of a check that stays where it is, the runner that of all.
         if before.as_ref().is_some_and(|before| before.key != key) && !self.guard.holds(&id) {
             self.registry.set_check(FILES, &key, event.status, &event.output, now);

@@ -153,8 +153,10 @@ impl Site {
         wait_until("all instances to be healthy", 3 * PATIENCE, || {
             let log: Vec<String> = daemon.log_from(0).iter().map(|line| line.replace('"', "")).collect();
             let is_healthy = |service: &str, number| {
-                let check = format!("check={service}-{number} ");
-                log.iter().any(|line| line.contains(&check) && line.contains(" status=passing"))
+                // A result may come before its instance is published.
+                let is_about = |line: &str, field| line.contains(&format!(" {field}={service}-{number} "));
+                let is_named = |line: &str| is_about(line, "check") || is_about(line, "id");
+                log.iter().any(|line| is_named(line) && line.contains(" status=passing"))
             };
             ["db", "ranked"].iter().all(|service| (1..=3).all(|number| is_healthy(service, number))).then_some(())
         });
