@@ -39,6 +39,9 @@ impl Check<'_> {
         for problem in config.limits.problems() {
             self.report(self.document.locate_key("limits", 0, problem.key), Problem::Limits(problem));
         }
+        for problem in config.control.problems() {
+            self.report(self.document.locate_key("control", 0, problem.key), Problem::Limits(problem));
+        }
         for problem in config.catalog.problems() {
             self.report(self.document.locate_key("catalog", 0, problem.key()), Problem::Catalog(problem));
         }

@@ -4,33 +4,26 @@
 //! loopback or a token, and a request must name us as its host, so that no page in a browser on this host can read it under
 //! another name.
 
+mod connections;
 pub mod consul;
 mod health;
 mod hosts;
+mod request;
+mod stream;
 
 use std::{
+    error::Error as _,
     fmt, io,
     net::{Ipv4Addr, SocketAddr},
+    os::fd::{AsFd, OwnedFd},
     pin::pin,
     sync::Arc,
     time::Duration,
 };
 
-use axum::{
-    Router,
-    body::Body,
-    extract::{ConnectInfo, State},
-    http::{Request, StatusCode, header},
-    middleware::{Next, from_fn, from_fn_with_state},
-    response::{IntoResponse, Response},
-    routing::get,
-};
-use http_body_util::BodyExt;
-use hyper::{
-    body::Incoming,
-    server::conn::http1,
-    service::{Service, service_fn},
-};
+use axum::{Router, extract::State, http::header, response::IntoResponse, routing::get};
+use humantime_serde::re::humantime::Duration as HumanDuration;
+use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -38,15 +31,24 @@ use hyper_util::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     task::JoinSet,
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 use toml::Spanned;
 
-use crate::{metrics::Metrics, wire::Name};
+use crate::{
+    budget::{OutOfRange, Place},
+    metrics::Metrics,
+    sys,
+    wire::Name,
+};
+use connections::Closed;
+pub use connections::Connections;
 pub use health::Health;
 pub use hosts::OwnHosts;
+use request::Desk;
+use stream::{MOST_HEAD_BYTES, Stream};
 
 /// What faces operators, section `[control]`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -67,11 +69,34 @@ pub struct Config {
     /// Further names of this host by which requests may address it, on all HTTP addresses. Addresses, `localhost`, the names
     /// of the host and those of the catalog need not be listed. Default: none. Applies at reload.
     pub hosts: Vec<Spanned<String>>,
+    /// HTTP connections in all, on all addresses together, from 16 to 65536, but no more than an eighth of the descriptors
+    /// (`limits.open_files`); one more closes one of the network that has the most. Four fifths of them may wait for a change
+    /// (blocking queries). Default 5120. Applies at reload.
+    pub connections: usize,
+    /// HTTP connections of one client (an IPv4 address, an IPv6 /64), from 1 to 65536; one more closes the one of these that
+    /// was idle longest. Loopback may have all. Default 256. Applies at reload.
+    pub connections_per_client: usize,
+    /// How long a connection may stay open without the complete head of a request, from "1s" to "10m".
+    /// Default "30s". Applies at reload.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
+    /// How long a client may take to send the body of a request, and to read any 64 KiB of a response, from "100ms" to "1m".
+    /// Default "10s". Applies at reload.
+    #[serde(with = "humantime_serde")]
+    pub message_timeout: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { listen: Some((Ipv4Addr::LOCALHOST, 8653).into()), metrics_listen: None, hosts: Vec::new() }
+        Self {
+            listen: Some((Ipv4Addr::LOCALHOST, 8653).into()),
+            metrics_listen: None,
+            hosts: Vec::new(),
+            connections: 5120,
+            connections_per_client: 256,
+            idle_timeout: Duration::from_secs(30),
+            message_timeout: Duration::from_secs(10),
+        }
     }
 }
 
@@ -80,6 +105,22 @@ impl Config {
     pub fn faulty_hosts(&self) -> impl Iterator<Item = &Spanned<String>> {
         let is_name = |host: &str| host.parse::<Name>().is_ok_and(|name| !name.is_root());
         self.hosts.iter().filter(move |host| !is_name(host.get_ref()) || host.get_ref().contains(NOT_IN_HOSTS))
+    }
+
+    /// Every limit that is out of range.
+    pub fn problems(&self) -> Vec<OutOfRange> {
+        let span = |key, value: Duration, least_ms, most_ms| {
+            let [value, least, most] =
+                [value, Duration::from_millis(least_ms), Duration::from_millis(most_ms)].map(HumanDuration::from);
+            OutOfRange::of(key, value, least, most)
+        };
+        let found = [
+            OutOfRange::of("connections", self.connections, 16, 65_536),
+            OutOfRange::of("connections_per_client", self.connections_per_client, 1, 65_536),
+            span("idle_timeout", self.idle_timeout, 1000, 600_000),
+            span("message_timeout", self.message_timeout, 100, 60_000),
+        ];
+        found.into_iter().flatten().collect()
     }
 
     /// The names of `hosts`.
@@ -104,6 +145,8 @@ pub struct Shown {
     pub reloads: consul::Reloads,
     /// The names under which requests are served.
     pub hosts: OwnHosts,
+    /// The connections of all listeners.
+    pub connections: Arc<Connections>,
 }
 
 /// What is served at an address.
@@ -123,79 +166,136 @@ impl fmt::Debug for Shown {
     }
 }
 
-/// Serves what a face shows until `shutdown`, and requests that have begun for one second more.
+/// Serves what a face shows until `shutdown`, and requests that have begun for a moment more.
 pub async fn serve(listener: TcpListener, face: Face, shown: Shown, shutdown: CancellationToken) -> io::Result<()> {
-    let hosts = shown.hosts.clone();
-    serve_routes(listener, routes(face, shown, shutdown.clone()), hosts, HEADER_PATIENCE, shutdown).await
+    let (hosts, connections) = (shown.hosts.clone(), shown.connections.clone());
+    serve_routes(listener, routes(face, shown, shutdown.clone()), hosts, connections, shutdown).await
 }
 
-/// `patience` is for the header of a request.
 async fn serve_routes(
     listener: TcpListener,
     routes: Router,
     hosts: OwnHosts,
-    patience: Duration,
+    connections: Arc<Connections>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let guarded = routes.layer(from_fn_with_state(hosts, refuse_foreign_hosts)).layer(from_fn(take_body));
-    let service = TowerToHyperService::new(guarded);
-    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
-    let mut connections = JoinSet::new();
+    let routes = TowerToHyperService::new(routes);
+    let mut serving = JoinSet::new();
+    // Given up for one connection more when descriptors have run out.
+    let mut spare = spare_descriptor(&listener);
     loop {
-        let accepted = async {
-            let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-            listener.accept().await.map(|accepted| (place, accepted))
-        };
         tokio::select! {
-            // Who comes after the shutdown may be meant for whoever serves the address next.
+            // A connection that comes after the shutdown may be meant for the process that serves the address next.
             biased;
             () = shutdown.cancelled() => break,
-            Some(_) = connections.join_next() => {}
-            accepted = accepted => match accepted {
-                Ok((place, (stream, peer))) => {
-                    let serving = serve_connection(stream, peer, service.clone(), patience, shutdown.clone());
-                    connections.spawn(async move {
-                        serving.await;
-                        drop(place);
+            Some(_) = serving.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => {
+                    spare = spare.or_else(|| spare_descriptor(&listener));
+                    let Some(place) = connections.enter(peer.ip()).await else { continue };
+                    let visit = Visit {
+                        peer,
+                        routes: routes.clone(),
+                        hosts: hosts.clone(),
+                        connections: connections.clone(),
+                        shutdown: shutdown.clone(),
+                    };
+                    serving.spawn(async move {
+                        // The socket is closed with the inner future, and the place is free after that.
+                        tokio::select! {
+                            biased;
+                            () = place.account().revoked() => {}
+                            () = visit.serve(stream, &place) => {}
+                        }
                     });
                 }
-                // What lasts, as a lack of file handles does, is not to be tried again and again.
-                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                Err(error) if sys::is_exhaustion(&error) => {
+                    connections.displace();
+                    if spare.take().is_none() {
+                        tokio::time::sleep(EXHAUSTION_PAUSE).await;
+                    }
+                }
+                // The client was gone before it was accepted.
+                Err(_) => {}
             }
         }
     }
     drop(listener);
     // Those that are left are broken off.
-    let _ = tokio::time::timeout(GRACE, async { while connections.join_next().await.is_some() {} }).await;
+    let _ = timeout(GRACE, async { while serving.join_next().await.is_some() {} }).await;
     Ok(())
 }
 
-/// Serves a connection until the client closes it, or is silent for too long between requests or within a header.
-async fn serve_connection(
-    stream: TcpStream,
+fn spare_descriptor(listener: &TcpListener) -> Option<OwnedFd> {
+    listener.as_fd().try_clone_to_owned().ok()
+}
+
+/// What a connection is served with.
+struct Visit {
     peer: SocketAddr,
-    service: TowerToHyperService<Router>,
-    patience: Duration,
+    routes: TowerToHyperService<Router>,
+    hosts: OwnHosts,
+    connections: Arc<Connections>,
     shutdown: CancellationToken,
-) {
-    // A response is not to wait for what acknowledges the last.
-    let _ = stream.set_nodelay(true);
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(ConnectInfo(peer));
-        service.call(request)
-    });
-    let mut connection = pin!(
-        http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(patience)
-            .serve_connection(TokioIo::new(stream), service)
-    );
-    // How a connection ends is the client's affair.
-    tokio::select! {
-        _ = connection.as_mut() => return,
-        () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+}
+
+impl Visit {
+    /// Serves a connection until the client closes it, or is silent for too long between requests or within one.
+    async fn serve(self, stream: TcpStream, place: &Place) {
+        let limits = self.connections.limits();
+        // Until something has come, a connection costs no buffers.
+        tokio::select! {
+            readable = timeout(limits.idle_timeout, stream.readable()) => match readable {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return,
+            },
+            () = self.shutdown.cancelled() => return,
+        }
+        // A response is not to wait for what acknowledges the last.
+        let _ = stream.set_nodelay(true);
+        let Ok((stream, unread)) = Stream::new(stream, place.account(), limits.message_timeout) else { return };
+        let desk = Desk {
+            routes: self.routes,
+            hosts: self.hosts,
+            peer: self.peer,
+            account: place.account().clone(),
+            patience: limits.message_timeout,
+        };
+        let service = service_fn(|request| {
+            let (desk, unread) = (&desk, &unread);
+            unread.reset();
+            place.occupy();
+            async move {
+                let response = request::respond(desk, request).await;
+                unread.reset();
+                place.touch();
+                response.ok_or_else(|| io::Error::other("more would wait for this client than the limits allow"))
+            }
+        });
+        let mut connection = pin!(
+            http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(limits.idle_timeout)
+                .max_buf_size(MOST_HEAD_BYTES)
+                .serve_connection(TokioIo::new(stream), service)
+        );
+        let outcome = tokio::select! {
+            outcome = connection.as_mut() => outcome,
+            () = self.shutdown.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if outcome.is_err_and(|error| is_slowness(&error)) {
+            self.connections.note(Closed::Slow);
+        }
     }
-    let _ = connection.await;
+}
+
+/// True if the client did not read in time. How a connection ends otherwise is the client's affair.
+fn is_slowness(error: &hyper::Error) -> bool {
+    let error = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    error.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
 }
 
 /// The one list of routes.
@@ -216,48 +316,6 @@ fn routes(face: Face, shown: Shown, shutdown: CancellationToken) -> Router {
 
 async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], shown.metrics.render())
-}
-
-/// Refuses requests under a name that is not ours; clients that send no host are no browsers.
-async fn refuse_foreign_hosts(State(hosts): State<OwnHosts>, request: Request<Body>, next: Next) -> Response {
-    let host = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or_default());
-    let host = request.uri().host().or(host);
-    match host {
-        Some(host) if !hosts.include(host) => {
-            let advice = "this host name is not ours; use an address, localhost or the name of the host, or add the name to \
-                          control.hosts\n";
-            (StatusCode::MISDIRECTED_REQUEST, advice).into_response()
-        }
-        _ => next.run(request).await,
-    }
-}
-
-/// Takes in all that a client sends before it is answered, whatever the answer is: of what is closed while the client
-/// still sends, the client may never see the answer.
-async fn take_body(request: Request<Body>, next: Next) -> Response {
-    let (parts, mut body) = request.into_parts();
-    let (mut taken, mut passed_over) = (Vec::new(), 0);
-    let taking = async {
-        while let Some(frame) = body.frame().await {
-            let frame = frame.ok()?;
-            let Some(data) = frame.data_ref() else { continue };
-            if taken.len() + data.len() <= MOST_BODY_BYTES {
-                taken.extend_from_slice(data);
-            } else {
-                passed_over += data.len();
-                if passed_over > MOST_PASSED_OVER_BYTES {
-                    break;
-                }
-            }
-        }
-        Some(())
-    };
-    match tokio::time::timeout(BODY_PATIENCE, taking).await {
-        Err(_) => (StatusCode::REQUEST_TIMEOUT, "the request was not sent in time\n").into_response(),
-        Ok(None) => (StatusCode::BAD_REQUEST, "the request was broken off\n").into_response(),
-        Ok(Some(())) if passed_over > 0 => (StatusCode::PAYLOAD_TOO_LARGE, "the request is too long\n").into_response(),
-        Ok(Some(())) => next.run(Request::from_parts(parts, taken.into())).await,
-    }
 }
 
 fn serialize_listen<S: Serializer>(listen: &Option<SocketAddr>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -290,20 +348,11 @@ impl de::Visitor<'_> for ListenVisitor {
 
 /// What is part of a URL or a pattern, and no name.
 const NOT_IN_HOSTS: [char; 6] = ['/', ':', '*', '@', '?', ' '];
-/// As long as what Consul takes.
-const MOST_BODY_BYTES: usize = 512 << 10;
-/// Who sends more than this beyond is not waited for.
-const MOST_PASSED_OVER_BYTES: usize = 8 << 20;
-/// How long a client may take to send the header of a request, or to begin one.
-const HEADER_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a client may take to send the body of a request.
-const BODY_PATIENCE: Duration = Duration::from_secs(10);
-/// Beyond these a client waits until another has gone: room for all who wait for a change, and for others.
-const MOST_CONNECTIONS: usize = consul::MOST_WAITING + 1024;
-/// After a connection that could not be accepted.
-const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
-/// How long requests that have begun may take to end after the shutdown.
-const GRACE: Duration = Duration::from_secs(1);
+/// How long nothing is accepted when descriptors have run out.
+const EXHAUSTION_PAUSE: Duration = Duration::from_millis(50);
+/// How long requests that have begun may take to end after the shutdown. Together with everything else that ends then, it is about
+/// a second.
+const GRACE: Duration = Duration::from_millis(700);
 
 #[cfg(test)]
 mod tests {
@@ -320,7 +369,8 @@ mod tests {
         let (_, catalog) = tokio::sync::watch::channel(None);
         let hosts = OwnHosts::new(&[], catalog.clone());
         let (reloads, _) = tokio::sync::mpsc::channel(1);
-        let shown = Shown { metrics: Arc::new(Metrics::new()), readiness, catalog, reloads, hosts };
+        let connections = Arc::new(Connections::new(Arc::default(), &Config::default()));
+        let shown = Shown { metrics: Arc::new(Metrics::new()), readiness, catalog, reloads, hosts, connections };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
@@ -371,8 +421,9 @@ mod tests {
         ] {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
-            let patience = Duration::from_millis(300);
-            tokio::spawn(serve_routes(listener, routes.clone(), hosts.clone(), patience, shutdown.clone()));
+            let config = Config { idle_timeout: Duration::from_millis(300), ..Config::default() };
+            let connections = Arc::new(Connections::new(Arc::default(), &config));
+            tokio::spawn(serve_routes(listener, routes.clone(), hosts.clone(), connections, shutdown.clone()));
             let mut stream = TcpStream::connect(address).await.unwrap();
             stream.write_all(sent.as_bytes()).await.unwrap();
             let mut response = String::new();

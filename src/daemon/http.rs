@@ -197,6 +197,7 @@ mod tests {
             catalog,
             reloads,
             hosts,
+            connections: Arc::new(control::Connections::new(Arc::default(), &control::Config::default())),
         };
         let stopping = CancellationToken::new();
         let mut http = Http::default();

@@ -76,7 +76,7 @@ use watch::{Followed, Watch};
 /// Serves until told to stop. At start every fault of the configuration is fatal, and none of a data file.
 pub fn run(loaded: Loaded) -> Result<()> {
     // Left to the limit that is set: fewer upstream sockets are used then.
-    let _ = sys::raise_open_files_limit();
+    let _ = sys::limit_open_files(loaded.config.limits.open_files);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers(0))
         .enable_all()
@@ -113,6 +113,8 @@ struct Daemon {
     feed: tokio::sync::watch::Sender<Option<Arc<control::consul::Served>>>,
     /// The names under which HTTP is served.
     hosts: control::OwnHosts,
+    /// The connections of all HTTP listeners.
+    connections: Arc<control::Connections>,
     /// Reloads that the API is asked for.
     reloads: (control::consul::Reloads, mpsc::Receiver<oneshot::Sender<Result<(), String>>>),
     tasks: TaskTracker,
@@ -203,6 +205,7 @@ impl Daemon {
             groups,
             epoch,
             serving: Serving::new(face.clone(), identity.clone(), tasks.clone(), stopping.clone()),
+            connections: Arc::new(control::Connections::new(face.budget().clone(), &config.control)),
             face,
             metrics,
             status: Arc::default(),
@@ -409,6 +412,7 @@ impl Daemon {
         self.face.resolver().set_most_waiting(config.server.max_in_flight, config.server.max_in_flight_per_client);
         self.face.set_config(config.server.clone());
         self.face.budget().set_limits(config.limits.clone());
+        self.connections.set_limits(&config.control);
         let retired = self.swap_tables();
         for opened in opened {
             self.serving.open(opened, &self.metrics)?;
@@ -548,6 +552,7 @@ impl Daemon {
             catalog: self.feed.subscribe(),
             reloads: self.reloads.0.clone(),
             hosts: self.hosts.clone(),
+            connections: self.connections.clone(),
         };
         self.http.serve(&self.loaded.config, bound, shown, &self.stopping)
     }
@@ -588,7 +593,7 @@ impl Daemon {
     /// Lets a scrape see what is known only by looking.
     fn observe(&self) {
         let (face, connections) = (self.face.clone(), self.serving.connections().clone());
-        let kernel_drops = self.serving.kernel_drops().clone();
+        let (kernel_drops, http) = (self.serving.kernel_drops().clone(), self.connections.clone());
         self.metrics.on_scrape(move |levels| {
             kernel_drops.count();
             let usage = face.resolver().cache().usage();
@@ -602,6 +607,9 @@ impl Daemon {
             levels.queue_depth.set(face.exchanges() as u64);
             levels.tcp_connections.set(connections.count() as u64);
             levels.set_budget(face.budget().held_bytes(), face.budget().exceeded());
+            levels.set_control(http.count(), http.waiting(), http.closed());
+            levels.open_files.set(sys::open_files() as u64);
+            levels.open_files_limit.set(sys::open_files_limit() as u64);
             let tables = face.resolver().tables();
             let tally = tables.catalog().map(|now| now.load().tally()).unwrap_or_default();
             levels.set_catalog(tally.instances, tally.checks);

@@ -3,7 +3,10 @@
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -16,6 +19,7 @@ use tokio::{
 use super::{Action, Event, Exchange, Group, Options, Outcome, Upstream};
 use crate::{
     clock::Moment,
+    sys::{self, Use},
     wire::{Class, MAX_MESSAGE_BYTES, Name, Question, Rtype},
 };
 
@@ -67,7 +71,7 @@ pub async fn probe(upstream: Arc<Upstream>) {
 struct Attempts {
     reports: mpsc::Sender<(usize, Result<Vec<u8>, super::Error>)>,
     running: JoinSet<()>,
-    sockets: Vec<(usize, Arc<UdpSocket>, AbortHandle)>,
+    sockets: Vec<(usize, Arc<Socket>, AbortHandle)>,
     buffer: Vec<u8>,
 }
 
@@ -75,12 +79,12 @@ impl Attempts {
     async fn send_udp(&mut self, attempt: usize, upstream: &Upstream, exchange: &Exchange) -> io::Result<()> {
         exchange.write_query(attempt, &mut self.buffer);
         if let Some((_, socket, _)) = self.sockets.iter().find(|socket| socket.0 == attempt) {
-            return socket.send(&self.buffer).await.map(|_| ());
+            return socket.udp.send(&self.buffer).await.map(|_| ());
         }
         let socket = Arc::new(connect(upstream.url().address).await?);
         let receiving = self.running.spawn(receive(Arc::clone(&socket), attempt, self.reports.clone()));
         self.sockets.push((attempt, Arc::clone(&socket), receiving));
-        socket.send(&self.buffer).await.map(|_| ())
+        socket.udp.send(&self.buffer).await.map(|_| ())
     }
 
     fn send_stream(&mut self, attempt: usize, upstream: Arc<Upstream>, exchange: &Exchange) {
@@ -104,25 +108,47 @@ impl Attempts {
     }
 }
 
+/// A UDP socket of a task. All of them together take no more than their share of the descriptors.
+struct Socket {
+    udp: UdpSocket,
+    /// Dropped after the socket is closed.
+    _place: Place,
+}
+
+/// The place of a socket among those of all tasks.
+struct Place;
+
+impl Place {
+    /// An error, the same that the kernel has for it, says that there is none.
+    fn take() -> io::Result<Self> {
+        let most = sys::descriptors_for(Use::Tasks);
+        let taken = SOCKETS.fetch_update(Relaxed, Relaxed, |open| (open < most).then_some(open + 1));
+        taken.map(|_| Self).map_err(|_| sys::exhaustion())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        SOCKETS.fetch_sub(1, Relaxed);
+    }
+}
+
 /// A socket with a port of the system's choice, which is random, that hears nobody but `peer`.
-async fn connect(peer: SocketAddr) -> io::Result<UdpSocket> {
+async fn connect(peer: SocketAddr) -> io::Result<Socket> {
     let any = match peer {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
-    let socket = UdpSocket::bind(any).await?;
-    socket.connect(peer).await?;
-    Ok(socket)
+    let place = Place::take()?;
+    let udp = UdpSocket::bind(any).await?;
+    udp.connect(peer).await?;
+    Ok(Socket { udp, _place: place })
 }
 
-async fn receive(
-    socket: Arc<UdpSocket>,
-    attempt: usize,
-    reports: mpsc::Sender<(usize, Result<Vec<u8>, super::Error>)>,
-) {
+async fn receive(socket: Arc<Socket>, attempt: usize, reports: mpsc::Sender<(usize, Result<Vec<u8>, super::Error>)>) {
     loop {
-        let received = match socket.readable().await {
-            Ok(()) => receive_now(&socket),
+        let received = match socket.udp.readable().await {
+            Ok(()) => receive_now(&socket.udp),
             Err(error) => Err(error),
         };
         let report = match received {
@@ -145,6 +171,8 @@ fn receive_now(socket: &UdpSocket) -> io::Result<Vec<u8>> {
     Ok(buffer)
 }
 
+/// Sockets that are open in all tasks.
+static SOCKETS: AtomicUsize = AtomicUsize::new(0);
 /// A probe that takes longer is none.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -316,6 +316,13 @@ pub struct Levels {
     /// Bytes that wait for remote parties.
     pub budget_held: Level,
     pub(super) budget_exceeded: Split<3>,
+    pub(super) control_connections: Level,
+    pub(super) control_waiting: Level,
+    pub(super) control_closed: Split<3>,
+    /// Descriptors in use.
+    pub open_files: Level,
+    /// Descriptors that there may be.
+    pub open_files_limit: Level,
     /// Entries in the cache.
     pub cache_entries: Level,
     /// Memory that these entries take.
@@ -373,6 +380,14 @@ impl Levels {
     pub fn set_budget(&self, held_bytes: usize, exceeded: [u64; 3]) {
         self.budget_held.set(held_bytes as u64);
         self.budget_exceeded.0.iter().zip(exceeded).for_each(|(level, count)| level.set(count));
+    }
+
+    /// HTTP connections, requests that wait for a change, and how many connections were displaced, found no place, and were
+    /// too slow.
+    pub fn set_control(&self, connections: usize, waiting: usize, closed: [u64; 3]) {
+        self.control_connections.set(connections as u64);
+        self.control_waiting.set(waiting as u64);
+        self.control_closed.0.iter().zip(closed).for_each(|(level, count)| level.set(count));
     }
 
     /// How many zone, overlay and hosts files are in service, and how many were refused for a fault.

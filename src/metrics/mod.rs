@@ -50,6 +50,10 @@ impl Metrics {
             declare.gauges("budget_held_bytes", "Bytes that wait for remote parties.", &[], |b, put| put(&[], b.levels.budget_held.read())),
             declare.counters("budget_exceeded_total", "Connections closed because the data that waited for them exceeded a limit: that of a connection, of a client or of all clients.", &["limit"], |b, put| b.levels.budget_exceeded.put(["connection", "client", "total"], put)),
 
+            declare.gauges("control_connections", "Open HTTP connections of operators and their tools.", &[], |b, put| put(&[], b.levels.control_connections.read())),
+            declare.gauges("control_waiting", "HTTP requests that wait for a change of the catalog.", &[], |b, put| put(&[], b.levels.control_waiting.read())),
+            declare.counters("control_closed_total", "HTTP connections closed on our side: displaced by another, without a place, or too slow to read a response.", &["reason"], |b, put| b.levels.control_closed.put(["displaced", "no_place", "slow"], put)),
+
             declare.counters("cache_hits_total", "Queries answered from the cache by what had not expired.", &[], |b, put| put(&[], b.sum(|c| &c.hits))),
             declare.counters("cache_misses_total", "Queries that the cache could not answer.", &[], |b, put| put(&[], b.sum(|c| &c.misses))),
             declare.counters("cache_stale_total", "Queries answered from the cache by what had expired (RFC 8767).", &[], |b, put| put(&[], b.sum(|c| &c.stale))),
@@ -92,6 +96,8 @@ impl Metrics {
             declare.gauges("daemon_last_reload_successful", "1 if the last reload, or the start, took effect.", &[], |b, put| put(&[], b.levels.last_reload_successful.read())),
             declare.gauges("daemon_last_reload_success_timestamp_seconds", "When the running configuration was loaded, since 1970.", &[], |b, put| put(&[], b.levels.last_reload_success.read())),
             declare.gauges("build_info", "1; the labels tell which build this is.", &["version"], |_, put| put(&[env!("CARGO_PKG_VERSION")], 1)),
+            declare.process("process_open_fds", "Open file descriptors.", |b, put| put(&[], b.levels.open_files.read())),
+            declare.process("process_max_fds", "The most file descriptors that may be open.", |b, put| put(&[], b.levels.open_files_limit.read())),
             declare.process("process_start_time_seconds", "When the process started, since 1970.", |b, put| put(&[], b.started)),
         ])
     }
@@ -263,7 +269,7 @@ mod tests {
         let rows = include_str!("mod.rs").lines().filter(|line| line.trim_start().starts_with("declare.")).count();
         assert_eq!(types.len(), rows, "each row of the table is rendered");
         for (name, kind) in types {
-            assert!(name.starts_with("watershed_") || name == "process_start_time_seconds", "{name}");
+            assert!(name.starts_with("watershed_") || name.starts_with("process_"), "{name}");
             assert_eq!(name.ends_with("_total"), kind == "counter", "{name}");
             assert!(kind != "histogram" || name.ends_with("_seconds"), "{name}");
         }

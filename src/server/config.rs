@@ -59,7 +59,7 @@ pub struct Config {
     /// The same for clients on this host, where no datagram is lost for its size.
     /// Default 16384. Applies at reload.
     pub udp_size_loopback: u16,
-    /// TCP connections in all, from 1 to 65536, but no more than half of the files that may be open (`LimitNOFILE=`); one
+    /// TCP connections in all, from 1 to 65536, but no more than half of the descriptors (`limits.open_files`); one
     /// more closes the one that was idle longest, of the client and network that have the most.
     /// Default 1024. Applies at reload.
     pub tcp_connections: usize,

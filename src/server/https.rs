@@ -26,12 +26,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Face, Incoming,
-    connections::Place,
     face::Fate,
     tcp::{MOST_LINGERING, MOST_WAIT},
 };
 use crate::{
-    budget::{self, Account, Charged},
+    budget::{self, Account, Charged, Place},
     metrics::{Dropped, Refusal, Transport},
     wire::{self, MAX_MESSAGE_BYTES, Section},
 };

@@ -16,9 +16,9 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::{Connections, Face, Incoming, connections::Place, face::Fate, https};
+use super::{Connections, Face, Incoming, face::Fate, https};
 use crate::{
-    budget,
+    budget::{self, Place},
     metrics::{Refusal, Transport},
     sys,
     wire::{read_frame, write_frame},

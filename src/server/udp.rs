@@ -99,6 +99,7 @@ pub fn spawn(
     let handle = Handle { commands: sender, waker: waker.clone() };
     let thread = thread::Builder::new().name(format!("{WORKER}{number}")).spawn(move || {
         let mut rng = StdRng::from_rng(&mut rand::rng());
+        let driver = driver(face.config().workers, &mut rng);
         let mut worker = Worker {
             face,
             cells,
@@ -108,7 +109,7 @@ pub fn spawn(
             listeners: Vec::new(),
             inbox: Inbox::new(BATCH, QUERY_BYTES),
             outbox: Outbox::new(BATCH, REPLY_BYTES),
-            driver: driver(&mut rng),
+            driver,
             rng,
             now: Moment::now(),
             ends: None,
@@ -141,8 +142,9 @@ fn caught(call: impl FnOnce() -> io::Result<()>) -> Result<(), Option<io::Error>
     catch_unwind(AssertUnwindSafe(call)).map_err(|_| None)?.map_err(Some)
 }
 
-fn driver(rng: &mut StdRng) -> UdpDriver<Box<Job>> {
-    let sockets = MOST_UPSTREAM_SOCKETS.min(sys::open_files_limit() / WORKERS_SHARE);
+/// All workers together have their share of the descriptors; there are four of them unless more are configured.
+fn driver(workers: usize, rng: &mut StdRng) -> UdpDriver<Box<Job>> {
+    let sockets = MOST_UPSTREAM_SOCKETS.min(sys::descriptors_for(sys::Use::Workers) / workers.max(4));
     let limits = Limits { exchanges: MOST_EXCHANGES, sockets };
     UdpDriver::new(FIRST_UPSTREAM_TOKEN, limits, StdRng::from_rng(rng))
 }
@@ -218,7 +220,7 @@ impl<I: FnMut(&[u8])> Worker<I> {
 
     /// Tells all who wait for an upstream that it will not be; those exchanges end.
     fn abandon(&mut self, why: &str) {
-        let ended = mem::replace(&mut self.driver, driver(&mut self.rng));
+        let ended = mem::replace(&mut self.driver, driver(self.face.config().workers, &mut self.rng));
         for job in ended.into_tags() {
             self.face.deliver(self.face.resolver().abandon(&job, why));
         }
@@ -455,8 +457,6 @@ const REPLY_BYTES: usize = 1500;
 const MOST_EXCHANGES: usize = 1 << 20;
 /// Upstream sockets of one worker; enough for a pool of 256 for some upstreams.
 const MOST_UPSTREAM_SOCKETS: usize = 4096;
-/// Of all descriptors that there may be: a quarter for four workers.
-const WORKERS_SHARE: usize = 16;
 /// Between a system call that has failed and the next.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);
 /// How long a worker may take to take in what it is told.

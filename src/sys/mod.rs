@@ -1,6 +1,7 @@
 //! The system calls that the standard library lacks; the only room with unsafe code.
 
 mod batch;
+mod descriptors;
 mod memory;
 mod outbox;
 mod pass;
@@ -9,12 +10,10 @@ mod socket;
 mod user;
 
 pub use batch::{Datagram, Inbox, Local};
+pub use descriptors::{Use, descriptors_for, limit_open_files, open_files, open_files_limit};
 pub use memory::release_memory;
 pub use outbox::{Outbox, Sent};
 pub use pass::{MOST_MESSAGE_BYTES, message_pair, receive_message, send_message, set_message_timeout};
 pub use poll::{Poller, Waker};
-pub use socket::{
-    adopt_tcp, adopt_udp, bind_tcp, bind_udp, connect_udp, is_exhaustion, kernel_drops, open_files_limit,
-    raise_open_files_limit,
-};
+pub use socket::{adopt_tcp, adopt_udp, bind_tcp, bind_udp, connect_udp, exhaustion, is_exhaustion, kernel_drops};
 pub use user::User;

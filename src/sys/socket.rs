@@ -104,32 +104,14 @@ pub fn kernel_drops(socket: &UdpSocket) -> io::Result<u32> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(counts[MEMINFO_DROPS]) }
 }
 
-/// Raises the limit on open files to the most that is allowed, and returns it.
-pub fn raise_open_files_limit() -> io::Result<u64> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is written by the call and lives through it.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    limit.rlim_cur = limit.rlim_max;
-    // SAFETY: `limit` is read by the call and lives through it.
-    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(limit.rlim_cur)
-}
-
-/// How many files may be open; a few if nobody knows.
-pub fn open_files_limit() -> usize {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is written by the call and lives through it.
-    let result = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
-    if result < 0 { 256 } else { usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) }
-}
-
 /// Whether an error says that descriptors or memory have run out here: no fault of whoever is at the other end.
 pub fn is_exhaustion(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}
+
+/// The error that says that descriptors have run out.
+pub fn exhaustion() -> io::Error {
+    io::Error::from_raw_os_error(libc::EMFILE)
 }
 
 /// Room for some of the largest replies; a client that reads has it empty soon.

@@ -18,7 +18,7 @@ use super::{
 };
 
 pub(super) async fn itself(State(api): State<Api>, asked: Asked) -> Result<Response, Refusal> {
-    api.show(&asked, |view| asked.render(&view.itself()))
+    api.show(&asked, |view| asked.render(&view.itself())).await
 }
 
 /// There is no gossip here, and so nobody to name. A list of ourselves alone would read as if all others were lost.
@@ -29,11 +29,11 @@ pub(super) async fn members() -> Refusal {
 }
 
 pub(super) async fn services(State(api): State<Api>, asked: Asked) -> Result<Response, Refusal> {
-    api.show(&asked, |view| asked.render(&view.own_services()))
+    api.show(&asked, |view| asked.render(&view.own_services())).await
 }
 
 pub(super) async fn checks(State(api): State<Api>, asked: Asked) -> Result<Response, Refusal> {
-    api.show(&asked, |view| asked.render(&view.own_checks()))
+    api.show(&asked, |view| asked.render(&view.own_checks())).await
 }
 
 /// One service, or another state of it than the one whose hash is known.
@@ -65,6 +65,7 @@ pub(super) async fn health_by_id(
         }
         None => (StatusCode::NOT_FOUND, json(asked.render(&AgentHealthView::absent()))).into_response(),
     })
+    .await
 }
 
 /// The same for all of our own services of a name: the worst of them counts.
@@ -84,6 +85,7 @@ pub(super) async fn health_by_name(
         }
         (code, json(asked.render(&all))).into_response()
     })
+    .await
 }
 
 /// Our metrics: in the form of Consul's, or in that of Prometheus.

@@ -12,11 +12,14 @@ use serde_json::ser::{PrettyFormatter, Serializer};
 use super::Refusal;
 use crate::catalog::check::GoDuration;
 
+/// Tells a request from all others with another response: the path, and what shapes what is there.
+pub(super) type Identity = (String, Vec<(String, String)>);
+
 /// The parameters of a request.
 #[derive(Debug, Clone)]
 pub(super) struct Asked {
-    /// Tells the request from all others with another response: the path, and what shapes what is there.
-    pub identity: (String, Vec<(String, String)>),
+    /// What it asks for.
+    pub identity: Identity,
     /// The datacenter, if not ours.
     pub datacenter: Option<String>,
     /// What instances must have, all of it.

@@ -1,6 +1,6 @@
 //! Blocking queries: whoever knows the present state waits for another.
 
-use std::{future::pending, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use axum::{
     extract::State,
@@ -10,8 +10,11 @@ use axum::{
 use rand::RngExt;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{Api, Refusal, Served, asked::Asked, json, views::View};
-use crate::catalog::{ServiceKey, Slot};
+use super::{Api, JSON, Refusal, Served, asked::Asked, rendered::Rendered, views::View};
+use crate::{
+    budget::Shared,
+    catalog::{ServiceKey, Slot, Snapshot},
+};
 
 /// What is said, and what that was made of.
 pub(super) struct Said {
@@ -49,8 +52,8 @@ impl Said {
 /// asks for.
 pub(super) async fn absent_key(State(api): State<Api>, asked: Asked) -> Result<Response, Refusal> {
     if asked.index == Some(EMPTY_STORE_INDEX) {
-        let full = |_| Refusal(StatusCode::TOO_MANY_REQUESTS, "too many clients wait for a change".to_owned());
-        let _place = api.waiting.try_acquire().map_err(full)?;
+        let full = || Refusal(StatusCode::TOO_MANY_REQUESTS, "too many clients wait for a change".to_owned());
+        let _place = api.connections.begin_waiting().ok_or_else(full)?;
         let _ = tokio::time::timeout(asked.wait, api.closing.cancelled()).await;
     }
     let mut response = StatusCode::NOT_FOUND.into_response();
@@ -72,7 +75,6 @@ pub(super) async fn answer(
     let mut look = if asked.index.is_some() || asked.hash.is_some() { Look::News } else { Look::Last };
     let mut feed = api.feed.clone();
     let mut place = None;
-    let mut is_broad = false;
     loop {
         let served = feed.borrow_and_update().clone().ok_or_else(Refusal::no_catalog)?;
         // Before the snapshot is looked at, so that no change is missed.
@@ -80,7 +82,8 @@ pub(super) async fn answer(
         // Who looks later than this sees for us, too.
         let version = served.live.load().version();
         let found = {
-            let _turn = if is_broad { Some(served.turn.lock().await) } else { None };
+            // Looking takes long, and the threads are for others, too: one looks at a time.
+            let _turn = served.turn.lock().await;
             look_at(&served, asked, look, version, &view)?
         };
         let basis = match found {
@@ -88,10 +91,9 @@ pub(super) async fn answer(
             Found::NoNews(basis) => basis,
             Found::Older => continue,
         };
-        is_broad = !matches!(basis, Basis::Service(_));
         if place.is_none() {
-            let full = |_| Refusal(StatusCode::TOO_MANY_REQUESTS, "Too many requests wait for a change".to_owned());
-            place = Some(api.waiting.try_acquire().map_err(full)?);
+            let full = || Refusal(StatusCode::TOO_MANY_REQUESTS, "Too many requests wait for a change".to_owned());
+            place = Some(api.connections.begin_waiting().ok_or_else(full)?);
         }
         let change = async {
             while changes.changed().await.is_ok() {
@@ -139,10 +141,10 @@ fn look_at(
     }
     let snapshot = served.live.load();
     let version = snapshot.version();
-    let Said { basis, body } = view(&View::new(served, &snapshot, asked)?)?;
+    let Rendered { basis, body } = render(served, asked, &snapshot, view)?;
     let index = match &basis {
         Basis::Service(key) => served.slot_index(Slot::of_service(key), version),
-        Basis::All => match served.memory.since(&asked.identity, &body, version) {
+        Basis::All => match served.memory.since(&asked.identity, body.data(), version) {
             Some(since) => served.index(since),
             None => return Ok(Found::Older),
         },
@@ -150,7 +152,7 @@ fn look_at(
             return Ok(Found::NoNews(basis));
         }
         Basis::Hash(hash) => {
-            let mut response = json(body);
+            let mut response = send(body);
             response.headers_mut().extend(hash.parse().ok().map(|hash| (CONTENT_HASH, hash)));
             return Ok(Found::Answer(response));
         }
@@ -161,8 +163,31 @@ fn look_at(
     Ok(Found::Answer(respond(asked, body, index)))
 }
 
-fn respond(asked: &Asked, body: Vec<u8>, index: u64) -> Response {
-    let mut response = json(body);
+/// The body of the response from this snapshot, which another request may have rendered already.
+fn render(
+    served: &Served,
+    asked: &Asked,
+    snapshot: &Arc<Snapshot>,
+    view: impl Fn(&View<'_>) -> Result<Said, Refusal>,
+) -> Result<Rendered, Refusal> {
+    if let Some(rendered) = served.bodies.find(&asked.identity, snapshot) {
+        return Ok(rendered);
+    }
+    let Said { basis, body } = view(&View::new(served, snapshot, asked)?)?;
+    let rendered = Rendered { basis, body: Shared::new(body) };
+    served.bodies.keep(&asked.identity, snapshot, &rendered);
+    Ok(rendered)
+}
+
+/// A response that shares its body: whoever sends it takes the body from the extensions.
+fn send(body: Arc<Shared>) -> Response {
+    let mut response = JSON.into_response();
+    response.extensions_mut().insert(body);
+    response
+}
+
+fn respond(asked: &Asked, body: Arc<Shared>, index: u64) -> Response {
+    let mut response = send(body);
     response.headers_mut().extend(index_fields(asked, index));
     response
 }

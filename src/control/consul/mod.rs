@@ -7,6 +7,7 @@ mod agent;
 mod asked;
 mod blocking;
 mod index;
+mod rendered;
 mod views;
 mod write;
 
@@ -19,10 +20,10 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodRouter, any, get, put},
 };
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::Shown;
+use super::{Connections, Shown};
 use crate::{
     catalog::{
         ApiConfig, Kind, Live, ServiceKey,
@@ -37,6 +38,7 @@ use crate::{
 use asked::Asked;
 use blocking::{Basis, Said, answer};
 use index::Memory;
+use rendered::Bodies;
 use views::View;
 
 /// A catalog that the API speaks for, and to whom it passes on what is to be changed.
@@ -47,8 +49,9 @@ pub struct Served {
     /// What indexes are counted from: later than any that an earlier catalog has given.
     first_index: u64,
     memory: Memory,
-    /// Those who wait for a change of anything look at the catalog one after the other: the first sees for all who ask the
-    /// same, and looking takes long.
+    bodies: Bodies,
+    /// Requests look at the catalog one after the other: the first sees for all that ask the same, and looking takes long, for
+    /// which other connections shall not wait.
     turn: tokio::sync::Mutex<()>,
 }
 
@@ -108,8 +111,7 @@ struct Api {
     feed: Feed,
     metrics: Arc<Metrics>,
     reloads: Reloads,
-    /// For those who wait for a change.
-    waiting: Arc<Semaphore>,
+    connections: Arc<Connections>,
     closing: CancellationToken,
 }
 
@@ -120,7 +122,8 @@ struct Refusal(StatusCode, String);
 impl Served {
     /// For a catalog that began at this time, in milliseconds since 1970; orders that find no room are refused.
     pub fn new(live: Arc<Live>, orders: mpsc::Sender<Order>, config: ApiConfig, began: u64) -> Self {
-        Self { live, orders, config, first_index: began.max(1), memory: Memory::default(), turn: Default::default() }
+        let (memory, bodies, turn) = Default::default();
+        Self { live, orders, config, first_index: began.max(1), memory, bodies, turn }
     }
 
     /// Where the answers come from.
@@ -136,8 +139,8 @@ impl Served {
 
 /// The routes. Requests that wait for a change end with the token.
 pub(super) fn routes(shown: Shown, closing: CancellationToken) -> Router {
-    let Shown { metrics, catalog: feed, reloads, .. } = shown;
-    let api = Api { feed, metrics, reloads, waiting: Arc::new(Semaphore::new(MOST_WAITING)), closing };
+    let Shown { metrics, catalog: feed, reloads, connections, .. } = shown;
+    let api = Api { feed, metrics, reloads, connections, closing };
     let no_service = "Missing service name";
     let no_node = "Missing node name";
     Router::new()
@@ -205,7 +208,7 @@ async fn refuse_method(method: Method) -> Refusal {
 }
 
 async fn datacenters(State(api): State<Api>, asked: Asked) -> Result<Response, Refusal> {
-    api.show(&asked, |view| asked.render(&view.datacenters()))
+    api.show(&asked, |view| asked.render(&view.datacenters())).await
 }
 
 async fn nodes(State(api): State<Api>, asked: Asked) -> Result<Response, Refusal> {
@@ -282,11 +285,11 @@ async fn checks_in_state(State(api): State<Api>, Path(state): Path<String>, aske
 
 /// Nobody is elected here: we are our own servers.
 async fn leader(State(api): State<Api>, asked: Asked) -> Result<Response, Refusal> {
-    api.show(&asked, |view| asked.render(&view.server()))
+    api.show(&asked, |view| asked.render(&view.server())).await
 }
 
 async fn peers(State(api): State<Api>, asked: Asked) -> Result<Response, Refusal> {
-    api.show(&asked, |view| asked.render(&[view.server()]))
+    api.show(&asked, |view| asked.render(&[view.server()])).await
 }
 
 impl Api {
@@ -307,13 +310,14 @@ impl Api {
     }
 
     /// Answers what nobody waits for.
-    fn show(&self, asked: &Asked, view: impl FnOnce(&View<'_>) -> Vec<u8>) -> Result<Response, Refusal> {
-        self.look(asked, |catalog| json(view(catalog)))
+    async fn show(&self, asked: &Asked, view: impl FnOnce(&View<'_>) -> Vec<u8>) -> Result<Response, Refusal> {
+        self.look(asked, |catalog| json(view(catalog))).await
     }
 
     /// The same with any response.
-    fn look(&self, asked: &Asked, view: impl FnOnce(&View<'_>) -> Response) -> Result<Response, Refusal> {
+    async fn look(&self, asked: &Asked, view: impl FnOnce(&View<'_>) -> Response) -> Result<Response, Refusal> {
         let served = self.served()?;
+        let _turn = served.turn.lock().await;
         let snapshot = served.live.load();
         Ok(view(&View::new(&served, &snapshot, asked)?))
     }
@@ -343,8 +347,7 @@ impl IntoResponse for Refusal {
 }
 
 fn json(body: Vec<u8>) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+    (JSON, body).into_response()
 }
 
-/// Beyond these nobody may wait for a change: each takes a connection and its memory.
-pub(super) const MOST_WAITING: usize = 4096;
+const JSON: [(header::HeaderName, &str); 1] = [(header::CONTENT_TYPE, "application/json")];

@@ -6,7 +6,6 @@ use std::{
 };
 
 use axum::{
-    body::Bytes,
     extract::{ConnectInfo, FromRequestParts, Path, State},
     http::{HeaderMap, StatusCode, header, request::Parts, uri::Authority},
     response::Response,
@@ -15,6 +14,7 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use super::{
+    super::request::Payload,
     Api, Command, Order, Refusal, Served,
     asked::{Asked, read_flag},
     json,
@@ -35,7 +35,7 @@ pub(super) struct Teller(Arc<Served>, Option<IpAddr>);
 /// A teller who may register as well.
 pub(super) struct Registrar(Teller);
 
-pub(super) async fn register_service(Registrar(teller): Registrar, asked: Asked, body: Bytes) -> Result<(), Refusal> {
+pub(super) async fn register_service(Registrar(teller): Registrar, asked: Asked, body: Payload) -> Result<(), Refusal> {
     let others = match asked.get("replace-existing-checks") {
         Some(word) if word.is_empty() || read_flag(word) == Some(true) => OtherChecks::Drop,
         _ => OtherChecks::Keep,
@@ -48,17 +48,17 @@ pub(super) async fn deregister_service(Registrar(teller): Registrar, Path(id): P
     teller.order(Command::DeregisterService(id)).await
 }
 
-pub(super) async fn register_node(Registrar(teller): Registrar, body: Bytes) -> Result<Response, Refusal> {
+pub(super) async fn register_node(Registrar(teller): Registrar, body: Payload) -> Result<Response, Refusal> {
     teller.order(Command::RegisterNode(Addition::read(text(&body)?)?)).await?;
     Ok(json(b"true".to_vec()))
 }
 
-pub(super) async fn deregister_node(Registrar(teller): Registrar, body: Bytes) -> Result<Response, Refusal> {
+pub(super) async fn deregister_node(Registrar(teller): Registrar, body: Payload) -> Result<Response, Refusal> {
     teller.order(Command::DeregisterNode(Removal::read(text(&body)?)?)).await?;
     Ok(json(b"true".to_vec()))
 }
 
-pub(super) async fn register_check(Registrar(teller): Registrar, body: Bytes) -> Result<(), Refusal> {
+pub(super) async fn register_check(Registrar(teller): Registrar, body: Payload) -> Result<(), Refusal> {
     teller.order(Command::RegisterCheck(NewCheck::read(text(&body)?)?)).await
 }
 
@@ -90,9 +90,9 @@ pub(super) async fn fail_check(teller: Teller, Path(id): Path<String>, asked: As
     teller.tell(id, Status::Critical, &asked).await
 }
 
-pub(super) async fn update_check(teller: Teller, Path(check): Path<String>, body: Bytes) -> Result<(), Refusal> {
+pub(super) async fn update_check(teller: Teller, Path(check): Path<String>, body: Payload) -> Result<(), Refusal> {
     let update: Update =
-        serde_json::from_slice(&body).map_err(|error| Refusal::bad(format!("Request decode failed: {error}")))?;
+        serde_json::from_slice(&body.bytes).map_err(|error| Refusal::bad(format!("Request decode failed: {error}")))?;
     let word = update.status.unwrap_or_default();
     let status = Status::from_word(&word).ok_or_else(|| Refusal::bad(format!("Invalid check status: '{word}'")))?;
     teller.order(Command::Tell { check, status, output: update.output.unwrap_or_default() }).await
@@ -222,8 +222,8 @@ fn maintenance(asked: &Asked) -> Result<Option<String>, Refusal> {
     Ok(enable.then(|| asked.get("reason").unwrap_or_default().to_owned()))
 }
 
-fn text(body: &Bytes) -> Result<&str, Refusal> {
-    std::str::from_utf8(body).map_err(|_| Refusal::bad("Request decode failed: it is not UTF-8"))
+fn text(body: &Payload) -> Result<&str, Refusal> {
+    std::str::from_utf8(&body.bytes).map_err(|_| Refusal::bad("Request decode failed: it is not UTF-8"))
 }
 
 #[cfg(test)]

@@ -10,6 +10,9 @@
 //! account count until then, so that the limits hold in memory and not only on paper; for this short time a client, or all
 //! of them, may exceed a limit by a quarter.
 
+mod places;
+mod shared;
+
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv6Addr},
@@ -22,6 +25,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+pub use places::{ClientIsFull, Most, NoPlace, Place, Places};
+pub use shared::{Share, Shared};
+
 /// How many bytes may wait for remote parties, section `[limits]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -33,37 +39,53 @@ pub struct Config {
     pub client_bytes: ByteSize,
     /// Bytes that may wait for all clients together, from 1 MiB to 16 GiB. Default "96MiB". Applies at reload.
     pub total_bytes: ByteSize,
+    /// Descriptors that the process may open, from 64 to 1048576, or 0 for as many as the system allows (`LimitNOFILE=`).
+    /// Connections of clients, upstream sockets and everything else have a share each. Default 0. Applies at restart.
+    pub open_files: u32,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { connection_bytes: ByteSize::mib(4), client_bytes: ByteSize::mib(16), total_bytes: ByteSize::mib(96) }
+        Self {
+            connection_bytes: ByteSize::mib(4),
+            client_bytes: ByteSize::mib(16),
+            total_bytes: ByteSize::mib(96),
+            open_files: 0,
+        }
     }
 }
 
-/// A value of the section `[limits]` that is out of range.
+/// A value that is out of range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{key} is {value}; choose from {least} to {most}")]
 pub struct OutOfRange {
     /// The key.
     pub key: &'static str,
-    value: ByteSize,
-    least: ByteSize,
-    most: ByteSize,
+    value: String,
+    least: String,
+    most: String,
+}
+
+impl OutOfRange {
+    /// A fault if the value is not within these limits.
+    pub fn of<T: PartialOrd + ToString>(key: &'static str, value: T, least: T, most: T) -> Option<Self> {
+        let is_within = least <= value && value <= most;
+        let [value, least, most] = [value, least, most].map(|value| value.to_string());
+        (!is_within).then_some(Self { key, value, least, most })
+    }
 }
 
 impl Config {
     /// Every value that is out of range.
     pub fn problems(&self) -> Vec<OutOfRange> {
-        [
+        let sizes = [
             ("connection_bytes", self.connection_bytes, ByteSize::kib(128), ByteSize::gib(1)),
             ("client_bytes", self.client_bytes, ByteSize::kib(128), ByteSize::gib(1)),
             ("total_bytes", self.total_bytes, ByteSize::mib(1), ByteSize::gib(16)),
-        ]
-        .into_iter()
-        .filter(|(_, value, least, most)| value < least || value > most)
-        .map(|(key, value, least, most)| OutOfRange { key, value, least, most })
-        .collect()
+        ];
+        let sizes = sizes.into_iter().filter_map(|(key, value, least, most)| OutOfRange::of(key, value, least, most));
+        let files = (self.open_files != 0).then(|| OutOfRange::of("open_files", self.open_files, 64, 1_048_576));
+        sizes.chain(files.flatten()).collect()
     }
 }
 
@@ -197,6 +219,19 @@ impl Account {
         Ok(Charge { account: self.clone(), bytes })
     }
 
+    /// The same for the one response that a connection of HTTP/1.1 may wait with: the limit of a connection does not apply,
+    /// and a response that is larger than three quarters of what a client may have counts as these, for else it could never
+    /// be sent.
+    ///
+    /// Other data of the client may have to go first, and takes a moment. So an error does not mean that this connection has
+    /// to be closed: the caller may try again.
+    pub fn try_charge_response(&self, bytes: usize) -> Result<Charge, Exceeded> {
+        let of_client = self.0.budget.0.lock().limits.client_bytes.as_u64() as usize;
+        let bytes = bytes.min(of_client / 4 * 3);
+        self.add_to(bytes, usize::MAX)?;
+        Ok(Charge { account: self.clone(), bytes })
+    }
+
     /// Returns when this connection has to be closed at once, because its client has exceeded a limit.
     pub async fn revoked(&self) {
         self.0.revoked.cancelled().await;
@@ -217,18 +252,26 @@ impl Account {
     }
 
     fn add(&self, bytes: usize) -> Result<(), Exceeded> {
+        let of_connection = self.0.budget.0.lock().limits.connection_bytes.as_u64() as usize;
+        let added = self.add_to(bytes, of_connection);
+        if let Err(exceeded) = added
+            && !self.is_revoked()
+        {
+            self.0.budget.0.lock().exceeded[exceeded as usize] += 1;
+            self.revoke();
+        }
+        added
+    }
+
+    /// The same with another limit for the connection, and without the consequences.
+    fn add_to(&self, bytes: usize, of_connection: usize) -> Result<(), Exceeded> {
         let mut number = self.0.number.lock();
         let mut state = self.0.budget.0.lock();
         let own = number.unwrap_or(state.next);
         if self.is_revoked() {
             return Err(Exceeded::Connection);
         }
-        if let Err(exceeded) = state.make_room(self.0.client, own, bytes) {
-            state.exceeded[exceeded as usize] += 1;
-            state.revoke(self.0.client, own);
-            self.0.revoked.cancel();
-            return Err(exceeded);
-        }
+        state.make_room(self.0.client, own, bytes, of_connection)?;
         if bytes > 0 {
             if number.replace(own).is_none() {
                 state.next += 1;
@@ -314,12 +357,11 @@ impl Drop for Charge {
 
 impl State {
     /// Revokes what is oldest until so many more bytes fit in for an account.
-    fn make_room(&mut self, client: IpAddr, own: u64, bytes: usize) -> Result<(), Exceeded> {
-        let [of_connection, of_client, of_all] =
-            [self.limits.connection_bytes, self.limits.client_bytes, self.limits.total_bytes]
-                .map(|limit| limit.as_u64() as usize);
+    fn make_room(&mut self, client: IpAddr, own: u64, bytes: usize, of_connection: usize) -> Result<(), Exceeded> {
+        let [of_client, of_all] =
+            [self.limits.client_bytes, self.limits.total_bytes].map(|limit| limit.as_u64() as usize);
         let holding = self.clients.get(&client).and_then(|client| client.accounts.get(&own));
-        if holding.map_or(0, |holding| holding.bytes) + bytes > of_connection {
+        if holding.map_or(0, |holding| holding.bytes).saturating_add(bytes) > of_connection {
             return Err(Exceeded::Connection);
         }
         while self.held_by(client).lasting() + bytes > of_client {
@@ -412,114 +454,4 @@ pub fn prefix_of(address: IpAddr, ipv4_bits: u32, ipv6_bits: u32) -> IpAddr {
 const WORTH_RELEASING: usize = 1 << 20;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KIB: usize = 1024;
-
-    fn budget(connection_kib: u64, client_kib: u64, total_kib: u64) -> Arc<Budget> {
-        let budget = Arc::new(Budget::default());
-        let [connection_bytes, client_bytes, total_bytes] = [connection_kib, client_kib, total_kib].map(ByteSize::kib);
-        budget.set_limits(Config { connection_bytes, client_bytes, total_bytes });
-        budget
-    }
-
-    fn account(budget: &Arc<Budget>, peer: &str) -> Account {
-        budget.open(peer.parse().unwrap())
-    }
-
-    #[test]
-    fn a_connection_beyond_its_limit_is_revoked_and_others_are_not() {
-        let budget = budget(100, 1000, 1000);
-        let (greedy, honest) = (account(&budget, "192.0.2.1"), account(&budget, "192.0.2.1"));
-        let _honest = honest.charge(60 * KIB).unwrap();
-        let held = greedy.charge(60 * KIB).unwrap();
-        assert_eq!(greedy.charge(60 * KIB).unwrap_err(), Exceeded::Connection);
-        assert!(greedy.is_revoked() && !honest.is_revoked());
-        assert!(greedy.charge(1).is_err(), "nothing more is held for it");
-        assert_eq!(budget.held_bytes(), 120 * KIB, "what it holds counts until it is gone");
-        drop(held);
-        assert_eq!(budget.held_bytes(), 60 * KIB);
-        assert_eq!(budget.exceeded(), [1, 0, 0]);
-    }
-
-    #[test]
-    fn a_client_beyond_its_limit_loses_what_has_waited_longest() {
-        let budget = budget(100, 200, 10_000);
-        let accounts = ["2001:db8::1", "2001:db8::2", "2001:db8::3"].map(|peer| account(&budget, peer));
-        let other = account(&budget, "2001:db8:0:1::1");
-        let mut held: Vec<_> = accounts[..2].iter().map(|account| account.charge(90 * KIB).unwrap()).collect();
-        let _other = other.charge(90 * KIB).unwrap();
-        held.push(accounts[2].charge(50 * KIB).unwrap());
-        assert_eq!(accounts.each_ref().map(Account::is_revoked), [true, false, false], "of one /64");
-        assert!(!other.is_revoked(), "another /64 loses nothing");
-        // The first has not let go yet: the client holds 230 KiB, and may not hold more than 250.
-        assert_eq!(accounts[1].charge(10 * KIB).map(drop), Ok(()));
-        assert_eq!(accounts[2].charge(30 * KIB).unwrap_err(), Exceeded::Client);
-        drop(held);
-        assert_eq!(budget.held_bytes(), 90 * KIB);
-    }
-
-    #[test]
-    fn beyond_the_limit_in_all_the_client_that_holds_most_loses() {
-        let budget = budget(100, 300, 400);
-        let greedy: Vec<_> = (0..3).map(|_| account(&budget, "192.0.2.1")).collect();
-        let modest = account(&budget, "192.0.2.2");
-        let modest_data = modest.charge(90 * KIB).unwrap();
-        let greedy_data: Vec<_> = greedy.iter().map(|account| account.charge(95 * KIB).unwrap()).collect();
-        let late = account(&budget, "192.0.2.3");
-        let late_data = late.charge(50 * KIB).unwrap();
-        assert_eq!(greedy.iter().map(Account::is_revoked).collect::<Vec<_>>(), [true, false, false]);
-        assert!(!modest.is_revoked() && !late.is_revoked());
-        assert_eq!(budget.exceeded(), [0, 0, 1]);
-        drop((modest_data, greedy_data, late_data));
-        assert_eq!(budget.held_bytes(), 0);
-        assert!(budget.0.lock().clients.is_empty());
-    }
-
-    #[test]
-    fn a_charge_follows_the_size_of_what_it_stands_for() {
-        let budget = budget(100, 100, 100);
-        let account = account(&budget, "192.0.2.1");
-        let mut charge = account.charge(0).unwrap();
-        assert_eq!(budget.held_bytes(), 0);
-        for (bytes, held) in [(10 * KIB, 10 * KIB), (100 * KIB, 100 * KIB), (5, 5), (0, 0), (7, 7)] {
-            charge.resize(bytes).unwrap();
-            assert_eq!(budget.held_bytes(), held);
-        }
-        assert!(charge.resize(101 * KIB).is_err());
-        assert_eq!(budget.held_bytes(), 7);
-        drop(charge);
-        assert_eq!(budget.held_bytes(), 0);
-    }
-
-    #[test]
-    fn memory_is_given_back_once_after_much_was_held() {
-        let budget = budget(10_000, 10_000, 10_000);
-        let account = account(&budget, "192.0.2.1");
-        let mut charge = account.charge(1 << 19).unwrap();
-        charge.resize(0).unwrap();
-        assert!(!budget.has_emptied(), "not worth it");
-        charge.resize(8 << 20).unwrap();
-        assert!(!budget.has_emptied(), "still held");
-        charge.resize(1 << 20).unwrap();
-        assert!(budget.has_emptied() && !budget.has_emptied());
-    }
-
-    #[test]
-    fn a_prefix_keeps_the_first_bits() {
-        for (address, ipv4_bits, ipv6_bits, expected) in [
-            ("192.0.2.77", 32, 64, "192.0.2.77"),
-            ("192.0.2.77", 24, 64, "192.0.2.0"),
-            ("::ffff:192.0.2.77", 32, 64, "192.0.2.77"),
-            ("192.0.2.77", 0, 0, "0.0.0.0"),
-            ("2001:db8:1:2:3:4:5:6", 32, 64, "2001:db8:1:2::"),
-            ("2001:db8:1:2:3:4:5:6", 32, 48, "2001:db8:1::"),
-            ("2001:db8:1:2:3:4:5:6", 32, 128, "2001:db8:1:2:3:4:5:6"),
-            ("2001:db8::1", 32, 0, "::"),
-        ] {
-            let prefix = prefix_of(address.parse().unwrap(), ipv4_bits, ipv6_bits);
-            assert_eq!(prefix.to_string(), expected, "{address}");
-        }
-    }
-}
+mod tests;
