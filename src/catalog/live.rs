@@ -171,6 +171,17 @@ impl Live {
         }
     }
 
+    /// Returns when the first results of the checks of all services are in the snapshot, or need not be waited for any longer.
+    pub async fn await_first_round(&self) {
+        let mut changes = self.changes();
+        loop {
+            let now = Moment::now();
+            let Some(until) = self.load().first_round(now) else { return };
+            // The next look tells whether the time or a change has ended it.
+            let _ = timeout(until.since(now), changes.changed()).await;
+        }
+    }
+
     /// Lets the sources know that this is still asked for; it is no harm if that is lost.
     pub fn mention(&self, what: ServiceKey) {
         let _ = self.wishes.try_send(Wish { what, done: None });

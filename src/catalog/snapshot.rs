@@ -337,6 +337,12 @@ impl Snapshot {
         }
     }
 
+    /// Until when the first round of results of all services has to be waited for, if any is missing.
+    pub(super) fn first_round(&self, now: Moment) -> Option<Moment> {
+        let rounds = self.services.values().filter(|service| !service.unknown.is_empty());
+        rounds.filter_map(|service| service.first_round.filter(|until| *until > now)).max()
+    }
+
     /// Whether that is still to be waited for.
     pub(super) fn still_awaits(&self, awaited: &Awaited, now: Moment) -> bool {
         self.awaited(&awaited.service, awaited.tag.as_deref(), now).is_some()

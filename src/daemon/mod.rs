@@ -126,6 +126,8 @@ struct Daemon {
     watch: Watch,
     changed: mpsc::Receiver<()>,
     signals: Signals,
+    /// Whether the start is over: the first results of checks are known, or are not waited for any longer.
+    is_ready: bool,
     /// Sockets that were open before, and are not configured any more.
     unclaimed: Inherited,
 }
@@ -222,6 +224,7 @@ impl Daemon {
             watch: Watch::new(change).context("cannot watch files")?,
             changed,
             signals,
+            is_ready: false,
             unclaimed: Inherited::default(),
             loaded,
         };
@@ -268,11 +271,10 @@ impl Daemon {
                 results.await;
             }
         });
-        let mut is_ready = false;
         loop {
             tokio::select! {
-                () = &mut first_results, if !is_ready => {
-                    is_ready = true;
+                () = &mut first_results, if !self.is_ready => {
+                    self.is_ready = true;
                     self.status.lock().lacks_first_results = false;
                     tracing::info!("ready");
                     notify_manager(&[NotifyState::Ready]);
@@ -356,8 +358,11 @@ impl Daemon {
 
     /// Takes in the configuration and all data files anew: everything or, if the configuration has any fault, nothing.
     async fn reload(&mut self) -> Result<(), String> {
-        let since_boot = NotifyState::monotonic_usec_now();
-        notify_manager(&[NotifyState::Reloading].into_iter().chain(since_boot).collect::<Vec<_>>());
+        // A start goes on: the service manager hears that it is over, and nothing before that.
+        if self.is_ready {
+            let since_boot = NotifyState::monotonic_usec_now();
+            notify_manager(&[NotifyState::Reloading].into_iter().chain(since_boot).collect::<Vec<_>>());
+        }
         // Whatever is in the files: they are read before anything is changed.
         let outcome = caught(async { self.try_reload() }).await;
         let outcome = outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("the program is at fault; see the panic above")));
@@ -376,7 +381,9 @@ impl Daemon {
                 }
             }
         }
-        notify_manager(&[NotifyState::Ready]);
+        if self.is_ready {
+            notify_manager(&[NotifyState::Ready]);
+        }
         outcome.map(|_| ())
     }
 

@@ -265,7 +265,9 @@ fn ready_comes_after_the_first_results() {
         let (status, body) = daemon.get("/ready");
         assert!(status == 503 && body.contains("no result yet"), "{status} {body}");
         assert_eq!(daemon.get("/live").0, 200);
-        assert!(!manager.has_heard("READY=1"));
+        // A reload is not the end of the start. The second begins when all is said of the first.
+        (0..2).for_each(|_| assert!(daemon.reload().contains("reloaded")));
+        assert!(!manager.has_heard("READY=1") && !manager.has_heard("RELOADING=1"));
         gate.open();
         manager.wait_for("READY=1");
         wait_until("/ready", PATIENCE, || (daemon.get("/ready").0 == 200).then_some(()));
@@ -281,6 +283,34 @@ fn ready_comes_after_the_first_results() {
         .start();
     manager.wait_for("READY=1");
     assert_eq!(daemon.get("/ready").0, 200);
+}
+
+#[test]
+fn lists_of_the_api_wait_for_the_first_results_as_questions_do() {
+    let paths =
+        ["health/state/critical", "health/node/monitor1", "agent/checks", "agent/health/service/name/web?format=text"];
+    let gates = std::sync::Mutex::new(Vec::new());
+    let setup = || {
+        let gate = Gate::default();
+        let server = gated_server(200, &gate);
+        gates.lock().unwrap().push(gate);
+        with_definitions("", &[("web.json", &services(&[instance("web", 1, server)]))])
+    };
+    while_questions_wait(setup, |daemon| {
+        let control = daemon.control.unwrap();
+        thread::scope(|scope| {
+            let waiting = paths.map(|path| scope.spawn(move || http::get(control, &format!("/v1/{path}"))));
+            wait_until("the requests to wait", Duration::from_secs(2), || {
+                // One more is that which asks for it.
+                (daemon.metric("watershed_control_connections", &[]) >= 5.0).then_some(())
+            });
+            gates.lock().unwrap().last().expect("a gate").open();
+            for (path, answer) in paths.iter().zip(waiting) {
+                let (status, body) = answer.join().unwrap();
+                assert!(status == 200 && !body.contains("critical"), "{path}: {status} {body}");
+            }
+        });
+    });
 }
 
 #[test]

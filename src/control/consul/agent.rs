@@ -33,6 +33,7 @@ pub(super) async fn services(State(api): State<Api>, asked: Asked) -> Result<Res
 }
 
 pub(super) async fn checks(State(api): State<Api>, asked: Asked) -> Result<Response, Refusal> {
+    api.await_first_round().await?;
     api.show(&asked, |view| asked.render(&view.own_checks())).await
 }
 
@@ -55,6 +56,7 @@ pub(super) async fn health_by_id(
     asked: Asked,
     fields: HeaderMap,
 ) -> Result<Response, Refusal> {
+    api.await_first_round().await?;
     let is_text = wants_text(&asked, &fields);
     api.look(&asked, |view| match view.own_health(&id) {
         Some(health) if is_text => plain_text(health.code(), health.word()),
@@ -75,6 +77,7 @@ pub(super) async fn health_by_name(
     asked: Asked,
     fields: HeaderMap,
 ) -> Result<Response, Refusal> {
+    api.await_first_round().await?;
     api.look(&asked, |view| {
         let all = view.own_health_of(&name);
         let worst = all.iter().max_by_key(|health| health.code());

@@ -267,6 +267,7 @@ async fn health(api: &Api, asked: &Asked, kind: Kind, name: &str) -> Result<Resp
 }
 
 async fn node_checks(State(api): State<Api>, Path(name): Path<String>, asked: Asked) -> Result<Response, Refusal> {
+    api.await_first_round().await?;
     answer(&api, &asked, |view| Ok(Said::new(Basis::All, asked.render(&view.node_checks(&name))))).await
 }
 
@@ -280,6 +281,7 @@ async fn service_checks(State(api): State<Api>, Path(name): Path<String>, asked:
 }
 
 async fn checks_in_state(State(api): State<Api>, Path(state): Path<String>, asked: Asked) -> Result<Response, Refusal> {
+    api.await_first_round().await?;
     answer(&api, &asked, |view| Ok(Said::new(Basis::All, asked.render(&view.checks_in_state(&state))))).await
 }
 
@@ -306,6 +308,13 @@ impl Api {
             ServiceKey::new(kind, datacenter, name)
         };
         served.live.learn(&key).await;
+        Ok(())
+    }
+
+    /// Returns when the first results of all checks are known, or need not be waited for: what lists the health of many
+    /// services denies none that is only not checked yet.
+    async fn await_first_round(&self) -> Result<(), Refusal> {
+        self.served()?.live.await_first_round().await;
         Ok(())
     }
 
