@@ -139,7 +139,10 @@ impl Serving {
 
     fn serve_quic(&self, socket: Arc<UdpSocket>, closing: &CancellationToken) {
         let (identity, face, until) = (self.identity.clone(), self.face.clone(), closing.clone());
-        let serve = move || server::serve_quic(socket.clone(), identity.clone(), face.clone(), until.clone());
+        let connections = self.connections.clone();
+        let serve = move || {
+            server::serve_quic(socket.clone(), identity.clone(), face.clone(), connections.clone(), until.clone())
+        };
         self.tasks.spawn(run_lasting("quic", serve));
     }
 

@@ -33,8 +33,7 @@ pub struct Config {
     #[serde(deserialize_with = "deserialize_listen::<_, HTTPS_PORT>")]
     pub https_listen: Vec<SocketAddr>,
     /// The addresses served by DNS over QUIC (RFC 9250), written likewise; the port is 853 unless given, and may not be 53.
-    /// Only silence ends its connections, `tcp_idle_timeout` as it was when the address was opened, and 30 seconds: it is for
-    /// clients that are known.
+    /// Its connections count among those of TCP, with the same limits.
     /// Default: none. Applies at reload.
     #[serde(deserialize_with = "deserialize_listen::<_, TLS_PORT>")]
     pub quic_listen: Vec<SocketAddr>,

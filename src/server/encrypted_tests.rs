@@ -34,7 +34,7 @@ pub(in crate::server) struct House {
     pub quic: SocketAddr,
     pub metrics: Metrics,
     pub identity: Arc<Identity>,
-    face: Arc<Face>,
+    pub face: Arc<Face>,
     pub closing: tokio_util::sync::DropGuard,
     /// What serves QUIC.
     pub serving: tokio::task::JoinHandle<()>,
@@ -75,7 +75,9 @@ impl House {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.set_nonblocking(true).unwrap();
         let quic = socket.local_addr().unwrap();
-        let serving = tokio::spawn(serve_quic(socket.into(), identity.clone(), face.clone(), closing.clone()));
+        let connections = Arc::new(Connections::new(face.budget().clone()));
+        let serving =
+            tokio::spawn(serve_quic(socket.into(), identity.clone(), face.clone(), connections, closing.clone()));
         let closing = closing.drop_guard();
         Self { folder, tls, https, quic, metrics, identity, face, closing, serving, release }
     }

@@ -382,8 +382,8 @@ impl Face {
         let cookie = asked.cookie.and_then(|shown| cookie::renew(secrets, shown, peer, unix_seconds() as u32));
         // It is ignored in a datagram (RFC 7828 §3.3.1), HTTP has its own ways, and QUIC forbids it (RFC 9250 §5.5.2).
         let has_keepalive = asked.keepalive && matches!(transport, Transport::Tcp | Transport::Tls);
-        // Where everybody can read it, length hides nothing (RFC 7830 §6). For QUIC it is known only when the reply is encoded.
-        let padded = asked.padding && matches!(transport, Transport::Tls | Transport::Https);
+        // Where everybody can read it, length hides nothing (RFC 7830 §6).
+        let padded = asked.padding && matches!(transport, Transport::Tls | Transport::Https | Transport::Quic);
         ReplyOptions {
             cookie,
             keepalive: has_keepalive.then_some((config.tcp_idle_timeout.as_millis() / 100) as u16),

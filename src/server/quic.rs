@@ -1,205 +1,339 @@
-//! DNS over QUIC (RFC 9250): hickory-server's listener, handing us its requests.
+//! DNS over QUIC (RFC 9250): a connection is a task, and each of its queries another.
 //!
-//! What comes by QUIC is answered as what comes by a stream: by the same call, from the same cache, and counted alike. Each
-//! reply is a task's, because the listener reads the next query of a connection only when it has handed over the one before.
+//! What comes by QUIC is answered as what comes by any stream: by the same call, from the same cache. Connections count among
+//! those of TCP, with the same limits, and what waits for a client is charged to it: each open query from its first byte to
+//! the moment at which the client has acknowledged the reply.
 //!
-//! The listener's traps: it sees one handshake through before the next, for up to 5 s; it bounds connections by nothing but
-//! their silence, and ends each after 100 queries; it knows no access control before the handshake that could be changed;
-//! what it cannot decode it answers with FORMERR itself; and it sends messages of its own making alone, so that a reply is
-//! taken apart into records whose RDATA it does not look into.
+//! Handshakes go side by side. While few are under way their clients need not prove their addresses; beyond that a client has
+//! to return a token first (Retry, RFC 9000 §8.1.2), so that forged addresses cost nothing. Early data (0-RTT) is not accepted,
+//! since it can be replayed (RFC 9250 §4.5). A client that breaks the rules of RFC 9250 §4.3.3 loses its connection.
 
-use std::{fmt::Display, io, net::UdpSocket, slice, sync::Arc, time::Duration};
+use std::{io, net::UdpSocket, sync::Arc, time::Duration};
 
-use async_trait::async_trait;
-use hickory_server::{
-    Server,
-    net::runtime::Time,
-    proto::{
-        ProtoError,
-        op::{Header, HeaderCounts, Metadata},
-        rr::{
-            DNSClass, Name, RData, Record, RecordType,
-            rdata::{NULL, opt::EdnsCode},
-        },
-        serialize::binary::{BinDecodable, BinDecoder, BinEncoder},
-    },
-    server::{Request, RequestHandler, ResponseHandler, ResponseInfo},
-    zone_handler::{MessageResponse, MessageResponseBuilder, Queries},
+use hickory_server::net::quic::DoqErrorCode;
+use quinn::{
+    Connection, Endpoint, EndpointConfig, IdleTimeout, Incoming as Connecting, RecvStream, SendStream, ServerConfig,
+    TokioRuntime, TransportConfig, crypto::rustls::QuicServerConfig,
 };
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_rustls::rustls::{self, crypto::ring::default_provider};
 use tokio_util::sync::CancellationToken;
 
-use super::{Face, Identity, Incoming, face::Fate};
+use super::{Connections, Face, Identity, Incoming, face::Fate};
 use crate::{
-    budget,
-    metrics::{Dropped, Transport},
-    wire::{self, Class, MAX_MESSAGE_BYTES, OPTION_PADDING, Rtype},
+    budget::{self, Account, Charge, Charged, Exceeded, Place},
+    metrics::{Dropped, Refusal, Transport},
+    wire::{self, MAX_MESSAGE_BYTES},
 };
 
-/// Serves DNS over QUIC until `shutdown`. Connections end then; on those with open queries, when these are replied to.
-pub async fn serve(socket: Arc<UdpSocket>, identity: Arc<Identity>, face: Arc<Face>, shutdown: CancellationToken) {
+/// Serves DNS over QUIC until `shutdown`. Connections end then; those with open queries, when these are replied to.
+pub async fn serve(
+    socket: Arc<UdpSocket>,
+    identity: Arc<Identity>,
+    face: Arc<Face>,
+    connections: Arc<Connections>,
+    shutdown: CancellationToken,
+) {
     while !shutdown.is_cancelled() {
-        let ended = match listen(&socket, identity.clone(), face.clone()) {
-            Err(error) => Err(error.to_string()),
-            Ok(mut server) => tokio::select! {
-                ended = server.block_until_done() => ended.map_err(|error| error.to_string()),
-                () = shutdown.cancelled() => {
-                    let ended = server.shutdown_gracefully().await;
-                    // The clients shall know that this is the end.
-                    sleep(PARTING).await;
-                    ended.map_err(|error| error.to_string())
-                }
-            },
+        let error = match listen(&socket, identity.clone(), face.config().tcp_idle_timeout) {
+            Ok(endpoint) => {
+                let visit = Visit { face: face.clone(), connections: connections.clone(), shutdown: shutdown.clone() };
+                shutdown.run_until_cancelled(visit.accept(&endpoint)).await;
+                // A client that comes now is refused, and not kept waiting.
+                endpoint.set_server_config(None);
+                io::Error::other("its socket has failed")
+            }
+            Err(error) => error,
         };
         if shutdown.is_cancelled() {
             return;
         }
-        let error = ended.err().unwrap_or_else(|| "its socket has failed".into());
-        tracing::warn!(address = socket.local_addr().ok().map(tracing::field::display), error, "QUIC begins anew");
+        tracing::warn!(address = socket.local_addr().ok().map(tracing::field::display), %error, "QUIC begins anew");
         shutdown.run_until_cancelled(sleep(PAUSE)).await;
     }
 }
 
-fn listen(socket: &UdpSocket, identity: Arc<Identity>, face: Arc<Face>) -> io::Result<Server<Handler>> {
-    let socket = tokio::net::UdpSocket::from_std(socket.try_clone()?)?;
-    // How long a connection may have nothing to ask, and a query may take to come in.
-    let patience = face.config().tcp_idle_timeout;
-    let mut server = Server::new(Handler(face));
-    server.register_quic_listener(socket, patience, identity)?;
-    Ok(server)
+fn listen(socket: &UdpSocket, identity: Arc<Identity>, idle_timeout: Duration) -> io::Result<Endpoint> {
+    let tls = rustls::ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(io::Error::other)?;
+    let mut tls = tls.with_no_client_auth().with_cert_resolver(identity);
+    tls.alpn_protocols = vec![b"doq".to_vec()];
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(MOST_OPEN.into())
+        // No client may open any (RFC 9250 §4.3.3).
+        .max_concurrent_uni_streams(0u8.into())
+        .stream_receive_window(STREAM_WINDOW_BYTES.into())
+        .receive_window(CONNECTION_WINDOW_BYTES.into())
+        .send_window(2 * MAX_MESSAGE_BYTES as u64)
+        .datagram_receive_buffer_size(None)
+        .max_idle_timeout(Some(IdleTimeout::try_from(idle_timeout).map_err(io::Error::other)?));
+    let crypto = QuicServerConfig::try_from(Arc::new(tls)).map_err(io::Error::other)?;
+    let mut server = ServerConfig::with_crypto(Arc::new(crypto));
+    server
+        .transport_config(Arc::new(transport))
+        // What a client may hold is decided by its address.
+        .migration(false)
+        .max_incoming(MOST_INCOMING)
+        .incoming_buffer_size(INCOMING_BYTES)
+        .incoming_buffer_size_total(MOST_INCOMING as u64 * INCOMING_BYTES);
+    Endpoint::new(EndpointConfig::default(), Some(server), socket.try_clone()?, Arc::new(TokioRuntime))
 }
 
-struct Handler(Arc<Face>);
+/// What connections are served with.
+#[derive(Clone)]
+struct Visit {
+    face: Arc<Face>,
+    connections: Arc<Connections>,
+    shutdown: CancellationToken,
+}
 
-#[async_trait]
-impl RequestHandler for Handler {
-    async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, mut client: R) -> ResponseInfo {
-        let Self(face) = self;
-        let config = face.config();
-        // It is only for a log of its own that the listener wants to know what became of a query.
-        let info = Header { metadata: request.metadata, counts: HeaderCounts::default() }.into();
-        let has = |code| request.edns.as_ref().is_some_and(|edns| edns.option(code).is_some());
-        // Either is a fatal error (RFC 9250 §4.3.3). The connection is not ours to abort; the stream ends without a reply.
-        if request.metadata.id != 0 || has(EdnsCode::Keepalive) {
-            face.cells().received(Transport::Quic, 1);
-            face.cells().dropped(Dropped::NotAQuery);
-            return info;
+impl Visit {
+    /// Accepts connections until the socket fails.
+    async fn accept(&self, endpoint: &Endpoint) {
+        let unproven = Arc::new(Semaphore::new(MOST_UNPROVEN));
+        while let Some(incoming) = endpoint.accept().await {
+            let peer = incoming.remote_address().ip();
+            if self.face.stream_client(peer, &self.face.config()).is_none() {
+                self.face.cells().refuse(Refusal::Acl);
+                incoming.refuse();
+                continue;
+            }
+            let permit = if incoming.remote_address_validated() {
+                None
+            } else if let Ok(permit) = unproven.clone().try_acquire_owned() {
+                Some(permit)
+            } else {
+                // Never an error: a client whose address is not proven has not been asked to.
+                let _ = incoming.retry();
+                continue;
+            };
+            let visit = self.clone();
+            self.face.tasks().spawn(async move { visit.welcome(incoming, permit).await });
         }
-        let is_padded = has(EdnsCode::Padding);
-        let peer = request.src().ip();
-        let incoming = Incoming {
-            wire: request.as_slice(),
-            client: face.stream_client(peer, &config),
-            peer,
-            transport: Transport::Quic,
+    }
+
+    /// Sees a handshake through, which has a permit if anybody could have begun it, and serves the connection.
+    async fn welcome(self, incoming: Connecting, permit: Option<OwnedSemaphorePermit>) {
+        let peer = incoming.remote_address().ip();
+        let config = self.face.config();
+        // Only an address that is proven has places that can be taken in its name.
+        let mut place = None;
+        if permit.is_none() {
+            place = self.enter(peer).await;
+            if place.is_none() {
+                return incoming.refuse();
+            }
+        }
+        let handshake = async { incoming.accept()?.await };
+        let connection = match self.shutdown.run_until_cancelled(timeout(config.tcp_message_timeout, handshake)).await {
+            Some(Ok(Ok(connection))) => connection,
+            // A client that fails misses nothing.
+            Some(Ok(Err(_))) | None => return,
+            Some(Err(_)) => return self.face.cells().refuse(Refusal::Slow),
         };
-        let (sender, mut settled) = budget::channel(&face.budget().open(peer), 1);
-        let mut reply = Vec::new();
-        let is_open = match face.take_stream(incoming, &sender, &mut reply) {
-            Fate::Settled => false,
-            Fate::Open => true,
-            Fate::Silent | Fate::Hopeless => return info,
-        };
-        // Whoever settles it has a sender of its own; without this one, that one's end is noticed.
-        drop(sender);
-        face.tasks().spawn(async move {
-            if is_open {
-                match settled.recv().await {
-                    Some(late) => reply = late.data,
-                    None => return,
+        drop(permit);
+        if place.is_none() {
+            place = self.enter(peer).await;
+        }
+        // The connection is gone before the place is free.
+        match &place {
+            Some(place) => self.converse(connection, place).await,
+            None => close(&connection, DoqErrorCode::ExcessiveLoad),
+        }
+    }
+
+    async fn enter(&self, peer: std::net::IpAddr) -> Option<Place> {
+        match self.connections.enter(peer, &self.face.config()).await {
+            Ok((place, has_displaced)) => {
+                if has_displaced {
+                    self.face.cells().refuse(Refusal::Displaced);
                 }
+                Some(place)
             }
-            // A client that is gone, or does not read, misses nothing.
-            if let Ok(reply) = Reply::read(&reply, is_padded) {
-                let _ = timeout(config.tcp_message_timeout, client.send_response(reply.response())).await;
+            Err(refusal) => {
+                self.face.cells().refuse(refusal);
+                None
             }
-            // With the last of its streams goes a connection that the listener is done with, and what has not left yet is lost.
-            sleep(PARTING).await;
-        });
-        info
+        }
+    }
+
+    /// Serves one connection, until its client or the listener has enough.
+    async fn converse(&self, connection: Connection, place: &Place) {
+        let mut queries = JoinSet::new();
+        let mut active = Instant::now();
+        let mut is_ending = false;
+        loop {
+            if is_ending && queries.is_empty() {
+                close(&connection, DoqErrorCode::NoError);
+                // The client shall know that this is the end.
+                return sleep(PARTING).await;
+            }
+            let idle_until = active + self.face.config().tcp_idle_timeout;
+            tokio::select! {
+                biased;
+                () = place.account().revoked() => return close(&connection, DoqErrorCode::ExcessiveLoad),
+                () = self.shutdown.cancelled(), if !is_ending => is_ending = true,
+                Some(_) = queries.join_next() => {}
+                accepted = connection.accept_bi(), if !is_ending => match accepted {
+                    Ok((reply, query)) => {
+                        let stream = Stream {
+                            connection: connection.clone(),
+                            account: place.account().clone(),
+                            face: self.face.clone(),
+                            shutdown: self.shutdown.clone(),
+                        };
+                        queries.spawn(stream.exchange(query, reply));
+                    }
+                    Err(_) => return,
+                },
+                // What keeps a connection of QUIC alive is no query.
+                () = sleep_until(idle_until), if queries.is_empty() => return close(&connection, DoqErrorCode::NoError),
+            }
+            active = Instant::now();
+            place.touch();
+        }
     }
 }
 
-/// A reply as hickory wants it. Only names are decoded; whatever a record holds passes through.
-struct Reply {
-    metadata: Metadata,
-    queries: Queries,
-    answer: Vec<Record>,
-    authority: Vec<Record>,
-    additional: Vec<Record>,
+/// What one query is served with.
+struct Stream {
+    connection: Connection,
+    account: Account,
+    face: Arc<Face>,
+    shutdown: CancellationToken,
 }
 
-type Records<'a> = slice::Iter<'a, Record>;
+/// Why a query is not read.
+enum Fault {
+    /// The client breaks a rule: its connection has to be closed.
+    Protocol,
+    /// The client takes it back, or is gone.
+    Gone,
+    /// More would be held than the limits allow: the connection is closed for that.
+    OverLimit,
+}
 
-impl Reply {
-    fn read(reply: &[u8], is_padded: bool) -> Result<Self, ProtoError> {
-        let unreadable = |error: &dyn Display| ProtoError::from(error.to_string());
-        let mut decoder = BinDecoder::new(reply);
-        let Header { metadata, counts } = Header::read(&mut decoder)?;
-        let queries = Queries::read(&mut decoder, counts.queries.into())?;
-        let received = wire::Response::read_own(reply).map_err(|error| unreadable(&error))?;
-        let answer = received.response.to_answer().map_err(|error| unreadable(&error))?;
-        let decode = |records: &[wire::Record]| records.iter().map(decode).collect::<Result<Vec<_>, _>>();
-        let mut whole = Self {
-            metadata,
-            queries,
-            answer: decode(&answer.answer)?,
-            authority: decode(&answer.authority)?,
-            additional: decode(&answer.additional)?,
+impl From<Exceeded> for Fault {
+    fn from(_: Exceeded) -> Self {
+        Self::OverLimit
+    }
+}
+
+impl Stream {
+    async fn exchange(self, mut query: RecvStream, mut reply: SendStream) {
+        let (face, cells) = (&self.face, self.face.cells());
+        let patience = face.config().tcp_message_timeout;
+        let reading = timeout(patience, self.read(&mut query));
+        let (message, _held) = match self.shutdown.run_until_cancelled(reading).await {
+            Some(Ok(Ok(message))) => message,
+            Some(Ok(Err(Fault::Gone | Fault::OverLimit))) | None => return,
+            Some(Ok(Err(Fault::Protocol))) => return close(&self.connection, DoqErrorCode::ProtocolError),
+            Some(Err(_)) => {
+                cells.refuse(Refusal::Slow);
+                return close(&self.connection, DoqErrorCode::ProtocolError);
+            }
         };
-        // The OPT record is the last one in replies of ours.
-        let opt = reply.get(received.response.message().len()..).filter(|_| received.has_edns);
-        if let Some(opt) = opt.and_then(read_opt) {
-            whole.add_opt(opt, is_padded)?;
+        let has_keepalive = || wire::Query::parse(&message).is_ok_and(|query| query.options().keepalive);
+        if wire::read_u16(&message, 0) != Some(0) || has_keepalive() {
+            cells.received(Transport::Quic, 1);
+            cells.dropped(Dropped::NotAQuery);
+            return close(&self.connection, DoqErrorCode::ProtocolError);
         }
-        Ok(whole)
-    }
-
-    /// Adds the OPT record and in it, if asked for, as much padding as what hickory makes of the rest needs.
-    fn add_opt(&mut self, mut opt: wire::Record, is_padded: bool) -> Result<(), ProtoError> {
-        self.additional.push(decode(&opt)?);
-        if is_padded {
-            let mut encoded = Vec::new();
-            let mut encoder = BinEncoder::new(&mut encoded);
-            encoder.set_max_size(u16::MAX);
-            self.response().destructive_emit(&mut encoder)?;
-            if let Some(octets) = wire::padding(encoded.len(), MAX_MESSAGE_BYTES) {
-                let head = [OPTION_PADDING, octets as u16].map(u16::to_be_bytes);
-                opt.rdata = [&opt.rdata[..], &head.concat(), &vec![0; octets]].concat().into();
-                self.additional.pop();
-                self.additional.push(decode(&opt)?);
+        let answer = match self.answer(&message).await {
+            Answer::Reply(answer) => answer,
+            Answer::None => {
+                let _ = reply.reset(DoqErrorCode::InternalError.into());
+                return;
             }
+            Answer::Hopeless => return close(&self.connection, DoqErrorCode::ProtocolError),
+        };
+        let mut framed = Vec::with_capacity(2 + answer.data.len());
+        wire::write_frame(&answer.data, &mut framed);
+        let sent = timeout(patience, async {
+            // A client that is gone, or has taken its query back, misses nothing.
+            if reply.write_all(&framed).await.is_ok() && reply.finish().is_ok() {
+                // The charge stands until the client has acknowledged the reply.
+                let _ = reply.stopped().await;
+            }
+        });
+        if sent.await.is_err() {
+            cells.refuse(Refusal::Slow);
+            let _ = reply.reset(DoqErrorCode::ExcessiveLoad.into());
         }
-        Ok(())
     }
 
-    fn response(&self) -> MessageResponse<'_, '_, Records<'_>, Records<'_>, Records<'_>, Records<'_>> {
-        let Self { metadata, queries, answer, authority, additional } = self;
-        MessageResponseBuilder::new(queries, None).build(*metadata, answer, authority, &[], additional)
+    /// Reads one message with its length before it, and the end of the stream after it (RFC 9250 §4.2).
+    async fn read(&self, query: &mut RecvStream) -> Result<(Vec<u8>, Charge), Fault> {
+        let mut held = self.account.charge(STREAM_BYTES)?;
+        let mut framed = Vec::new();
+        loop {
+            match query.read_chunk(2 + MAX_MESSAGE_BYTES - framed.len() + 1, true).await {
+                Ok(Some(chunk)) => framed.extend_from_slice(&chunk.bytes),
+                Ok(None) => break,
+                Err(_) => return Err(Fault::Gone),
+            }
+            let announced = wire::read_u16(&framed, 0).map_or(MAX_MESSAGE_BYTES, usize::from);
+            if framed.len() > 2 + announced {
+                return Err(Fault::Protocol);
+            }
+            held.resize(STREAM_BYTES + framed.capacity())?;
+        }
+        if wire::read_u16(&framed, 0).is_none_or(|announced| framed.len() != 2 + usize::from(announced)) {
+            return Err(Fault::Protocol);
+        }
+        framed.drain(..2);
+        Ok((framed, held))
+    }
+
+    async fn answer(&self, message: &[u8]) -> Answer {
+        let (face, peer) = (&self.face, self.connection.remote_address().ip());
+        let client = face.stream_client(peer, &face.config());
+        let incoming = Incoming { wire: message, client, peer, transport: Transport::Quic };
+        let (sender, mut settled) = budget::channel(&self.account, 1);
+        let mut reply = Vec::new();
+        match face.take_stream(incoming, &sender, &mut reply) {
+            Fate::Settled => Charged::new(reply, &self.account).map_or(Answer::None, Answer::Reply),
+            // Whoever settles it has a sender of its own; without this one, that one's end is noticed.
+            Fate::Open => {
+                drop(sender);
+                settled.recv().await.map_or(Answer::None, Answer::Reply)
+            }
+            Fate::Silent => Answer::None,
+            Fate::Hopeless => Answer::Hopeless,
+        }
     }
 }
 
-fn read_opt(opt: &[u8]) -> Option<wire::Record> {
-    Some(wire::Record {
-        owner: wire::Name::root(),
-        rtype: Rtype::OPT,
-        class: Class(wire::read_u16(opt, 3)?),
-        ttl: wire::read_u32(opt, 5)?,
-        rdata: opt.get(11..)?.into(),
-    })
+/// What a message gets.
+enum Answer {
+    Reply(Charged),
+    None,
+    /// It is no query.
+    Hopeless,
 }
 
-fn decode(record: &wire::Record) -> Result<Record, ProtoError> {
-    let code = RecordType::from(record.rtype.0);
-    let rdata = match &*record.rdata {
-        [] => RData::Update0(code), // its word for nothing
-        octets => RData::Unknown { code, rdata: NULL::with(octets.to_vec()) },
-    };
-    let mut decoded = Record::from_rdata(Name::from_bytes(record.owner.wire())?, record.ttl, rdata);
-    decoded.dns_class = DNSClass::from(record.class.0);
-    Ok(decoded)
+fn close(connection: &Connection, code: DoqErrorCode) {
+    connection.close(code.into(), &[]);
 }
 
+/// Queries of one connection that may be open at a time: as many as by HTTPS.
+const MOST_OPEN: u8 = 100;
+/// What an open query is charged besides its bytes: a task, and the state of its stream.
+const STREAM_BYTES: usize = 2 << 10;
+/// How much of a stream, and of all streams of a connection, may have come without being read.
+const STREAM_WINDOW_BYTES: u32 = 16 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 32 << 10;
+/// Handshakes at a time of clients whose addresses are not proven; others have to prove theirs first.
+const MOST_UNPROVEN: usize = 64;
+/// Connections that have begun and wait to be looked at, and how much each may have sent.
+const MOST_INCOMING: usize = 256;
+const INCOMING_BYTES: u64 = 16 << 10;
 /// How long a connection that is over is kept for what has not left yet.
 const PARTING: Duration = Duration::from_millis(100);
 /// How long it takes to listen anew after a failure.

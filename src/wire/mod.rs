@@ -18,7 +18,7 @@ pub use answer::{Answer, Record, Soa};
 pub use frame::{read_frame, write_frame};
 pub(crate) use name::label_starts;
 pub use name::{MAX_NAME_BYTES, Name, NameError};
-pub use query::{ClientEdns, ClientOptions, OPTION_PADDING, Query, Question, Reject, UpstreamEdns, UpstreamQuery};
+pub use query::{ClientEdns, ClientOptions, Query, Question, Reject, UpstreamEdns, UpstreamQuery};
 pub use reply::{Asker, COOKIE_BYTES, Cookie, ReplyOptions, ReplySize, Ttls, padding, write_error, write_reply};
 pub use response::{ExtendedError, Malformed, Match, Received, RecordView, Response, Section, View};
 pub use rotation::Shape;

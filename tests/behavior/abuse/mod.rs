@@ -2,4 +2,5 @@
 //! while.
 
 mod control;
+mod quic;
 mod streams;
