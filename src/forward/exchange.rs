@@ -57,7 +57,8 @@ pub struct Options {
     pub dnssec_ok: bool,
     /// Ask for data that was not validated (the CD bit).
     pub checking_disabled: bool,
-    /// When to say [`Action::OutOfPatience`], counted from the start; `None` for never.
+    /// When to say [`Action::OutOfPatience`] first, counted from the start; `None` for never. It is said again whenever
+    /// [`PATIENCE`] has passed, for those who have come to wait since.
     pub patience: Option<Duration>,
     /// When to give up, counted from the start.
     pub timeout: Duration,
@@ -118,7 +119,7 @@ pub enum Action {
         /// The attempt.
         attempt: usize,
     },
-    /// The client has waited long enough for a stale answer to be better than none. The exchange goes on.
+    /// Those who wait have waited long enough for a stale answer to be better than none. The exchange goes on.
     OutOfPatience,
     /// This is the end.
     Finish(Outcome),
@@ -301,7 +302,7 @@ impl Exchange {
             return;
         }
         if self.patience_ends.is_some_and(|patience_ends| now >= patience_ends) {
-            self.patience_ends = None;
+            self.patience_ends = Some(now + PATIENCE);
             self.actions.push(Action::OutOfPatience);
         }
         if now < self.resend_at {
@@ -505,6 +506,8 @@ impl Exchange {
     }
 }
 
+/// How long a client waits before it is given a stale answer (RFC 8767 §5).
+pub const PATIENCE: Duration = Duration::from_millis(1800);
 /// After this many somebody is guessing at the id, and UDP is closed to him.
 const MAX_WRONG_REPLIES: u32 = 3;
 /// Enough for the deadline to come first.

@@ -26,7 +26,7 @@ use std::{ops::Range, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
-pub use exchange::{Action, Event, Exchange, Failure, Options, Outcome};
+pub use exchange::{Action, Event, Exchange, Failure, Options, Outcome, PATIENCE};
 pub use group::Group;
 pub use loops::LoopWatch;
 pub use task::{probe, run};

@@ -26,7 +26,7 @@ use crate::{
 /// Drives an exchange to its end, on a new socket for every upstream asked by UDP, each with a random port.
 ///
 /// An exchange that a worker could not finish is continued; its datagrams in flight are forgotten, not so what was
-/// learned from it. `out_of_patience` is called at most once, when a stale answer should go out.
+/// learned from it. `out_of_patience` is called each time that stale answers should go out.
 pub async fn run(mut exchange: Exchange, mut out_of_patience: impl FnMut() + Send) -> Outcome {
     let (reports, mut reported) = mpsc::channel(16);
     let mut attempts = Attempts { reports, running: JoinSet::new(), sockets: Vec::new(), buffer: Vec::new() };

@@ -277,7 +277,7 @@ fn told(bench: &Bench, qname: &str, qtype: Rtype) -> Response {
     loop {
         next = match next {
             Next::Settled(settled) => return Response::clone(&settled[0].response),
-            Next::Wait(_, job) if has_waited => Next::Settled(bench.resolver.abandon(&job, LOST)),
+            Next::Wait(_, job) if has_waited => Next::Settled(bench.resolver.abandon(&job, LOST, bench.now)),
             Next::Wait(_, job) => {
                 has_waited = true;
                 bench.resolver.resume(job, bench.now, &mut rand::rng())

@@ -60,10 +60,10 @@ impl Resolver {
                 // Nobody knows yet whether that one fails, and the two may not differ in that. But who wants nobody asked is
                 // told what is known.
                 out.truncate(start);
-                AtOnce::Miss(Miss { query, asker, key, client, stale: false })
+                AtOnce::Miss(Miss { query, asker, key, client })
             }
             FromCache::Reply(rcode, from, _) => AtOnce::Reply(rcode, query.qtype(), from),
-            FromCache::Miss { stale } => AtOnce::Miss(Miss { query, asker, key, client, stale }),
+            FromCache::Miss => AtOnce::Miss(Miss { query, asker, key, client }),
         }
     }
 
@@ -86,15 +86,15 @@ impl Resolver {
         let epoch = tables.epoch();
         let found = self.cache.find(key, now, epoch, |found| {
             if found.origin.loopback_only && !client.is_loopback {
-                return Use::Done(FromCache::Miss { stale: false });
+                return Use::Done(FromCache::Miss);
             }
             if found.state != State::Doubtful && !(tables.hold(found.marks) && tables.hold(found.belied)) {
-                return Use::Done(FromCache::Miss { stale: false });
+                return Use::Done(FromCache::Miss);
             }
             Use::of(found, asking, rng, out)
         });
         match found {
-            None => FromCache::Miss { stale: false },
+            None => FromCache::Miss,
             Some(Use::Done(done)) => done,
             Some(Use::Confirm(origin)) => {
                 // Written under other tables: good if the same rule still answers this name, else it is gone.
@@ -103,7 +103,7 @@ impl Resolver {
                     self.reply_from_cache(asking, now, rng, out)
                 } else {
                     self.cache.remove(key);
-                    FromCache::Miss { stale: false }
+                    FromCache::Miss
                 }
             }
         }
@@ -123,7 +123,7 @@ pub(super) struct Asking<'a> {
 /// What the cache has for a client.
 pub(super) enum FromCache {
     Reply(Rcode, From, Denial),
-    Miss { stale: bool },
+    Miss,
 }
 
 /// What a reply denies.
@@ -155,7 +155,7 @@ impl Use {
                 wire::write_reply(view, asker, question, found.ttls, rng, out);
                 return Self::Done(FromCache::Reply(rcode, From::Stale, denial));
             }
-            State::Stale => return Self::Done(FromCache::Miss { stale: true }),
+            State::Stale => return Self::Done(FromCache::Miss),
             State::Doubtful => return Self::Confirm(found.origin),
         };
         wire::write_reply(found.view, asker, question, found.ttls, rng, out);

@@ -124,6 +124,8 @@ pub type Waiters = Vec<Waiter>;
 struct Flight<H> {
     party: Party,
     started: Moment,
+    /// When the first of those who wait has asked; a renewal that nobody waits for counts from its start.
+    asked: Moment,
     waiters: Waiters,
     held: Option<H>,
     /// The sister failed while somebody waited for this.
@@ -174,6 +176,19 @@ impl Shares {
         };
         &self.places[self.hasher.hash_one(client) as usize % SHARES]
     }
+}
+
+/// How the question for the other address type stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sister {
+    /// No client waits for it, or its NODATA is held back for the sake of this one.
+    Idle,
+    /// Clients wait for it. A NODATA of this question would be held back for it.
+    Open,
+    /// The same, but it was asked much later: a NODATA of this question would not be held back.
+    OpenLate,
+    /// It has failed while clients waited for this question.
+    Failed,
 }
 
 /// How a question was settled, as far as its sister minds.
@@ -233,6 +248,9 @@ impl<H> InFlight<H> {
             })
         };
         if let Some(flight) = shard.find_mut(party) {
+            if flight.waiters.is_empty() {
+                flight.asked = now;
+            }
             flight.waiters.extend(waiter());
             return Join::Joined;
         }
@@ -240,7 +258,8 @@ impl<H> InFlight<H> {
             return Join::Answered(answered);
         }
         let waiters = waiter().into_iter().collect();
-        shard.insert(Flight { party: party.clone(), started: now, waiters, held: None, sister_failed: false });
+        let party = party.clone();
+        shard.insert(Flight { party, started: now, asked: now, waiters, held: None, sister_failed: false });
         Join::First
     }
 
@@ -267,6 +286,20 @@ impl<H> InFlight<H> {
         self.shard(party).lock().waits_for_sister(party)
     }
 
+    /// How the question for the other address type of the same name stands.
+    pub fn sister(&self, party: &Party) -> Sister {
+        let mut shard = self.shard(party).lock();
+        let own = shard.find_mut(party).map(|flight| (flight.asked, flight.sister_failed));
+        match (own, shard.find_sister(party)) {
+            (Some((_, true)), _) => Sister::Failed,
+            (own, Some(sister)) if sister.held.is_none() && !sister.waiters.is_empty() => match own {
+                Some((asked, _)) if sister.asked <= asked + PAIR_SPAN => Sister::Open,
+                _ => Sister::OpenLate,
+            },
+            _ => Sister::Idle,
+        }
+    }
+
     /// Takes those who wait so far; the question stays in flight. For a stale answer that is given meanwhile.
     pub fn take_waiters(&self, party: &Party) -> Landing<H> {
         let mut shard = self.shard(party).lock();
@@ -286,12 +319,12 @@ impl<H> InFlight<H> {
         if let Verdict::NoData(held) = verdict
             && !sister_failed
         {
-            let started = shard.find_mut(party).map(|flight| flight.started);
+            let asked = shard.find_mut(party).map(|flight| flight.asked);
             // A renewal that nobody waits for binds nobody.
             let is_open = |flight: &Flight<H>| {
                 flight.held.is_none()
                     && !flight.waiters.is_empty()
-                    && started.is_some_and(|started| flight.started <= started + PAIR_SPAN)
+                    && asked.is_some_and(|asked| flight.asked <= asked + PAIR_SPAN)
             };
             if shard.find_sister(party).is_some_and(is_open)
                 && let Some(flight) = shard.find_mut(party)

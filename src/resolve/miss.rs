@@ -14,15 +14,15 @@ use super::{
     chase::{Arrival, Said, Walk},
     confine::confine,
     hit::{Asking, Denial, FromCache, STALE_ANSWER},
-    inflight::{Join, Landing, Party, Verdict as Lands, Waiter, Waiters, Whose},
+    inflight::{Join, Landing, Party, Sister, Verdict as Lands, Waiter, Waiters, Whose},
     rebinding::withhold,
     tables::{Catalog, Chance, Decision, Route, Sharing, Tables, catalog_rule, is_catalog_rule},
 };
 use crate::{
-    cache::{Basis, Epoch, Found, Key, Life, Marks, Origin, RuleId, STALE_TTL_SECS, State, Variant, clamp, is_nodata},
+    cache::{Basis, Epoch, Found, Key, Life, Marks, Origin, RuleId, State, Variant, clamp, is_nodata},
     catalog::{Awaited, ServiceKey, Verdict},
     clock::Moment,
-    forward::{Exchange, Options, Outcome},
+    forward::{Exchange, Options, Outcome, PATIENCE},
     wire::{self, Answer, Asker, Name, Query, Question, Rcode, Record, Response, Rtype, Ttls, View, flag},
 };
 
@@ -32,8 +32,6 @@ pub struct Miss<'q> {
     pub(super) asker: Asker,
     pub(super) key: Key,
     pub(super) client: Client,
-    /// There is an answer past its time, to fall back on.
-    pub(super) stale: bool,
 }
 
 impl Miss<'_> {
@@ -84,7 +82,7 @@ pub enum Reason {
 pub struct Job {
     party: Party,
     client: Client,
-    stale: bool,
+    began: Moment,
     /// When the client must have had an answer, whatever has to be asked for it.
     ends: Moment,
     walk: Walk,
@@ -102,14 +100,27 @@ pub struct Job {
 pub struct Pending {
     told: Option<oneshot::Receiver<()>>,
     until: Moment,
+    patience_ends: Moment,
 }
 
 impl Pending {
-    /// Waits until the source has answered, or there is no more time.
-    pub async fn wait(self) {
-        let Some(told) = self.told else { return };
-        // A source that drops the wish has said that it cannot have it.
-        let _ = timeout(self.until.since(Moment::now()), told).await;
+    /// Waits until the source has answered, or there is no more time. `out_of_patience` is called each time that the
+    /// clients have waited long enough for a stale answer.
+    pub async fn wait(mut self, mut out_of_patience: impl FnMut()) {
+        let Some(mut told) = self.told else { return };
+        loop {
+            let wake_at = self.until.min(self.patience_ends);
+            // A source that drops the wish has said that it cannot have it.
+            let is_told = timeout(wake_at.since(Moment::now()), &mut told).await.is_ok();
+            let now = Moment::now();
+            if is_told || now >= self.until {
+                return;
+            }
+            if now >= self.patience_ends {
+                self.patience_ends = now + PATIENCE;
+                out_of_patience();
+            }
+        }
     }
 }
 
@@ -141,7 +152,32 @@ pub struct Settled {
 pub(super) struct Held {
     key: Key,
     response: Response,
-    keep: Option<(Life, Basis)>,
+    ttls: Ttls,
+    keep: Keep,
+}
+
+/// What becomes of a held answer in the cache once it is given.
+enum Keep {
+    /// It takes the place of what is there; `None` for one that may not be kept.
+    Insert(Option<(Life, Basis)>),
+    /// It comes from there.
+    AsIs,
+}
+
+/// A kept answer that is given where the upstreams have none.
+struct Kept {
+    response: Response,
+    ttls: Ttls,
+}
+
+/// What there is to give to those who wait, should the upstreams have nothing.
+enum Fallback {
+    /// Nothing.
+    None,
+    /// This.
+    Answer(Kept),
+    /// This NODATA, unless its sister fails, which is still open.
+    UnlessSisterFails(Kept),
 }
 
 /// How far local data and the cache lead.
@@ -179,7 +215,7 @@ impl Resolver {
     ) -> Begun {
         // Taken before anything is decided, so that an answer of old tables cannot pass for one of new tables.
         let tables = self.tables();
-        let Miss { query, asker, key, client, stale } = miss;
+        let Miss { query, asker, key, client } = miss;
         let letters = query.question_bytes();
         let chance = Chance { random: rng.random(), now };
         let mut reply = |response: &Response, reason| {
@@ -220,13 +256,17 @@ impl Resolver {
                 None
             }
             FromCache::Reply(rcode, ..) => Some(rcode),
-            FromCache::Miss { .. } => None,
+            FromCache::Miss => None,
         };
         let party = Party::new(key, *client, tables.epoch());
         match self.inflight.join(&party, now, Some(|| waiter(*asker, letters)), look_again) {
             Join::Joined => Begun::Joined,
             Join::Answered(rcode) => Begun::Reply(rcode, Reason::Cached),
             Join::Full(whose) => {
+                if let Fallback::Answer(Kept { response, ttls }) = self.fallback(&party, now) {
+                    wire::write_reply(response.view(), asker, letters, ttls, rng, out);
+                    return Begun::Reply(response.rcode(), Reason::Cached);
+                }
                 let (error, reason) = match whose {
                     Whose::All => (OVERLOAD, Reason::Overload),
                     Whose::Client => (CLIENT_OVERLOAD, Reason::ClientOverload),
@@ -235,20 +275,20 @@ impl Resolver {
                 Begun::Reply(Rcode::SERVFAIL, reason)
             }
             Join::First => {
-                let mut job = Job::new(party, *client, *stale, walk, now);
+                let mut job = Job::new(party, *client, walk, now);
                 match look {
                     Look::Ask(route) => {
                         let exchange = job.ask(route, now, rng);
                         Begun::Exchange(exchange, Box::new(job))
                     }
                     Look::Wait(catalog, wanted, _) => {
-                        let pending = job.wait(&catalog, wanted);
+                        let pending = job.wait(&catalog, wanted, now);
                         Begun::Wait(pending, Box::new(job))
                     }
                     // It is looked at again beside its sister.
                     _ => {
                         job.walk = Walk::new(job.party.key.question());
-                        Begun::Wait(Pending { told: None, until: now }, Box::new(job))
+                        Begun::Wait(Pending { told: None, until: now, patience_ends: now }, Box::new(job))
                     }
                 }
             }
@@ -276,7 +316,7 @@ impl Resolver {
         let party = Party::new(key, client, tables.epoch());
         match self.inflight.join(&party, now, None::<fn() -> Waiter>, |_| None::<()>) {
             Join::First => {
-                let mut job = Job::new(party, client, false, walk, now);
+                let mut job = Job::new(party, client, walk, now);
                 Some((job.ask(route, now, rng), Box::new(job)))
             }
             _ => None,
@@ -284,11 +324,13 @@ impl Resolver {
     }
 
     /// Whom to give a stale answer because the upstreams take their time (RFC 8767 §5). The exchange goes on.
+    ///
+    /// It does not matter who began it: whoever waits by now gets what there is by now.
     pub fn lose_patience(&self, job: &Job, now: Moment) -> Outgoing {
-        let Some(stale) = self.stale_copy(job, now) else { return Outgoing::new() };
+        let Fallback::Answer(Kept { response, ttls }) = self.fallback(&job.party, now) else { return Outgoing::new() };
         // For some seconds, others get the stale answer at once.
-        self.cache.fail(&job.party.key, &stale, &job.basis(), now);
-        settle(self.inflight.take_waiters(&job.party), stale, STALE_TTLS)
+        self.cache.fail(&job.party.key, &response, &job.basis(), now);
+        self.settle(self.inflight.take_waiters(&job.party), response, ttls, now)
     }
 
     /// Takes in how an exchange ended.
@@ -297,7 +339,7 @@ impl Resolver {
             Ok(response) => response,
             Err(failure) => return Next::Settled(self.fail(&job, failure.response, now)),
         };
-        let Some(route) = job.route.take() else { return Next::Settled(self.abandon(&job, LOST)) };
+        let Some(route) = job.route.take() else { return Next::Settled(self.abandon(&job, LOST, now)) };
         let tables = self.tables();
         let asked = job.walk.asked();
         let Question { qtype, qclass, .. } = *asked;
@@ -361,7 +403,7 @@ impl Resolver {
             }
             Look::Ask(route) => Next::Exchange(job.ask(route, now, rng), job),
             Look::Wait(catalog, wanted, _) if job.waits < MOST_WAITS && now < job.ends => {
-                Next::Wait(job.wait(&catalog, wanted), job)
+                Next::Wait(job.wait(&catalog, wanted, now), job)
             }
             Look::Wait(_, _, marks) => {
                 job.walk.mark(marks);
@@ -523,44 +565,67 @@ impl Resolver {
             return self.land_failed(job, failure, || self.insert(&job.party.key, &response, keep.clone(), now));
         }
         let verdict = if is_nodata {
-            Lands::NoData(Box::new(Held { key: job.party.key.clone(), response: response.clone(), keep: keep.clone() }))
+            let keep = Keep::Insert(keep.clone());
+            let (key, response) = (job.party.key.clone(), response.clone());
+            Lands::NoData(Box::new(Held { key, response, ttls: Ttls::Aged(0), keep }))
         } else {
             Lands::Plain
         };
         let landing = self.inflight.land(&job.party, verdict, || self.insert(&job.party.key, &response, keep, now));
         let response = if landing.sister_failed && is_nodata { sister_failure(&job.party.key) } else { response };
-        if let Some((held, _)) = &landing.sister {
-            self.insert(&held.key, &held.response, held.keep.clone(), now);
-        }
-        settle(landing, response, Ttls::Aged(0))
+        self.settle(landing, response, Ttls::Aged(0), now)
     }
 
-    /// Settles a question that cannot be answered: by a stale answer if there is one, else by the failure.
+    /// Settles a question that cannot be answered: by a kept answer if there is one, else by the failure.
     fn fail(&self, job: &Job, failure: Response, now: Moment) -> Outgoing {
-        let note = || {
+        self.fall_back(job, failure.clone(), now, || {
             if job.walk.sharing() == Sharing::All {
                 self.drop_void(&job.party.key, now);
                 self.cache.fail(&job.party.key, &failure, &job.basis(), now);
             }
-        };
-        match self.stale_copy(job, now) {
-            Some(stale) => settle(self.inflight.land(&job.party, Lands::Plain, note), stale, STALE_TTLS),
-            None => self.land_failed(job, failure.clone(), note),
+        })
+    }
+
+    /// Gives a kept answer to those who wait, or a failure if there is none. `note` is called once that is settled.
+    fn fall_back(&self, job: &Job, failure: Response, now: Moment, note: impl FnOnce()) -> Outgoing {
+        let party = &job.party;
+        match self.fallback(party, now) {
+            Fallback::None => self.land_failed(job, failure, note),
+            Fallback::Answer(Kept { response, ttls }) => {
+                self.settle(self.inflight.land(party, Lands::Plain, note), response, ttls, now)
+            }
+            Fallback::UnlessSisterFails(Kept { response, ttls }) => {
+                let held = Held { key: party.key.clone(), response: response.clone(), ttls, keep: Keep::AsIs };
+                let landing = self.inflight.land(party, Lands::NoData(Box::new(held)), note);
+                let response = if landing.sister_failed { sister_failure(&party.key) } else { response };
+                self.settle(landing, response, ttls, now)
+            }
         }
     }
 
     /// Gives a failure to those who wait, and to those for whom NODATA was held back.
     fn land_failed(&self, job: &Job, failure: Response, note: impl FnOnce()) -> Outgoing {
         let landing = self.inflight.land(&job.party, Lands::Failed, note);
+        let own = landing.waiters.map(|waiters| Settled { response: failure, ttls: Ttls::Aged(0), waiters });
         let sister = landing.sister.map(|(held, waiters)| Settled {
             response: sister_failure(&held.key),
             ttls: Ttls::Aged(0),
             waiters,
         });
-        let own = Landing { sister: None, ..landing };
-        let mut outgoing = settle(own, failure, Ttls::Aged(0));
-        outgoing.extend(sister);
-        outgoing
+        own.into_iter().chain(sister).collect()
+    }
+
+    /// Whom to reply what, after a flight has landed with an answer.
+    fn settle(&self, landing: Landing<Box<Held>>, response: Response, ttls: Ttls, now: Moment) -> Outgoing {
+        let own = landing.waiters.map(|waiters| Settled { response, ttls, waiters });
+        let sister = landing.sister.map(|(held, waiters)| {
+            let Held { key, response, ttls, keep } = *held;
+            if let Keep::Insert(keep) = keep {
+                self.insert(&key, &response, keep, now);
+            }
+            Settled { response, ttls, waiters }
+        });
+        own.into_iter().chain(sister).collect()
     }
 
     /// An answer that may not be kept still makes an older one void.
@@ -584,43 +649,73 @@ impl Resolver {
         }
     }
 
-    /// The answer past its time that a job may fall back on. A reload in the meantime does not void it, if the same
-    /// rule would still answer.
-    fn stale_copy(&self, job: &Job, now: Moment) -> Option<Response> {
-        if !job.stale {
-            return None;
+    /// What those who wait for a question may be given, should the upstreams have nothing by now.
+    ///
+    /// RFC 8767 §4 makes no difference between data and its absence, so an expired NXDOMAIN or NODATA is given, too. But an
+    /// address type's NODATA is worth no more than its sister: beside a failure, getaddrinfo(3) takes it for "no such
+    /// host", for good, where two failures have programs try again. So it is given if the sister is not asked for, or
+    /// has an answer to fall back on as well. If the sister fails and has none, the NODATA fails with it.
+    fn fallback(&self, party: &Party, now: Moment) -> Fallback {
+        let Some(kept) = self.kept(party, now) else { return Fallback::None };
+        let sister = party.key.sister().filter(|_| is_nodata(&kept.response));
+        let Some(key) = sister else { return Fallback::Answer(kept) };
+        let sister = Party { key, ..party.clone() };
+        let has_kept = || self.kept(&sister, now).is_some();
+        match self.inflight.sister(party) {
+            Sister::Idle => Fallback::Answer(kept),
+            Sister::Failed => Fallback::None,
+            Sister::Open | Sister::OpenLate if has_kept() => Fallback::Answer(kept),
+            Sister::Open => Fallback::UnlessSisterFails(kept),
+            Sister::OpenLate => Fallback::None,
         }
-        let (key, tables) = (&job.party.key, self.tables());
+    }
+
+    /// The answer that the cache has for a question, past its time or not. A reload in the meantime does not void it, if the
+    /// same rule would still answer.
+    fn kept(&self, party: &Party, now: Moment) -> Option<Kept> {
+        let (key, tables) = (&party.key, self.tables());
         let find = || {
-            self.cache.find(key, now, tables.epoch(), |found| match found.state {
-                State::Stale | State::StaleNow if tables.hold(found.marks) => {
-                    Ok(Response::from_view(found.view, &key.question()))
+            self.cache.find(key, now, tables.epoch(), |found| {
+                let is_stale = match found.state {
+                    State::Fresh { .. } => false,
+                    State::Stale | State::StaleNow => true,
+                    State::SisterFails => return Ok(None),
+                    State::Doubtful => return Err(found.origin),
+                };
+                let may_be_told = !found.origin.loopback_only || party.is_loopback;
+                if !may_be_told || !is_settled(found.view.rcode) || !tables.hold(found.marks) {
+                    return Ok(None);
                 }
-                _ => Err(found.origin),
+                let mut response = Response::from_view(found.view, &key.question());
+                if is_stale {
+                    response.set_flag(flag::AD, false);
+                    response.add_encoded_errors(STALE_ANSWER);
+                }
+                Ok(Some(Kept { response, ttls: found.ttls }))
             })
         };
         let found = match find()? {
-            Err(origin) if origin.epoch != tables.epoch() && tables.uphold(&key.question(), origin, now) => {
+            Err(origin) if tables.uphold(&key.question(), origin, now) => {
                 self.cache.confirm(key, origin, tables.epoch());
                 find()?
             }
             found => found,
         };
-        let mut stale = found.ok()?;
-        stale.set_flag(flag::AD, false);
-        stale.add_encoded_errors(STALE_ANSWER);
-        Some(stale)
+        found.ok().flatten()
     }
 
-    /// Settles a question that nobody sees to any longer, by a failure that says why.
-    pub fn abandon(&self, job: &Job, why: &str) -> Outgoing {
+    /// Settles a question that nobody sees to any longer, by a kept answer or by a failure that says why.
+    pub fn abandon(&self, job: &Job, why: &str, now: Moment) -> Outgoing {
         let lost = job.walk.error(Rcode::SERVFAIL, 0, why);
-        self.land_failed(job, lost.response, || {})
+        self.fall_back(job, lost.response, now, || {})
     }
 
     /// The same for all questions that nobody sees to any more: whoever did has panicked.
     pub fn abandon_lost(&self, now: Moment) -> Outgoing {
         let lost = self.inflight.take_lost(now).into_iter().map(|(party, waiters)| {
+            if let Fallback::Answer(Kept { response, ttls }) = self.fallback(&party, now) {
+                return Settled { response, ttls, waiters };
+            }
             let failure = Walk::new(party.key.question()).error(Rcode::SERVFAIL, 0, "nobody saw to the query any more");
             Settled { response: failure.response, ttls: Ttls::Aged(0), waiters }
         });
@@ -629,11 +724,11 @@ impl Resolver {
 }
 
 impl Job {
-    fn new(party: Party, client: Client, stale: bool, walk: Walk, now: Moment) -> Self {
+    fn new(party: Party, client: Client, walk: Walk, now: Moment) -> Self {
         Self {
             party,
             client,
-            stale,
+            began: now,
             ends: now + DEADLINE,
             walk,
             route: None,
@@ -646,21 +741,29 @@ impl Job {
     /// The next exchange: with the upstreams of this route.
     fn ask(&mut self, route: Arc<Route>, now: Moment, rng: &mut impl Rng) -> Exchange {
         let Variant { dnssec_ok, checking_disabled, .. } = self.party.key.variant();
-        let patience = self.stale.then_some(PATIENCE);
+        let patience = Some(self.patience_ends(now).since(now));
         let options = Options { dnssec_ok, checking_disabled, patience, timeout: self.ends.since(now) };
         self.rule = route.id;
         let group = self.route.insert(route).group.clone();
         Exchange::new(group, self.walk.asked(), options, now, rng)
     }
 
+    /// When those who wait have next waited long enough for a stale answer. That is counted from the beginning, whatever
+    /// was asked since, and comes again and again: so nobody who joins waits for longer than that.
+    fn patience_ends(&self, now: Moment) -> Moment {
+        let periods = now.since(self.began).as_millis() / PATIENCE.as_millis() + 1;
+        self.began + PATIENCE * periods as u32
+    }
+
     /// Has the catalog find out what is wanted.
-    fn wait(&mut self, catalog: &Catalog, wanted: Wanted) -> Pending {
+    fn wait(&mut self, catalog: &Catalog, wanted: Wanted, now: Moment) -> Pending {
         self.waits += 1;
+        let (until, patience_ends) = (self.ends, self.patience_ends(now));
         match wanted {
-            Wanted::State(service) => Pending { told: catalog.wish(service), until: self.ends },
+            Wanted::State(service) => Pending { told: catalog.wish(service), until, patience_ends },
             Wanted::Results(awaited) => {
-                let until = self.ends.min(awaited.until);
-                Pending { told: Some(catalog.await_results(awaited)), until }
+                let until = until.min(awaited.until);
+                Pending { told: Some(catalog.await_results(awaited)), until, patience_ends }
             }
         }
     }
@@ -687,18 +790,6 @@ fn keep(arrival: &Arrival, rule: RuleId, epoch: Epoch, now: Moment) -> Option<(L
         (life, _) => life,
     };
     Some((life, Basis { origin, marks: arrival.marks.clone() }))
-}
-
-/// Whom to reply what, after a flight has landed.
-fn settle(landing: Landing<Box<Held>>, response: Response, ttls: Ttls) -> Outgoing {
-    let mut outgoing = Outgoing::new();
-    if let Some(waiters) = landing.waiters {
-        outgoing.push(Settled { response, ttls, waiters });
-    }
-    if let Some((held, waiters)) = landing.sister {
-        outgoing.push(Settled { response: held.response, ttls: Ttls::Aged(0), waiters });
-    }
-    outgoing
 }
 
 /// Whether a response settles its question; any other is a failure, and kept as such.
@@ -745,10 +836,6 @@ const EDE_INVALID_DATA: u16 = 24;
 const FAILED_ZONE: &str = "the zone's file has faults and there is no earlier version of it";
 /// How long a query may take, chasing and all attempts included: libc gives up after 5 s.
 const DEADLINE: Duration = Duration::from_millis(3500);
-/// How long a client waits before it is given a stale answer (RFC 8767 §5).
-const PATIENCE: Duration = Duration::from_millis(1800);
-/// The TTL of a stale answer (RFC 8767 §4).
-const STALE_TTLS: Ttls = Ttls::Fixed(STALE_TTL_SECS);
 /// So often a query waits for the sources of the catalog: for each name of a chain.
 const MOST_WAITS: u8 = 16;
 /// More instances than this may be more than a message holds.

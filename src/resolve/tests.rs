@@ -498,3 +498,6 @@ mod catalog;
 
 #[path = "change_tests.rs"]
 mod changes;
+
+#[path = "stale_tests.rs"]
+mod stale;

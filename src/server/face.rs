@@ -116,7 +116,7 @@ impl Driven {
                     resolver.finish(job, outcome, Moment::now(), &mut rand::rng())
                 }
                 Next::Wait(pending, job) => {
-                    pending.wait().await;
+                    pending.wait(|| face.deliver(resolver.lose_patience(&job, Moment::now()))).await;
                     resolver.resume(job, Moment::now(), &mut rand::rng())
                 }
             }
@@ -129,7 +129,7 @@ impl Drop for Driven {
         self.face.exchanges.fetch_sub(1, Relaxed);
         if let Some(job) = self.job.take() {
             let why = if self.face.hurry.is_cancelled() { STOPPING } else { LOST };
-            self.face.deliver(self.face.resolver.abandon(&job, why));
+            self.face.deliver(self.face.resolver.abandon(&job, why, Moment::now()));
         }
     }
 }
@@ -457,12 +457,14 @@ impl Face {
             self.cells.reject(Rejection::Overload);
             return self.deliver(match next {
                 Next::Settled(settled) => settled,
-                Next::Wait(_, job) => self.resolver.abandon(&job, OVERLOAD),
+                Next::Wait(_, job) => self.resolver.abandon(&job, OVERLOAD, Moment::now()),
                 Next::Exchange(exchange, job) => {
                     let outcome = exchange.give_up(OVERLOAD);
                     match self.resolver.finish(job, outcome, Moment::now(), &mut rand::rng()) {
                         Next::Settled(settled) => settled,
-                        Next::Exchange(_, job) | Next::Wait(_, job) => self.resolver.abandon(&job, OVERLOAD),
+                        Next::Exchange(_, job) | Next::Wait(_, job) => {
+                            self.resolver.abandon(&job, OVERLOAD, Moment::now())
+                        }
                     }
                 }
             });

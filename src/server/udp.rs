@@ -222,7 +222,7 @@ impl<I: FnMut(&[u8])> Worker<I> {
     fn abandon(&mut self, why: &str) {
         let ended = mem::replace(&mut self.driver, driver(self.face.config().workers, &mut self.rng));
         for job in ended.into_tags() {
-            self.face.deliver(self.face.resolver().abandon(&job, why));
+            self.face.deliver(self.face.resolver().abandon(&job, why, self.now));
         }
     }
 

@@ -167,6 +167,36 @@ fn a_stale_answer_is_better_than_none() {
 }
 
 #[test]
+fn a_popular_name_outlives_an_upstream_that_goes_silent_during_a_prefetch() {
+    // It answers once, and not the query of the prefetch, nor any after that.
+    let upstream = Upstream::new(|asked| match asked.earlier {
+        0 => vec![Act::Reply(asked.message.respond().answer("www.example. 3 A 192.0.2.1"))],
+        _ => vec![],
+    });
+    let daemon = Setup::forwarding_to(upstream.address()).start();
+    daemon.demand("www.example A", "192.0.2.1", false);
+    // Past the life of the answer, and past the deadline of the exchange that the prefetch began.
+    let end = Instant::now() + Duration::from_millis(7500);
+    thread::scope(|scope| {
+        for over_tcp in [false, false, true] {
+            let daemon = &daemon;
+            scope.spawn(move || {
+                let query = query("www.example A").edns(1232);
+                while Instant::now() < end {
+                    let start = Instant::now();
+                    let reply = if over_tcp { daemon.tcp(&query) } else { daemon.udp(&query) };
+                    assert_eq!((reply.rcode_name(), reply.data()), ("NOERROR", vec!["192.0.2.1".to_owned()]));
+                    // 1.8 s (RFC 8767 §5), and what a busy machine takes.
+                    assert!(start.elapsed() < Duration::from_millis(3000), "{:?}", start.elapsed());
+                    thread::sleep(Duration::from_millis(30));
+                }
+            });
+        }
+    });
+    assert!(daemon.metric("watershed_cache_stale_total", &[]) > 0.0);
+}
+
+#[test]
 fn staleness_is_decided_by_the_rule() {
     let upstream = Upstream::holding(&["a.consul. 1 A 192.0.2.1", "a.never.example. 1 A 192.0.2.1"]);
     let rules = [
