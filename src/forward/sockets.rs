@@ -1,16 +1,17 @@
 //! The UDP sockets of one worker towards its upstreams, and who waits on them for what.
 //!
-//! A forger has to guess port and id. So a query to another host leaves by a socket chosen at random among 256, each
-//! bound to a random port when it is first chosen and given up after eight queries or ten seconds. It stays open until
-//! the last of its queries is over, for late replies are welcome; but three replies with ids that nobody has used there
-//! mean that its port is known to a forger, and no query is sent by it any more. On loopback nobody can forge, and a few
+//! A forger has to guess port and id. So a query to another host has a socket of its own, with a random port, as BIND gives
+//! it one: the port says nothing of any other query, and is given up with the last reply. The descriptor is kept for a while,
+//! and gets another port when it is connected again, for a new one would cost a query half as much again. Only if there may be no more sockets
+//! do queries share those that there are, each one chosen at random; three replies with ids that nobody has used there mean
+//! that its port is known to a forger, and then no further query is sent by it. On loopback nobody can forge, and a few
 //! sockets serve for as long as they are used, each once those before it are busy.
 //!
 //! All sockets are connected: the kernel drops what does not come from the upstream. What goes to loopback is gathered,
 //! and leaves and comes in batches.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::HashMap,
     io,
     net::{SocketAddr, UdpSocket},
     os::fd::AsFd,
@@ -18,13 +19,13 @@ use std::{
 };
 
 use foldhash::fast::RandomState;
-use rand::{Rng, RngExt};
+use rand::{Rng, RngExt, seq::IteratorRandom};
 use slab::Slab;
 
 use super::Registry;
 use crate::{
     clock::Moment,
-    sys::{Inbox, Outbox, connect_udp, is_exhaustion},
+    sys::{Inbox, Outbox, connect_udp, disconnect_udp, is_exhaustion},
 };
 
 /// All sockets of a worker; the key of a socket is its number.
@@ -32,21 +33,27 @@ pub(super) struct Sockets {
     open: Slab<Socket>,
     /// Those with something gathered to send.
     unsent: Vec<usize>,
+    /// Those without a port, to be connected again.
+    idle: Vec<usize>,
+    /// Those to upstreams on loopback.
     slots: HashMap<SocketAddr, Vec<Option<usize>>, RandomState>,
     waiting: HashMap<(usize, u16), Waiting, RandomState>,
     first_token: u64,
     most: usize,
     swept_at: Moment,
+    /// How many were ever opened.
+    opened: u64,
 }
 
 struct Socket {
     socket: UdpSocket,
+    peer: SocketAddr,
+    /// Tells it from one that had its number before.
+    serial: u64,
     /// What is gathered to be sent; there on loopback only.
     gathered: Option<Outbox>,
-    opened_at: Moment,
     used_at: Moment,
-    queries: u32,
-    /// It is in no slot any more and closes with the last of its queries.
+    /// No further query is sent by it.
     is_retired: bool,
     /// How many replies are awaited.
     awaited: usize,
@@ -79,11 +86,13 @@ impl Sockets {
         Self {
             open: Slab::new(),
             unsent: Vec::new(),
+            idle: Vec::new(),
             slots: HashMap::default(),
             waiting: HashMap::default(),
             first_token,
             most,
             swept_at: Moment::default(),
+            opened: 0,
         }
     }
 
@@ -98,6 +107,11 @@ impl Sockets {
         self.open.contains(key).then_some(key)
     }
 
+    /// Tells the socket that has this number, and its port, from those before; `None` if it has no port.
+    pub fn serial(&self, key: usize) -> Option<u64> {
+        self.open.get(key).filter(|socket| !socket.is_idle()).map(|socket| socket.serial)
+    }
+
     /// Finds or opens a socket on which nobody else uses this id, and notes who waits there.
     pub fn claim(
         &mut self,
@@ -108,54 +122,121 @@ impl Sockets {
         rng: &mut impl Rng,
         registry: &impl Registry,
     ) -> io::Result<usize> {
-        let is_loopback = peer.ip().to_canonical().is_loopback();
-        let slot_count = if is_loopback { LOOPBACK_SLOTS } else { SLOTS };
+        let key = if peer.ip().to_canonical().is_loopback() {
+            self.loopback_socket(peer, id, now, rng, registry)?
+        } else {
+            match self.open(peer, false, now, registry) {
+                Ok(key) => key,
+                Err(error) if self.is_full() || is_exhaustion(&error) => self.shared_socket(peer, id, rng)?,
+                Err(error) => return Err(error),
+            }
+        };
+        let socket = &mut self.open[key];
+        self.waiting.insert((key, id), waiting);
+        socket.awaited += 1;
+        socket.used_at = now;
+        Ok(key)
+    }
+
+    /// One of the few to an upstream on loopback.
+    fn loopback_socket(
+        &mut self,
+        peer: SocketAddr,
+        id: u16,
+        now: Moment,
+        rng: &mut impl Rng,
+        registry: &impl Registry,
+    ) -> io::Result<usize> {
         for attempt in 0..MAX_TRIES {
-            let slots = self.slots.entry(peer).or_insert_with(|| vec![None; slot_count]);
+            let slots = self.slots.entry(peer).or_insert_with(|| vec![None; LOOPBACK_SLOTS]);
             // What goes by one socket goes in one batch, so the next one is for what is too much for one.
             let has_room = |slot: &Option<usize>| slot.is_none_or(|key| self.open[key].awaited < LOOPBACK_AWAITED);
-            let with_room = slots.iter().position(has_room).filter(|_| is_loopback && attempt == 0);
+            let with_room = slots.iter().position(has_room).filter(|_| attempt == 0);
             let slot = with_room.unwrap_or_else(|| rng.random_range(0..slots.len()));
-            let key = match slots[slot] {
-                Some(key) if !self.open[key].is_worn(now) => key,
-                worn => {
-                    let is_full = self.open.len() >= self.most;
-                    let opened = match is_full {
-                        true => Err(io::Error::other("too many sockets are open")),
-                        false => Socket::connect(peer, is_loopback, now),
-                    };
-                    match opened {
-                        // No room for a new one: one that is worn will do.
-                        Err(error) if is_full || is_exhaustion(&error) => {
-                            worn.or_else(|| slots.iter().flatten().next().copied()).ok_or(error)?
+            let (known, other) = (slots[slot], slots.iter().flatten().next().copied());
+            let key = match known {
+                Some(key) if !self.open[key].is_unused(now) => key,
+                _ => match self.open(peer, true, now, registry) {
+                    Ok(key) => {
+                        if let Some(unused) = self.slots.get_mut(&peer).and_then(|slots| slots[slot].replace(key)) {
+                            self.retire(unused);
                         }
-                        Err(error) => return Err(error),
-                        Ok(socket) => {
-                            let entry = self.open.vacant_entry();
-                            registry.add(&socket.socket, self.first_token + entry.key() as u64)?;
-                            let key = entry.key();
-                            slots[slot] = Some(key);
-                            entry.insert(socket);
-                            if let Some(worn) = worn {
-                                self.retire(worn);
-                            }
-                            key
-                        }
+                        key
                     }
-                }
+                    // No room for a new one: one that is there will do.
+                    Err(error) if self.is_full() || is_exhaustion(&error) => known.or(other).ok_or(error)?,
+                    Err(error) => return Err(error),
+                },
             };
-            let socket = &mut self.open[key];
-            let Entry::Vacant(place) = self.waiting.entry((key, id)) else { continue };
-            if socket.over.contains(&id) {
-                continue;
+            if self.may_use(key, id) {
+                return Ok(key);
             }
-            place.insert(waiting);
-            socket.awaited += 1;
-            socket.queries += 1;
-            socket.used_at = now;
+        }
+        Err(io::Error::other(TOO_MANY_QUERIES))
+    }
+
+    /// One to this upstream, at random, that has room for the id.
+    fn shared_socket(&self, peer: SocketAddr, id: u16, rng: &mut impl Rng) -> io::Result<usize> {
+        let may_share = |key: usize| {
+            let leads_there = |socket: &&Socket| socket.peer == peer && !socket.is_idle() && !socket.is_retired;
+            self.open.get(key).filter(leads_there).is_some() && self.may_use(key, id)
+        };
+        // Under a flood most are to one upstream, and the slab has no gaps.
+        let at_random = (0..MAX_TRIES).map(|_| rng.random_range(0..self.open.capacity().max(1)));
+        if let Some(key) = at_random.into_iter().find(|&key| may_share(key)) {
             return Ok(key);
         }
-        Err(io::Error::other("too many queries are under way"))
+        let others = self.open.iter().map(|(key, _)| key).filter(|&key| may_share(key));
+        let has_any = self.open.iter().any(|(_, socket)| socket.peer == peer && !socket.is_idle());
+        others.choose(rng).ok_or_else(|| io::Error::other(if has_any { TOO_MANY_QUERIES } else { TOO_MANY_SOCKETS }))
+    }
+
+    fn open(
+        &mut self,
+        peer: SocketAddr,
+        is_loopback: bool,
+        now: Moment,
+        registry: &impl Registry,
+    ) -> io::Result<usize> {
+        self.opened += 1;
+        if !is_loopback && let Some(key) = self.reconnect(peer) {
+            return Ok(key);
+        }
+        if self.is_full() {
+            // The idle ones may be of another address family.
+            let idle = self.idle.pop().ok_or_else(|| io::Error::other(TOO_MANY_SOCKETS))?;
+            self.open.remove(idle);
+        }
+        let socket = Socket::connect(peer, is_loopback, self.opened, now)?;
+        let entry = self.open.vacant_entry();
+        let key = entry.key();
+        registry.add(&socket.socket, self.first_token + key as u64)?;
+        entry.insert(socket);
+        Ok(key)
+    }
+
+    /// Connects one that is idle.
+    fn reconnect(&mut self, peer: SocketAddr) -> Option<usize> {
+        let is_alike = |key: &usize| self.open[*key].peer.is_ipv4() == peer.is_ipv4();
+        let key = self.idle.swap_remove(self.idle.iter().rposition(is_alike)?);
+        let socket = &mut self.open[key];
+        if socket.socket.connect(peer).is_err() {
+            // A new one will say why.
+            self.open.remove(key);
+            return None;
+        }
+        (socket.peer, socket.serial, socket.strays) = (peer, self.opened, 0);
+        socket.over.clear();
+        Some(key)
+    }
+
+    fn is_full(&self) -> bool {
+        self.open.len() >= self.most
+    }
+
+    /// Whether no query with this id is, or was lately, on a socket.
+    fn may_use(&self, key: usize, id: u16) -> bool {
+        !self.waiting.contains_key(&(key, id)) && !self.open[key].over.contains(&id)
     }
 
     /// Nobody waits for this id any more.
@@ -164,7 +245,7 @@ impl Sockets {
         if self.waiting.remove(&(key, id)).is_some() {
             socket.awaited -= 1;
         }
-        if !socket.is_loopback() {
+        if !socket.is_loopback() && socket.awaited > 0 {
             socket.over.truncate(MAX_OVER - 1);
             socket.over.insert(0, id);
         }
@@ -209,7 +290,7 @@ impl Sockets {
         inbox.try_receive(socket.socket.as_fd(), socket.awaited.max(1))
     }
 
-    /// For whom a datagram with this id is. With the third that is a forgery the socket is given up.
+    /// For whom a datagram with this id is. After the third that is a forgery no query is sent by the socket any more.
     pub fn recipient(&mut self, key: usize, id: u16) -> Recipient {
         if let Some(&waiting) = self.waiting.get(&(key, id)) {
             return Recipient::One(waiting);
@@ -222,12 +303,7 @@ impl Sockets {
         }
         socket.strays += 1;
         let recipient = if socket.awaited > 0 { Recipient::Anyone } else { Recipient::Nobody };
-        if socket.strays == MAX_STRAYS {
-            for slot in self.slots.values_mut().flatten().filter(|slot| **slot == Some(key)) {
-                *slot = None;
-            }
-            self.retire(key);
-        }
+        socket.is_retired |= socket.strays == MAX_STRAYS;
         recipient
     }
 
@@ -236,18 +312,26 @@ impl Sockets {
         self.waiting.iter().filter(|((socket, _), _)| *socket == key).map(|(_, waiting)| *waiting).collect()
     }
 
-    /// Retires, once a second, the sockets that have had their time.
+    /// Closes, once a second, the sockets that nobody uses any more.
     pub fn sweep(&mut self, now: Moment) {
         if now.since(self.swept_at) < SWEEP_PAUSE {
             return;
         }
         self.swept_at = now;
-        let mut worn = Vec::new();
+        let open = &mut self.open;
+        self.idle.retain(|&key| {
+            let is_kept = now.since(open[key].used_at) < MAX_IDLE_AGE;
+            if !is_kept {
+                open.remove(key);
+            }
+            is_kept
+        });
+        let mut unused = Vec::new();
         for slot in self.slots.values_mut().flatten() {
-            worn.extend(slot.take_if(|key| self.open[*key].is_worn(now)));
+            unused.extend(slot.take_if(|key| self.open[*key].is_unused(now)));
         }
         self.slots.retain(|_, slots| slots.iter().any(Option::is_some));
-        for key in worn {
+        for key in unused {
             self.retire(key);
         }
     }
@@ -259,20 +343,26 @@ impl Sockets {
 
     /// Closing takes a socket off the poller as well.
     fn close_if_done(&mut self, key: usize) {
-        if self.open[key].is_retired && self.open[key].awaited == 0 {
+        let socket = &self.open[key];
+        if socket.awaited > 0 || socket.is_loopback() && !socket.is_retired {
+            return;
+        }
+        if !socket.is_retired && self.idle.len() < MAX_IDLE && socket.give_up_port() {
+            self.idle.push(key);
+        } else {
             self.open.remove(key);
         }
     }
 }
 
 impl Socket {
-    fn connect(peer: SocketAddr, is_loopback: bool, now: Moment) -> io::Result<Self> {
+    fn connect(peer: SocketAddr, is_loopback: bool, serial: u64, now: Moment) -> io::Result<Self> {
         Ok(Self {
             socket: connect_udp(peer)?,
+            peer,
+            serial,
             gathered: is_loopback.then(|| Outbox::new(BATCH, QUERY_BYTES)),
-            opened_at: now,
             used_at: now,
-            queries: 0,
             is_retired: false,
             awaited: 0,
             over: Vec::new(),
@@ -284,16 +374,27 @@ impl Socket {
         self.gathered.is_some()
     }
 
-    fn is_worn(&self, now: Moment) -> bool {
-        if self.is_loopback() {
-            now.since(self.used_at) >= MAX_UNUSED
-        } else {
-            self.queries >= MAX_QUERIES || now.since(self.opened_at) >= MAX_AGE
-        }
+    /// Whether it waits to be connected again.
+    fn is_idle(&self) -> bool {
+        self.awaited == 0 && !self.is_loopback()
+    }
+
+    /// Takes it from its port, with what has come in there. If that fails, it is to be closed.
+    fn give_up_port(&self) -> bool {
+        // From then on nothing comes in, and what was there is little.
+        disconnect_udp(&self.socket).is_ok()
+            && (0..MAX_LATE)
+                .any(|_| self.socket.recv(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock))
+    }
+
+    /// Whether a loopback socket belongs to an upstream that is gone.
+    fn is_unused(&self, now: Moment) -> bool {
+        now.since(self.used_at) >= MAX_UNUSED
     }
 }
 
-const SLOTS: usize = 256;
+const TOO_MANY_QUERIES: &str = "too many queries are under way";
+const TOO_MANY_SOCKETS: &str = "too many sockets are open";
 /// Few, so that a batch of queries makes few batches here.
 const LOOPBACK_SLOTS: usize = 4;
 /// So many replies, and not more, find room in a receive buffer of the default size.
@@ -302,10 +403,13 @@ const LOOPBACK_AWAITED: usize = 128;
 const BATCH: usize = 64;
 /// Room for most queries.
 const QUERY_BYTES: usize = 128;
-const MAX_QUERIES: u32 = 8;
-const MAX_AGE: Duration = Duration::from_secs(10);
 /// A loopback socket that nobody has used for so long belongs to an upstream that is gone.
 const MAX_UNUSED: Duration = Duration::from_secs(60);
+/// So many may wait to be connected again, and for so long.
+const MAX_IDLE: usize = 256;
+const MAX_IDLE_AGE: Duration = Duration::from_secs(10);
+/// A socket that has more than this in its buffer is closed.
+const MAX_LATE: usize = 8;
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 /// How many ids of queries that are over a socket remembers.
 const MAX_OVER: usize = 16;
@@ -315,129 +419,5 @@ const MAX_STRAYS: u32 = 3;
 const MAX_TRIES: usize = 16;
 
 #[cfg(test)]
-mod tests {
-    use std::{cell::RefCell, collections::HashSet};
-
-    use rand::{SeedableRng, rngs::StdRng};
-
-    use super::*;
-
-    /// Remembers the tokens it was given.
-    #[derive(Default)]
-    struct Tokens(RefCell<Vec<u64>>);
-
-    impl Registry for Tokens {
-        fn add(&self, _: &UdpSocket, token: u64) -> io::Result<()> {
-            self.0.borrow_mut().push(token);
-            Ok(())
-        }
-    }
-
-    const WAITING: Waiting = Waiting { exchange: 0, attempt: 0 };
-
-    fn at(millis: u64) -> Moment {
-        Moment::from_millis(1_000_000 + millis)
-    }
-
-    /// Claims a socket for each id in turn, as one that is not on loopback: only the address decides that.
-    fn claim(sockets: &mut Sockets, ids: std::ops::Range<u16>, is_loopback: bool, now: Moment) -> Vec<usize> {
-        let mut rng = StdRng::seed_from_u64(u64::from(ids.start));
-        let peer = if is_loopback { "127.0.0.1:9" } else { "192.0.2.1:9" }.parse().unwrap();
-        let tokens = Tokens::default();
-        ids.map(|id| sockets.claim(peer, id, WAITING, now, &mut rng, &tokens).unwrap()).collect()
-    }
-
-    #[test]
-    fn a_socket_to_another_host_serves_eight_queries() {
-        let mut sockets = Sockets::new(100, 10_000);
-        let keys = claim(&mut sockets, 0..4000, false, at(0));
-        let distinct: HashSet<usize> = keys.iter().copied().collect();
-        assert!(distinct.len() >= 4000 / 8, "{}", distinct.len());
-        assert!(distinct.iter().all(|key| keys.iter().filter(|of| *of == key).count() <= 8));
-        assert_eq!(sockets.count(), distinct.len(), "they stay open while they are waited on");
-        for (id, key) in (0..).zip(keys) {
-            sockets.release(key, id);
-        }
-        assert!(sockets.count() <= SLOTS);
-        sockets.sweep(at(10_000));
-        assert_eq!(sockets.count(), 0, "ten seconds old");
-    }
-
-    #[test]
-    fn loopback_sockets_are_kept() {
-        let mut sockets = Sockets::new(100, 10_000);
-        let keys = claim(&mut sockets, 0..4000, true, at(0));
-        assert_eq!(sockets.count(), LOOPBACK_SLOTS);
-        for (id, key) in (0..).zip(keys) {
-            sockets.release(key, id);
-        }
-        sockets.sweep(at(59_000));
-        assert_eq!(sockets.count(), LOOPBACK_SLOTS);
-        sockets.sweep(at(60_000));
-        assert_eq!(sockets.count(), 0, "a minute without use");
-    }
-
-    #[test]
-    fn an_id_is_never_used_twice_on_a_socket() {
-        let mut sockets = Sockets::new(0, 1);
-        let key = claim(&mut sockets, 7..8, false, at(0))[0];
-        let mut again = || {
-            let peer = "192.0.2.1:9".parse().unwrap();
-            sockets.claim(peer, 7, WAITING, at(0), &mut StdRng::seed_from_u64(1), &Tokens::default())
-        };
-        assert!(again().is_err(), "the only socket there may be has a query with this id");
-        assert_eq!(again().unwrap_err().to_string(), "too many queries are under way");
-        assert!(matches!(sockets.recipient(key, 8), Recipient::Anyone));
-        sockets.release(key, 7);
-        assert!(matches!(sockets.recipient(key, 7), Recipient::Nobody), "a late reply");
-    }
-
-    #[test]
-    fn a_socket_whose_port_is_known_to_a_forger_is_given_up() {
-        for (is_loopback, is_awaited, left) in [
-            (false, false, [true, true, false, false]),
-            (false, true, [true; 4]), // it closes with the last of its queries
-            (true, false, [true; 4]), // nobody forges there
-        ] {
-            let mut sockets = Sockets::new(0, 10);
-            let key = claim(&mut sockets, 7..8, is_loopback, at(0))[0];
-            if !is_awaited {
-                sockets.release(key, 7);
-            }
-            for (id, left) in (100..).zip(left) {
-                assert!(matches!(sockets.recipient(key, 7), Recipient::Nobody | Recipient::One(_)), "not counted");
-                let recipient = sockets.recipient(key, id);
-                assert_eq!(matches!(recipient, Recipient::Anyone), is_awaited, "{id}");
-                assert_eq!(sockets.count(), usize::from(left), "{id}, {is_loopback} {is_awaited}");
-            }
-            sockets.release(key, 7);
-            assert_eq!(sockets.count(), usize::from(is_loopback));
-            assert_ne!(sockets.slots.values().flatten().any(|slot| *slot == Some(key)), !is_loopback);
-        }
-    }
-
-    #[test]
-    fn the_number_of_sockets_is_bounded() {
-        let mut sockets = Sockets::new(0, 20);
-        claim(&mut sockets, 0..1000, false, at(0));
-        assert_eq!(sockets.count(), 20, "worn ones go on");
-        let other = "192.0.2.2:9".parse().unwrap();
-        let mut rng = StdRng::seed_from_u64(1);
-        let error = sockets.claim(other, 0, WAITING, at(0), &mut rng, &Tokens::default()).unwrap_err();
-        assert_eq!(error.to_string(), "too many sockets are open");
-    }
-
-    #[test]
-    fn tokens_lead_to_sockets() {
-        let mut sockets = Sockets::new(100, 20);
-        let tokens = Tokens::default();
-        let peer = "127.0.0.1:9".parse().unwrap();
-        let key = sockets.claim(peer, 5, WAITING, at(0), &mut StdRng::seed_from_u64(1), &tokens).unwrap();
-        let token = tokens.0.borrow()[0];
-        assert_eq!(sockets.by_token(token), Some(key));
-        assert!(matches!(sockets.recipient(key, 5), Recipient::One(WAITING)));
-        for token in [0, 99, token + 1, u64::MAX] {
-            assert_eq!(sockets.by_token(token), None, "{token}");
-        }
-    }
-}
+#[path = "sockets_tests.rs"]
+mod tests;

@@ -137,10 +137,15 @@ impl<T: Clone> UdpDriver<T> {
     pub fn readable(&mut self, token: u64, now: Moment, registry: &impl Registry) {
         let Some(socket) = self.sockets.by_token(token) else { return };
         let Some(mut inbox) = self.incoming.take() else { return };
+        let serial = self.sockets.serial(socket);
         match self.sockets.receive(socket, &mut inbox) {
             // If there are more, the socket is readable still.
             Ok(received) => {
                 for datagram in (0..received).filter_map(|slot| inbox.get(slot)) {
+                    // What was delivered may have closed it, and another may have its number.
+                    if self.sockets.serial(socket) != serial {
+                        break;
+                    }
                     self.deliver(socket, datagram.payload, now, registry);
                 }
             }

@@ -455,7 +455,7 @@ const QUERY_BYTES: usize = 4096;
 const REPLY_BYTES: usize = 1500;
 /// Exchanges of one worker: as many as there may be clients that wait for them.
 const MOST_EXCHANGES: usize = 1 << 20;
-/// Upstream sockets of one worker; enough for a pool of 256 for some upstreams.
+/// Upstream sockets of one worker: each query to another host has one, as long as there are any left.
 const MOST_UPSTREAM_SOCKETS: usize = 4096;
 /// Between a system call that has failed and the next.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);

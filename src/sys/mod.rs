@@ -15,5 +15,7 @@ pub use memory::release_memory;
 pub use outbox::{Outbox, Sent};
 pub use pass::{MOST_MESSAGE_BYTES, message_pair, receive_message, send_message, set_message_timeout};
 pub use poll::{Poller, Waker};
-pub use socket::{adopt_tcp, adopt_udp, bind_tcp, bind_udp, connect_udp, exhaustion, is_exhaustion, kernel_drops};
+pub use socket::{
+    adopt_tcp, adopt_udp, bind_tcp, bind_udp, connect_udp, disconnect_udp, exhaustion, is_exhaustion, kernel_drops,
+};
 pub use user::User;

@@ -52,6 +52,12 @@ pub fn connect_udp(peer: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
+/// Takes peer and port from a socket of [`connect_udp`]. It hears nobody until it is connected again, and has another port
+/// then, again one at random: to open a new one costs four times as much.
+pub fn disconnect_udp(socket: &UdpSocket) -> io::Result<()> {
+    Ok(rustix::net::connect_unspec(socket)?)
+}
+
 /// Sets a bound UDP socket up as [`bind_udp`] does; for one that somebody else has bound.
 pub fn adopt_udp(socket: &UdpSocket) -> io::Result<()> {
     socket.set_nonblocking(true)?;
