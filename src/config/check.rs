@@ -53,6 +53,7 @@ impl Check<'_> {
                     forward::Problem::NoSuffixes => "suffixes",
                     forward::Problem::NoUpstreams => "upstreams",
                     forward::Problem::TooLong { key, .. } => key,
+                    forward::Problem::Timeout(_) => "timeout",
                     _ => "",
                 };
                 // What is gone for its own fault is not missing.

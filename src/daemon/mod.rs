@@ -831,6 +831,7 @@ fn registrations_place(loaded: &Loaded) -> registrations::Place {
 fn odd(loaded: &Loaded) -> Vec<String> {
     let mut warnings: Vec<String> = Vec::new();
     warnings.extend(loaded.upstreams.missing().map(str::to_owned));
+    warnings.extend(loaded.config.forward.iter().filter_map(|rule| rule.rule().ok()?.warning()));
     let place = registrations_place(loaded);
     if place.folder.is_none() && loaded.config.catalog.has_source() {
         let lost = if place.is_enabled { ", registrations" } else { "" };

@@ -287,7 +287,12 @@ impl Exchange {
             State::Waiting(Over::Stream) => (3 * timeout).max(INITIAL_TIMEOUT),
             _ => timeout,
         };
-        timeout * (1 << self.overdue.min(MAX_DOUBLINGS))
+        self.resend_pause(timeout) * (1 << self.overdue.min(MAX_DOUBLINGS))
+    }
+
+    /// The usual wait for a reply, but no more than leaves time for another before a deadline that is short.
+    fn resend_pause(&self, timeout: Duration) -> Duration {
+        timeout.min(self.options.timeout * 2 / 5)
     }
 
     fn on_time(&mut self, now: Moment, rng: &mut impl Rng) {

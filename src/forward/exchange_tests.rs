@@ -242,6 +242,30 @@ fn a_server_without_edns_is_asked_without_and_remembered() {
 }
 
 #[test]
+fn a_timeout_short_or_long_leaves_time_for_another_upstream() {
+    for (timeout_ms, expected) in [
+        (100, at(&[(0, "udp 0"), (40, "udp 1"), (100, "SERVFAIL")])),
+        (500, at(&[(0, "udp 0"), (200, "udp 1"), (500, "SERVFAIL")])),
+        (
+            10_000,
+            at(&[
+                (0, "udp 0"),
+                (400, "udp 1"),
+                (1200, "udp 0"),
+                (2800, "udp 1"),
+                (6000, "udp 0"),
+                (10_000, "SERVFAIL"),
+            ]),
+        ),
+    ] {
+        let timeout = Duration::from_millis(timeout_ms);
+        let options = Options { dnssec_ok: false, checking_disabled: false, patience: None, timeout };
+        let mut bench = Bench::with(&group(TWO), options);
+        assert_eq!(bench.pass_until(99_999), expected, "{timeout_ms} ms");
+    }
+}
+
+#[test]
 fn truncation_goes_on_over_the_stream() {
     let mut bench = Bench::new(&group(TWO));
     bench.actions();
@@ -361,13 +385,17 @@ fn resends_are_held_back_beyond_the_budget_but_first_attempts_never() {
 }
 
 #[test]
-fn patience_ends_once_and_the_exchange_goes_on() {
-    let patience = Some(Duration::from_millis(1800));
-    let options = Options { dnssec_ok: false, checking_disabled: false, patience, timeout: TIMEOUT };
-    let mut bench = Bench::with(&group(ONE), options);
-    let expected =
-        [(0, "udp 0"), (400, "udp 0"), (1200, "udp 0"), (1800, "out of patience"), (2800, "udp 0"), (3500, "SERVFAIL")];
-    assert_eq!(bench.pass_until(9999), at(&expected));
+fn patience_ends_again_and_again_and_the_exchange_goes_on() {
+    for (timeout_ms, first_ms, ends) in [(3500, 1800, &[1800][..]), (10_000, 300, &[300, 2100, 3900, 5700, 7500, 9300])]
+    {
+        let (patience, timeout) = (Some(Duration::from_millis(first_ms)), Duration::from_millis(timeout_ms));
+        let options = Options { dnssec_ok: false, checking_disabled: false, patience, timeout };
+        let mut bench = Bench::with(&group(ONE), options);
+        let done = bench.pass_until(99_999);
+        let said = |what: &str| done.iter().filter(|(_, of)| of == what).map(|(at, _)| *at).collect::<Vec<u64>>();
+        assert_eq!(said("out of patience"), ends);
+        assert_eq!(said("SERVFAIL"), [timeout_ms]);
+    }
 }
 
 #[test]

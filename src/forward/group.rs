@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use rand::{Rng, RngExt};
 use smallvec::SmallVec;
 
-use super::{CaFileError, Policy, Rule, Upstream, trust::Trust};
+use super::{CaFileError, DEFAULT_TIMEOUT, Policy, Rule, Upstream, trust::Trust};
 use crate::{clock::Moment, metrics::Metrics, wire::Name};
 
 /// The upstreams of one forward rule.
@@ -26,6 +26,7 @@ pub struct Group {
     /// Whether the rule says so itself.
     says_block_special: bool,
     mixed_case: bool,
+    timeout: Duration,
     turn: AtomicUsize,
     budget: Mutex<Budget>,
 }
@@ -81,6 +82,7 @@ impl Group {
             blocks_special: rule.blocks_special(),
             says_block_special: rule.block_special.is_some(),
             mixed_case: rule.mixed_case,
+            timeout: rule.timeout,
             turn: AtomicUsize::new(0),
             budget: Mutex::new(Budget { shares: MAX_SHARES, refilled: Moment::default() }),
         }
@@ -96,6 +98,7 @@ impl Group {
             trust_ad: None,
             block_special: None,
             mixed_case: false,
+            timeout: DEFAULT_TIMEOUT,
             guarded_but: None,
         };
         Self::new(&rule, vec![upstream])
@@ -126,6 +129,11 @@ impl Group {
         format!(
             "{apex} is not forwarded: {cause}; set block_special = false, or forward {apex} to servers that know it"
         )
+    }
+
+    /// How long a query may take, all its attempts included.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// The upstreams to be probed now; each is given out once per turn of its schedule.

@@ -21,8 +21,13 @@ mod url;
 mod verdict;
 mod wheel;
 
-use std::{ops::Range, path::PathBuf, time::Duration};
+use std::{
+    ops::{Range, RangeInclusive},
+    path::PathBuf,
+    time::Duration,
+};
 
+use humantime_serde::re::humantime::format_duration;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
@@ -84,6 +89,12 @@ pub struct Config {
     /// Whether the letters of names are sent in mixed case, which a forger would have to guess. A server that does not
     /// repeat them is found out and spared by itself. Default true. Applies at reload.
     pub mixed_case: bool,
+    /// How long a query may take, all attempts and CNAME targets included; after that the client is told of the failure. A
+    /// query that leads through several rules has the longest of their timeouts in all, and asks the upstreams of each no
+    /// longer than that one's own. libc gives up after 5 s, so there is a warning above "4.5s".
+    /// Default "3.5s", from "100ms" to "10s". Applies at reload.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
     /// Whether addresses within a site (private, loopback, link-local, and those that wrap them) are left out of answers, so
     /// that no page of a stranger reads what hosts of ours show (DNS rebinding). A name that a CNAME of this rule leads to
     /// is guarded too, whoever answers it. Default false. Applies at reload.
@@ -123,11 +134,22 @@ pub struct Rule {
     pub block_special: Option<bool>,
     /// [`Config::mixed_case`].
     pub mixed_case: bool,
+    /// [`Config::timeout`].
+    pub timeout: Duration,
     /// [`Config::rebinding_exempt`], if there is a guard.
     pub guarded_but: Option<Vec<Name>>,
 }
 
 impl Rule {
+    /// What an operator should know of the rule, though it is served as it stands.
+    pub fn warning(&self) -> Option<String> {
+        (self.timeout > LIBC_PATIENCE).then(|| {
+            let name = self.suffixes.first().map_or_else(|| ".".into(), |suffix| suffix.get_ref().to_string());
+            let timeout = format_duration(self.timeout);
+            format!("the rule for {name}: timeout is {timeout}, but libc gives up after 5s; choose 4.5s or less")
+        })
+    }
+
     /// Whether names that mean something only within a site are answered here instead of by this rule.
     pub fn blocks_special(&self) -> bool {
         let all_public = !self.upstreams.is_empty() && self.upstreams.iter().all(UpstreamUrl::is_public);
@@ -191,6 +213,9 @@ pub enum Problem {
         /// The upper end of its range.
         most: &'static str,
     },
+    /// A timeout out of its range.
+    #[error("timeout is {}; choose from 100ms to 10s", format_duration(*.0))]
+    Timeout(Duration),
 }
 
 impl Default for Config {
@@ -207,6 +232,7 @@ impl Default for Config {
             trust_ad: None,
             block_special: None,
             mixed_case: true,
+            timeout: DEFAULT_TIMEOUT,
             rebinding_guard: false,
             rebinding_exempt: Vec::new(),
         }
@@ -266,18 +292,26 @@ impl Config {
                 fault(beginning.clone(), Problem::TooLong { key, most });
             }
         }
+        if !TIMEOUTS.contains(&self.timeout) {
+            fault(beginning, Problem::Timeout(self.timeout));
+        }
         if !faults.is_empty() {
             return Err(faults);
         }
-        let Self { policy, trust_ad, block_special, mixed_case, .. } = *self;
+        let Self { policy, trust_ad, block_special, mixed_case, timeout, .. } = *self;
         let ca_file = self.ca_file.clone();
         let guarded_but = self.rebinding_guard.then_some(exempt);
-        Ok(Rule { suffixes, upstreams, ca_file, policy, trust_ad, block_special, mixed_case, guarded_but })
+        Ok(Rule { suffixes, upstreams, ca_file, policy, trust_ad, block_special, mixed_case, timeout, guarded_but })
     }
 }
 
 /// How long beyond its life a response may be given, unless a rule says otherwise.
 pub const DEFAULT_SERVE_STALE: Duration = DAY;
+/// How long a query may take, unless a rule says otherwise: libc gives up after 5 s.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_millis(3500);
+const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(10);
+/// A client that is told later than this has perhaps gone.
+const LIBC_PATIENCE: Duration = Duration::from_millis(4500);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[cfg(test)]
@@ -294,6 +328,7 @@ mod tests {
             read("suffixes = ['.', 'Corp.example']\nupstreams = ['192.0.2.53', 'tls://192.0.2.55#dns.example.net']");
         assert_eq!(rule.serve_stale, None);
         assert!(rule.mixed_case);
+        assert_eq!(rule.timeout, Duration::from_millis(3500));
         let rule = rule.rule().unwrap();
         assert_eq!(rule.upstreams[0].to_string(), "192.0.2.53:53");
         assert_eq!(rule.upstreams[1].to_string(), "tls://192.0.2.55:853#dns.example.net");
@@ -327,6 +362,29 @@ mod tests {
         let faults: Vec<Problem> = read("").rule().unwrap_err().into_iter().map(|fault| fault.problem).collect();
         assert_eq!(faults, [Problem::NoSuffixes, Problem::NoUpstreams]);
         assert!(toml::from_str::<Config>("suffix = ['.']").is_err(), "an unknown key");
+    }
+
+    #[test]
+    fn a_timeout_has_a_range_and_a_warning() {
+        for (text, in_range, is_odd) in [
+            ("99ms", false, false),
+            ("100ms", true, false),
+            ("4500ms", true, false),
+            ("4501ms", true, true),
+            ("10s", true, true),
+            ("10001ms", false, true),
+        ] {
+            let rule =
+                read(&format!("suffixes = ['corp.example']\nupstreams = ['192.0.2.1']\ntimeout = '{text}'")).rule();
+            assert_eq!(rule.is_ok(), in_range, "{text}");
+            match rule {
+                Ok(rule) => assert_eq!(rule.warning().is_some(), is_odd, "{text}"),
+                Err(faults) => {
+                    let said = faults[0].problem.to_string();
+                    assert!(said.ends_with("; choose from 100ms to 10s") && said.starts_with("timeout is "), "{said}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -431,8 +431,8 @@ impl<H> Shard<H> {
 const ALWAYS_ALLOWED: u64 = 2;
 /// Enough that clients seldom meet, in 256 KiB.
 const SHARES: usize = 1 << 16;
-/// No question is open for so long, unless whoever saw to it has panicked.
-const LOST_AFTER: Duration = Duration::from_secs(5);
+/// No question is open for so long, unless whoever saw to it has panicked: a rule's timeout is 10 s at most.
+const LOST_AFTER: Duration = Duration::from_secs(12);
 /// Enough that workers seldom meet.
 const SHARDS: usize = 64;
 /// How much later than its sister a question may have been asked to count as asked together. It bounds how much longer

@@ -1,9 +1,6 @@
 //! The order of authority, for what is not cached: overlay, then the longest suffix; then fill the cache.
 
-use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
-};
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use rand::{Rng, RngExt};
 use smallvec::SmallVec;
@@ -22,7 +19,7 @@ use crate::{
     cache::{Basis, Epoch, Found, Key, Life, Marks, Origin, RuleId, State, Variant, clamp, is_nodata},
     catalog::{Awaited, ServiceKey, Verdict},
     clock::Moment,
-    forward::{Exchange, Options, Outcome, PATIENCE},
+    forward::{DEFAULT_TIMEOUT, Exchange, Options, Outcome, PATIENCE},
     wire::{self, Answer, Asker, Name, Query, Question, Rcode, Record, Response, Rtype, Ttls, View, flag},
 };
 
@@ -83,7 +80,8 @@ pub struct Job {
     party: Party,
     client: Client,
     began: Moment,
-    /// When the client must have had an answer, whatever has to be asked for it.
+    /// When the client must have had an answer, whatever has to be asked for it: by the longest timeout of the rules that were
+    /// asked.
     ends: Moment,
     walk: Walk,
     /// Who is asked at present; nothing for the catalog.
@@ -729,7 +727,7 @@ impl Job {
             party,
             client,
             began: now,
-            ends: now + DEADLINE,
+            ends: now + DEFAULT_TIMEOUT,
             walk,
             route: None,
             rule: NO_RULE,
@@ -742,7 +740,13 @@ impl Job {
     fn ask(&mut self, route: Arc<Route>, now: Moment, rng: &mut impl Rng) -> Exchange {
         let Variant { dnssec_ok, checking_disabled, .. } = self.party.key.variant();
         let patience = Some(self.patience_ends(now).since(now));
-        let options = Options { dnssec_ok, checking_disabled, patience, timeout: self.ends.since(now) };
+        let own = route.group.timeout();
+        self.ends = match self.rule {
+            NO_RULE => self.began + own,
+            _ => self.ends.max(self.began + own),
+        };
+        let timeout = self.ends.since(now).min(own);
+        let options = Options { dnssec_ok, checking_disabled, patience, timeout };
         self.rule = route.id;
         let group = self.route.insert(route).group.clone();
         Exchange::new(group, self.walk.asked(), options, now, rng)
@@ -834,8 +838,6 @@ const NO_RULE: RuleId = RuleId(0);
 /// Extended error 24, Invalid Data (RFC 8914 §4.25).
 const EDE_INVALID_DATA: u16 = 24;
 const FAILED_ZONE: &str = "the zone's file has faults and there is no earlier version of it";
-/// How long a query may take, chasing and all attempts included: libc gives up after 5 s.
-const DEADLINE: Duration = Duration::from_millis(3500);
 /// So often a query waits for the sources of the catalog: for each name of a chain.
 const MOST_WAITS: u8 = 16;
 /// More instances than this may be more than a message holds.

@@ -61,9 +61,9 @@ impl Said {
 }
 
 impl World {
-    fn new(seed: u64, data: Data, moods: Vec<(Moment, Mood)>) -> Self {
+    fn new(seed: u64, data: Data, timeout: &str, moods: Vec<(Moment, Mood)>) -> Self {
         Self {
-            bench: Bench::new(rules()),
+            bench: Bench::new(rules_with(timeout)),
             rng: StdRng::seed_from_u64(seed),
             data,
             moods,
@@ -230,6 +230,15 @@ fn at(millis: u64) -> Moment {
     NOW + Duration::from_millis(millis)
 }
 
+/// The rules of the other tests, but that the upstream of all names has another timeout.
+fn rules_with(timeout: &str) -> Rules {
+    let text = format!("suffixes = ['.']\nupstreams = ['192.0.2.53']\ntimeout = '{timeout}'");
+    let rule = toml::from_str::<forward::Config>(&text).unwrap().rule().unwrap();
+    let group = Group::build_all(std::slice::from_ref(&rule), &[], &Metrics::new()).unwrap().remove(0);
+    let lifetimes = crate::cache::Config::default().policy(Duration::from_secs(3600));
+    Rules { forwards: vec![(vec![Name::root()], Route::new(&rule, group, lifetimes))], ..rules() }
+}
+
 fn any_client(rng: &mut StdRng) -> Client {
     *[LOCAL, REMOTE, Client { size: ReplySize::Stream, ..REMOTE }].choose(rng).unwrap()
 }
@@ -256,7 +265,8 @@ fn whoever_waits_for_a_name_with_a_stale_answer_gets_it_in_time() {
     for seed in 0..60 {
         let mut rng = StdRng::seed_from_u64(seed);
         let data = Data { ttls: [1, 5], has_ipv6: rng.random() };
-        let mut world = World::new(seed, data, moods(&mut rng));
+        let timeout = ["100ms", "3500ms", "10s"].choose(&mut rng).unwrap();
+        let mut world = World::new(seed, data, timeout, moods(&mut rng));
         world.ask(Rtype::A, LOCAL);
         world.ask(Rtype::AAAA, LOCAL);
         let pause_ms = *[30, 100, 400, 1500].choose(&mut rng).unwrap();
@@ -270,7 +280,7 @@ fn whoever_waits_for_a_name_with_a_stale_answer_gets_it_in_time() {
             }
             millis += rng.random_range(1..=2 * pause_ms);
         }
-        world.pass_until(at(SPAN_MS + 10_000));
+        world.pass_until(at(SPAN_MS + 12_000));
         assert!(world.waiting.is_empty(), "{seed}: {:?}", world.waiting);
         assert_eq!(world.bench.resolver.in_flight(), (0, 0), "{seed}");
         for said in &world.said {
@@ -291,7 +301,7 @@ fn no_client_sees_an_empty_answer_beside_a_failure() {
         let mut rng = StdRng::seed_from_u64(seed);
         // What is not kept leaves nothing to fall back on (RFC 8767 §6).
         let data = Data { ttls: [0, 0], has_ipv6: false };
-        let mut world = World::new(seed, data, moods(&mut rng));
+        let mut world = World::new(seed, data, "3500ms", moods(&mut rng));
         let mut pairs = Vec::new();
         let mut millis = 0;
         while millis < SPAN_MS {
@@ -300,7 +310,7 @@ fn no_client_sees_an_empty_answer_beside_a_failure() {
             pairs.push([world.ask(Rtype::A, client), world.ask(Rtype::AAAA, client)]);
             millis += rng.random_range(1..1500);
         }
-        world.pass_until(at(SPAN_MS + 10_000));
+        world.pass_until(at(SPAN_MS + 12_000));
         assert!(world.waiting.is_empty(), "{seed}: {:?}", world.waiting);
         for ids in pairs {
             let [four, six] = ids.map(|id| world.said.iter().find(|said| said.id == id).unwrap());

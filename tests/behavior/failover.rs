@@ -259,6 +259,28 @@ fn an_upstream_without_edns_is_asked_without_it() {
     assert_eq!(upstream.count("name4.example A"), 1, "it is remembered");
 }
 
+#[test]
+fn the_timeout_of_a_rule_is_kept() {
+    let silent = Upstream::silent();
+    let rule =
+        |suffix: &str, timeout: &str| forward(suffix, &[silent.address()]) + &format!("timeout = \"{timeout}\"\n");
+    let config = rule("quick.example", "100ms") + &rule("slow.example", "5s");
+    let warning = "the rule for slow.example.: timeout is 5s";
+    assert!(Setup::new(&config).check().text.contains(warning));
+    let daemon = Setup::new(&config).start();
+    thread::scope(|scope| {
+        for (name, least, most) in [("www.quick.example A", 100, 2000), ("www.slow.example A", 5000, 8000)] {
+            let daemon = &daemon;
+            scope.spawn(move || {
+                let (reply, elapsed) = timed(daemon, name);
+                assert_eq!(reply.rcode_name(), "SERVFAIL");
+                assert!((least..most).contains(&elapsed.as_millis()), "{name}: {elapsed:?}");
+            });
+        }
+    });
+    daemon.wait_for_log(0, |line| line.contains(warning));
+}
+
 /// Once a server has shown that it knows cookies, nobody answers for it without (RFC 7873 §5.3).
 #[test]
 fn an_upstream_that_has_sent_a_cookie_is_held_to_it() {
