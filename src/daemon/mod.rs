@@ -564,7 +564,7 @@ impl Daemon {
         self.http.serve(&self.loaded.config, bound, shown, &self.stopping)
     }
 
-    /// Asks upstreams that are down whether they are back, and sees to queries that nobody sees to any more.
+    /// Asks upstreams that are down, or seem to be, whether they answer, and sees to queries that nobody sees to any more.
     fn probe_upstreams(&self) {
         let (face, stopping) = (self.face.clone(), self.stopping.clone());
         self.tasks.spawn(run_lasting("probes", move || {

@@ -214,7 +214,10 @@ impl Exchange {
         match event {
             Event::Time => self.on_time(now, rng),
             Event::Failed { attempt, error } if self.is_waiting(attempt) => {
-                self.upstream(attempt).note_failure(error, now);
+                match self.attempts[attempt].state {
+                    State::Waiting(Over::Udp) => self.upstream(attempt).note_refused(error, now),
+                    _ => self.upstream(attempt).note_broken(now),
+                }
                 self.fail_attempt(attempt, Reason::Network, now, rng);
             }
             Event::Reply { attempt, wire } if self.is_waiting(attempt) => self.on_reply(attempt, wire, now, rng),

@@ -229,7 +229,7 @@ mod tests {
     }
 
     fn take_down(upstream: &Upstream) {
-        (0..3).for_each(|_| upstream.note_failure(&"port closed", Moment::from_millis(1)));
+        (0..3).for_each(|_| upstream.note_refused(&"port closed", Moment::from_millis(1)));
     }
 
     const THREE: &str = "upstreams = ['192.0.2.1', '192.0.2.2', '192.0.2.3']";

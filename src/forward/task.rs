@@ -57,14 +57,17 @@ pub async fn run(mut exchange: Exchange, mut out_of_patience: impl FnMut() + Sen
     }
 }
 
-/// Asks an upstream that is down for the name servers of the root, which every resolver has at hand. Any valid reply
-/// makes it up again, even REFUSED: it is there.
+/// Asks an upstream that is down, or seems to be, for the name servers of the root, which every resolver has at hand. Any
+/// valid reply makes it up again, even REFUSED: it is there. If there is none, one that seems to be down is.
 pub async fn probe(upstream: Arc<Upstream>) {
     let question = Question { qname: Name::root(), qtype: Rtype::NS, qclass: Class::IN };
-    let options = Options { dnssec_ok: false, checking_disabled: false, patience: None, timeout: PROBE_TIMEOUT };
-    let group = Arc::new(Group::of_one(upstream));
+    let timeout = if upstream.is_up() { SUSPECT_TIMEOUT } else { PROBE_TIMEOUT };
+    let options = Options { dnssec_ok: false, checking_disabled: false, patience: None, timeout };
+    let replies = upstream.begin_probe();
+    let group = Arc::new(Group::of_one(upstream.clone()));
     let exchange = Exchange::new(group, &question, options, Moment::now(), &mut rand::rng());
     run(exchange, || ()).await;
+    upstream.end_probe(replies, Moment::now());
 }
 
 /// What waits for replies. Dropped, it ends its tasks.
@@ -173,6 +176,8 @@ fn receive_now(socket: &UdpSocket) -> io::Result<Vec<u8>> {
 
 /// Sockets that are open in all tasks.
 static SOCKETS: AtomicUsize = AtomicUsize::new(0);
+/// Queries may still be waiting for one that only seems to be down.
+const SUSPECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A probe that takes longer is none.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -78,7 +78,7 @@ async fn a_probe_that_is_answered_makes_the_upstream_up() {
     for rcode in [Rcode::NOERROR, Rcode::REFUSED] {
         let (socket, address) = listen().await;
         let upstream = Arc::clone(&group(&format!("upstreams = ['{address}']")).upstreams()[0]);
-        (0..3).for_each(|_| upstream.note_failure(&"port closed", Moment::now()));
+        (0..3).for_each(|_| upstream.note_refused(&"port closed", Moment::now()));
         assert!(!upstream.is_up());
         tokio::join!(probe(Arc::clone(&upstream)), answer_once(&socket, |query| Reply::to(query).rcode(rcode)));
         assert!(upstream.is_up(), "{rcode}");

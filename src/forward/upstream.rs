@@ -3,10 +3,15 @@
 //! The round-trip time is smoothed as TCP does it (RFC 6298 §2). It is measured from the first time a query was sent,
 //! even if it was sent again: that errs on the long side, and so costs nothing but patience.
 //!
-//! An upstream is down after three failures with no reply between them: queries that timed out, the first of them a
-//! second ago, or network errors. Any reply makes it up again. While it is down it is probed once a second, later as
-//! often as ten times in the span that it has been down, at least every ten seconds. Down means asked last, not
-//! never.
+//! An upstream is down after three failures with no reply between them. Of whom a query is asked its client decides, and
+//! there are names that a healthy server never answers, or closes its stream for. So queries that time out and streams
+//! that break only raise the suspicion: from the second on the upstream is probed, once a second at most, with a query that
+//! every server answers, and it is down if the probe has no reply either and the first failure was a second ago. A
+//! datagram that the network refuses (the port is closed, the host cannot be reached) is beyond a client's power: three of
+//! those count at once. Any reply makes the upstream up again, whatever it says.
+//!
+//! While it is down it is probed once a second, later as often as ten times in the span that it has been down, at least
+//! every ten seconds. Down means asked last, not never.
 
 use std::{
     fmt,
@@ -47,7 +52,12 @@ pub struct Upstream {
 #[derive(Debug)]
 struct State {
     round_trip: Option<RoundTrip>,
+    /// How many replies have come, ever.
+    replies: u64,
+    /// Failures of any kind since the last reply.
     failures: u32,
+    /// Those among them of datagrams that the network has refused.
+    refusals: u32,
     failing_since: Moment,
     down_since: Moment,
     probe_at: Moment,
@@ -98,7 +108,9 @@ impl Upstream {
             is_loop: AtomicBool::new(false),
             state: Mutex::new(State {
                 round_trip: None,
+                replies: 0,
                 failures: 0,
+                refusals: 0,
                 failing_since: Moment::default(),
                 down_since: Moment::default(),
                 probe_at: Moment::default(),
@@ -131,18 +143,30 @@ impl Upstream {
         self.state.lock().round_trip.map(|known| Duration::from_secs_f32(known.smoothed / 1000.0))
     }
 
-    /// Whether a probe is due; if so, the next one is set for later.
+    /// Whether a probe is due, of one that is down or suspected to be; if so, the next one is set for later.
     pub fn take_probe(&self, now: Moment) -> bool {
-        if self.is_up() {
-            return false;
-        }
+        let is_up = self.is_up();
         let mut state = self.state.lock();
-        if now < state.probe_at {
+        if now < state.probe_at || is_up && state.failures < FAILURES_UNTIL_PROBED {
             return false;
         }
-        let pause = (now.since(state.down_since) / 10).clamp(MIN_PROBE_PAUSE, MAX_PROBE_PAUSE);
-        state.probe_at = now + pause;
+        let span = if is_up { Duration::ZERO } else { now.since(state.down_since) };
+        state.probe_at = now + (span / 10).clamp(MIN_PROBE_PAUSE, MAX_PROBE_PAUSE);
         true
+    }
+
+    /// How many replies have come until a probe begins: to be told to [`end_probe`](Self::end_probe).
+    pub(super) fn begin_probe(&self) -> u64 {
+        self.state.lock().replies
+    }
+
+    /// A probe is over. If nothing was heard since it began, what was suspected is true.
+    pub(super) fn end_probe(&self, replies: u64, now: Moment) {
+        let mut state = self.state.lock();
+        let has_failed = state.failures >= FAILURES_UNTIL_DOWN && now.since(state.failing_since) >= FAILING_UNTIL_DOWN;
+        if state.replies == replies && has_failed {
+            self.mark_down(&mut state, now, &"no reply, nor to a probe");
+        }
     }
 
     /// Whether it is to be found out if it forwards to us: it has failed often enough to be down, though perhaps not for
@@ -186,7 +210,9 @@ impl Upstream {
         if let Some(elapsed_ms) = elapsed.map(|elapsed| elapsed.as_millis() as u64) {
             state.round_trip = Some(RoundTrip::update(state.round_trip, elapsed_ms as f32));
         }
+        state.replies += 1;
         state.failures = 0;
+        state.refusals = 0;
         if self.is_down.swap(false, Ordering::Relaxed) {
             self.cells.set_up(true);
             self.is_loop.store(false, Ordering::Relaxed);
@@ -197,19 +223,22 @@ impl Upstream {
     /// A query has waited for its reply longer than replies take.
     pub(super) fn note_timeout(&self, now: Moment) {
         self.cells.timed_out();
-        let mut state = self.state.lock();
-        self.count_failure(&mut state, now);
-        if state.failures >= FAILURES_UNTIL_DOWN && now.since(state.failing_since) >= FAILING_UNTIL_DOWN {
-            self.mark_down(&mut state, now, &"no reply");
-        }
+        self.state.lock().count_failure(now);
     }
 
-    /// The network has refused a query, or a connection.
-    pub(super) fn note_failure(&self, error: &dyn fmt::Display, now: Moment) {
+    /// A stream to it cannot be opened, or has ended without a reply.
+    pub(super) fn note_broken(&self, now: Moment) {
+        self.cells.failed(Failure::Network);
+        self.state.lock().count_failure(now);
+    }
+
+    /// The network has refused a datagram.
+    pub(super) fn note_refused(&self, error: &dyn fmt::Display, now: Moment) {
         self.cells.failed(Failure::Network);
         let mut state = self.state.lock();
-        self.count_failure(&mut state, now);
-        if state.failures >= FAILURES_UNTIL_DOWN {
+        state.count_failure(now);
+        state.refusals = state.refusals.saturating_add(1);
+        if state.refusals >= FAILURES_UNTIL_DOWN {
             self.mark_down(&mut state, now, error);
         }
     }
@@ -243,13 +272,6 @@ impl Upstream {
         (state.cookie, state.cookie_until) = (cookie, now + LEARNED_FOR);
     }
 
-    fn count_failure(&self, state: &mut State, now: Moment) {
-        if state.failures == 0 {
-            state.failing_since = now;
-        }
-        state.failures = state.failures.saturating_add(1);
-    }
-
     fn mark_down(&self, state: &mut State, now: Moment, error: &dyn fmt::Display) {
         if !self.is_down.swap(true, Ordering::Relaxed) {
             state.down_since = now;
@@ -257,6 +279,15 @@ impl Upstream {
             self.cells.set_up(false);
             warn!(upstream = %self.url, %error, "upstream down");
         }
+    }
+}
+
+impl State {
+    fn count_failure(&mut self, now: Moment) {
+        if self.failures == 0 {
+            self.failing_since = now;
+        }
+        self.failures = self.failures.saturating_add(1);
     }
 }
 
@@ -317,6 +348,7 @@ const MIN_TIMEOUT: Duration = Duration::from_millis(30);
 const LOOP_CHECK_PAUSE: Duration = Duration::from_secs(10);
 /// Above this, one slow server would leave no time for the others.
 const MAX_TIMEOUT: Duration = Duration::from_secs(1);
+const FAILURES_UNTIL_PROBED: u32 = 2;
 const FAILURES_UNTIL_DOWN: u32 = 3;
 const FAILING_UNTIL_DOWN: Duration = Duration::from_secs(1);
 const MIN_PROBE_PAUSE: Duration = Duration::from_secs(1);
@@ -357,17 +389,30 @@ mod tests {
     }
 
     #[test]
-    fn three_failures_in_a_row_make_it_down_and_one_reply_makes_it_up() {
+    fn three_failures_and_a_failed_probe_make_it_down_and_one_reply_makes_it_up() {
         type Step = fn(&Upstream, Moment);
         let timeout: Step = |upstream, now| upstream.note_timeout(now);
-        let refused: Step = |upstream, now| upstream.note_failure(&"port closed", now);
-        let reply: Step = |upstream, _| upstream.note_reply(Rcode::SERVFAIL, None);
+        let broken: Step = |upstream, now| upstream.note_broken(now);
+        let refused: Step = |upstream, now| upstream.note_refused(&"port closed", now);
+        let reply: Step = |upstream, _| upstream.note_reply(Rcode::REFUSED, None);
+        let silent_probe: Step = |upstream, now| upstream.end_probe(upstream.begin_probe(), now);
+        let answered_probe: Step = |upstream, now| {
+            let replies = upstream.begin_probe();
+            upstream.note_reply(Rcode::REFUSED, None);
+            (0..3).for_each(|_| upstream.note_timeout(now - Duration::from_secs(2)));
+            upstream.end_probe(replies, now);
+        };
         for (steps, up) in [
-            (vec![(0, timeout), (400, timeout)], true),
-            (vec![(0, timeout), (10, timeout), (20, timeout), (30, timeout)], true), // a burst is one event
-            (vec![(0, timeout), (10, timeout), (1000, timeout)], false),
-            (vec![(0, timeout), (10, timeout), (900, reply), (1000, timeout), (1010, timeout)], true),
+            (vec![(0, timeout), (400, timeout), (1000, timeout), (9000, timeout)], true), // a client may choose such names
+            (vec![(0, timeout), (10, timeout), (20, timeout), (30, silent_probe)], true), // a burst is one event
+            (vec![(0, timeout), (10, timeout), (2000, silent_probe)], true),              // two may be lost
+            (vec![(0, timeout), (10, timeout), (500, timeout), (1000, silent_probe)], false),
+            (vec![(0, broken), (10, broken), (500, broken), (900, timeout)], true),
+            (vec![(0, broken), (10, broken), (500, broken), (1000, silent_probe)], false),
+            (vec![(0, timeout), (10, timeout), (500, timeout), (9000, answered_probe)], true),
+            (vec![(0, timeout), (10, timeout), (900, reply), (1000, timeout), (1010, silent_probe)], true),
             (vec![(0, refused), (0, refused), (0, refused)], false), // a closed port is no accident
+            (vec![(0, refused), (0, timeout), (0, timeout), (0, refused)], true),
             (vec![(0, refused), (0, refused), (0, refused), (1, reply)], true),
             (vec![(0, refused), (0, refused), (0, reply), (0, refused)], true),
         ] {
@@ -380,13 +425,24 @@ mod tests {
     }
 
     #[test]
-    fn a_down_upstream_is_probed_every_second_and_later_every_ten() {
+    fn a_suspect_is_probed_once_a_second_and_one_that_is_down_later_every_ten() {
         let upstream = upstream();
-        assert!(!upstream.take_probe(at(0)), "it is up");
-        (0..3).for_each(|_| upstream.note_failure(&"port closed", at(0)));
-        let probes: Vec<u64> = (0..200).filter(|&second| upstream.take_probe(at(second * 1000))).collect();
-        assert_eq!(probes[..12], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13]);
-        assert_eq!(probes[probes.len() - 1] - probes[probes.len() - 2], 10);
+        let probes = |span: std::ops::Range<u64>| -> Vec<u64> {
+            span.step_by(250).filter(|&millis| upstream.take_probe(at(millis))).collect()
+        };
+        upstream.note_timeout(at(0));
+        assert!(probes(0..5000).is_empty(), "one may be lost");
+        upstream.note_timeout(at(5000));
+        assert_eq!(probes(5000..8000), [5000, 6000, 7000], "however many queries fail");
+        reply_after(&upstream, 1);
+        assert!(probes(8000..20_000).is_empty(), "it answers");
+        (0..3).for_each(|_| upstream.note_refused(&"port closed", at(20_000)));
+        let probes = probes(20_000..220_000);
+        assert_eq!(
+            probes[..12],
+            [21_000, 22_000, 23_000, 24_000, 25_000, 26_000, 27_000, 28_000, 29_000, 30_000, 31_000, 32_250]
+        );
+        assert_eq!(probes[probes.len() - 1] - probes[probes.len() - 2], 10_000);
         reply_after(&upstream, 1);
         assert!(!upstream.take_probe(at(300_000)), "it is up again");
     }

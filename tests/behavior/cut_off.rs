@@ -1,11 +1,13 @@
 //! While this host is cut off from all others, their instances stay in the answers; when they die, they do not.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, TcpListener},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
 };
 
-use crate::harness::{daemon::forward, netns::Netns, *};
+use crate::harness::{daemon::forward, netns::Netns, upstream::saying, *};
 
 /// Two hosts behind the link, each with a database and a candidate for the one writer.
 struct Site {
@@ -17,7 +19,11 @@ struct Site {
 
 impl Site {
     fn start() -> Option<Self> {
-        let netns = Netns::new("")?;
+        Self::in_front_of("127.0.0.1:9".parse().unwrap(), Netns::new("")?)
+    }
+
+    /// One whose recursor is this.
+    fn in_front_of(upstream: SocketAddr, netns: Netns) -> Option<Self> {
         let IpAddr::V4(first) = netns.host() else { panic!("the harness speaks IPv4") };
         let second = Ipv4Addr::new(198, 51, 100, first.octets()[3]);
         ip(&format!("addr add {second}/32 dev {}", netns.interface()));
@@ -38,7 +44,7 @@ impl Site {
         let catalog = "[catalog]\nnode_name = \"monitor1\"\naddress = \"192.0.2.1\"\n\
                        [catalog.files]\ndirectory = \"DIR/consul.d\"\n\
                        [catalog.service.writer]\npolicy = \"one\"\norder = [\"writer1\", \"writer0\"]\n";
-        let config = format!("{catalog}{}", forward(".", &["127.0.0.1:9".parse().unwrap()]));
+        let config = format!("{catalog}{}", forward(".", &[upstream]));
         let daemon = Setup::new(&config).file("consul.d/all.json", &text).within(&netns).start();
         Some(Self { netns, daemon, hosts, _listeners: listeners })
     }
@@ -142,4 +148,54 @@ fn who_is_cut_off_keeps_the_others_and_whose_link_is_sound_loses_them() {
     }
     let log = site.daemon.log_from(from).join("\n");
     assert!(!log.contains("cut off"), "{log}");
+}
+
+/// A client asks for names that the recursor leaves unanswered, while the only other hosts die.
+#[test]
+fn no_client_has_the_dead_kept_by_asking_for_what_is_never_answered() {
+    let Some(_) = require::program("dig") else { return };
+    let Some(netns) = Netns::new("") else { return };
+    let (name, outside, guest) = (netns.name().to_owned(), netns.interface(), netns.guest());
+    // The recursor has an address of its own, and answers all else.
+    let IpAddr::V4(host) = netns.host() else { panic!("the harness speaks IPv4") };
+    let recursor = Ipv4Addr::new(198, 51, 101, host.octets()[3]);
+    ip(&format!("addr add {recursor}/32 dev {outside}"));
+    ip(&format!("route add {guest}/32 dev {outside} src {recursor}"));
+    ip(&format!("-n {name} route add {recursor} dev inside"));
+    let upstream = Upstream::at(SocketAddr::new(recursor.into(), 5303), |asked| {
+        if asked.message.asked().starts_with("dead") { vec![] } else { saying("192.0.2.1")(asked) }
+    });
+    let Some(site) = Site::in_front_of(upstream.address(), netns) else { return };
+    site.until_all(0, "passing", || {});
+    let server = site.daemon.address();
+    let ask_in_vain = |name: String| {
+        let mut dig = site.netns.command("dig");
+        dig.args([&format!("@{}", server.ip()), "-p", &server.port().to_string(), "+tries=1", "+timeout=1", &name]);
+        dig.output().unwrap();
+    };
+    let in_vain = || upstream.asked().iter().filter(|asked| asked.starts_with("dead")).count();
+    let from = site.daemon.log_length();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // Each waits for a second: they are four a second.
+        for client in 0..4 {
+            let (is_over, ask_in_vain) = (&is_over, &ask_in_vain);
+            scope.spawn(move || {
+                for number in (0..90).take_while(|_| !is_over.load(Ordering::Relaxed)) {
+                    ask_in_vain(format!("dead{number}.client{client}.example"));
+                }
+            });
+        }
+        wait_until("enough of them for a suspicion", PATIENCE, || (in_vain() >= 16).then_some(()));
+        let [first, second] = site.hosts;
+        ip(&format!("addr del {second}/32 dev {outside}"));
+        ip(&format!("addr del {first}/30 dev {outside}"));
+        wait_until("the dead to leave", PATIENCE, || site.ask("db.service.consul").is_empty().then_some(()));
+        is_over.store(true, Ordering::Relaxed);
+    });
+    let log = site.daemon.log_from(from).join("\n");
+    assert!(!log.contains("cut off") && !log.contains("upstream down"), "{log}");
+    assert!(upstream.asked().contains(&". NS".to_owned()), "it was probed");
+    // Its address goes with the namespace, and then its threads cannot be woken.
+    drop(upstream);
 }

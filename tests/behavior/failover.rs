@@ -259,6 +259,35 @@ fn an_upstream_without_edns_is_asked_without_it() {
     assert_eq!(upstream.count("name4.example A"), 1, "it is remembered");
 }
 
+/// A client must not be able to take an upstream down by what it asks for.
+#[test]
+fn an_upstream_that_answers_a_probe_is_not_down_whatever_it_leaves_unanswered() {
+    let is_dead = |asked: &Asked| asked.message.asked().starts_with("dead");
+    let first = Upstream::new(move |asked| if is_dead(asked) { vec![] } else { saying("192.0.2.1")(asked) });
+    let second = Upstream::saying("192.0.2.2");
+    let daemon = Setup::new(&forward(".", &[first.address(), second.address()])).start();
+    let start = Instant::now();
+    let mut number = 0;
+    while start.elapsed() < Duration::from_secs(4) {
+        number += 1;
+        daemon.ask(&format!("dead{number}.example A"));
+        thread::sleep(Duration::from_millis(100));
+    }
+    let probes = first.queries().iter().filter(|asked| asked.message.asked() == ". NS").count();
+    assert!(probes >= 1, "there was a suspicion");
+    assert!(probes as u64 <= start.elapsed().as_secs() + 2, "{probes} probes in {:?}", start.elapsed());
+    let address = first.address().to_string();
+    assert_eq!(daemon.metric("watershed_forward_up", &[("upstream", &*address)]), 1.0);
+    assert_eq!(daemon.ask("alive.example A").one(), "192.0.2.1");
+    // One that answers nothing is found out, and by the same probe.
+    first.change(|_| vec![]);
+    wait_until("the first upstream to be down", PATIENCE, || {
+        number += 1;
+        daemon.ask(&format!("dead{number}.example A"));
+        (daemon.metric("watershed_forward_up", &[("upstream", &*address)]) == 0.0).then_some(())
+    });
+}
+
 #[test]
 fn the_timeout_of_a_rule_is_kept() {
     let silent = Upstream::silent();
