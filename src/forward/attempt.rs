@@ -5,7 +5,7 @@ use rand::Rng;
 use super::{
     Options, UpstreamUrl,
     upstream::{Cookie, Habits},
-    verdict::{Asked, Doubt, Over},
+    verdict::{Asked, Doubt, Over, Verdict},
 };
 use crate::{
     clock::Moment,
@@ -31,6 +31,21 @@ pub(super) struct Attempt {
     pub wrong_replies: u32,
     /// Why it was taken from UDP to a stream, if for something that can be learned.
     pub doubt: Option<Doubt>,
+    /// Its letters are mixed.
+    pub is_mixed: bool,
+    /// The same upstream was asked in plain letters since.
+    pub is_replaced: bool,
+    /// The first reply without the question.
+    pub doubtful: Option<Doubtful>,
+}
+
+/// A reply that is believed if no better one comes.
+#[derive(Debug)]
+pub(super) struct Doubtful {
+    /// For so long a better one is waited for.
+    pub until: Moment,
+    /// What it is worth then.
+    pub verdict: Box<Verdict>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +76,20 @@ impl Attempt {
             is_overdue: false,
             wrong_replies: 0,
             doubt: None,
+            is_mixed: false,
+            is_replaced: false,
+            doubtful: None,
         }
+    }
+
+    /// Whether it waits and is worth asking again: nothing is sent twice over a stream, but perhaps with other letters.
+    pub fn is_silent(&self) -> bool {
+        let may_be_repeated = match self.state {
+            State::Waiting(Over::Udp) => true,
+            State::Waiting(Over::Stream) => self.is_mixed,
+            State::Failed(_) => false,
+        };
+        may_be_repeated && !self.is_replaced
     }
 
     /// The query to send.

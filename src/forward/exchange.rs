@@ -7,23 +7,28 @@
 //! else", sends the query on at once. When nobody is left, the best of the failures is the response, with an
 //! extended error (RFC 8914).
 //!
+//! Two kinds of replies are not believed at once. A datagram without the question may come from a forger who knows no more
+//! than port and id: a better one is waited for, for one resend interval. And some servers, behind recursors above all,
+//! compare the letters of names: where the first query has mixed letters, what it brings is believed only if that is an
+//! answer. A denial, a failure or silence has the same upstream asked once more, in plain letters.
+//!
 //! Whoever drives an exchange does its [`Action`]s and tells it [`Event`]s; an attempt is known by its number.
 
-use std::{fmt, io, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use rand::{Rng, RngExt};
 use smallvec::SmallVec;
 
 use super::{
     Group, Upstream,
-    attempt::{Attempt, Reason, State, mix_letters},
+    attempt::{Attempt, Doubtful, Reason, State, mix_letters},
+    event::{Action, Event, Failure, Options, Outcome, PATIENCE},
     group::Order,
     upstream::INITIAL_TIMEOUT,
     verdict::{Doubt, Over, Verdict, is_complaint, judge},
 };
 use crate::{
     clock::Moment,
-    sys::is_exhaustion,
     wire::{ExtendedError, Match, Question, Rcode, Received, Response, flag},
 };
 
@@ -35,8 +40,7 @@ pub struct Exchange {
     options: Options,
     deadline: Moment,
     patience_ends: Option<Moment>,
-    /// Places in the group; those before `attempts.len()` have been asked. One that stands here again is asked once more,
-    /// with the letters left alone.
+    /// Places in the group; those before `attempts.len()` have been asked. One that stands here again is asked once more.
     order: Order,
     attempts: SmallVec<[Attempt; 1]>,
     /// The attempt sent last: it is the one whose reply is awaited.
@@ -48,98 +52,6 @@ pub struct Exchange {
     /// In the order in which they are to be done.
     actions: SmallVec<[Action; 1]>,
     is_finished: bool,
-}
-
-/// What an exchange depends on besides group and question.
-#[derive(Debug, Clone, Copy)]
-pub struct Options {
-    /// Ask for DNSSEC records (the DO bit).
-    pub dnssec_ok: bool,
-    /// Ask for data that was not validated (the CD bit).
-    pub checking_disabled: bool,
-    /// When to say [`Action::OutOfPatience`] first, counted from the start; `None` for never. It is said again whenever
-    /// [`PATIENCE`] has passed, for those who have come to wait since.
-    pub patience: Option<Duration>,
-    /// When to give up, counted from the start.
-    pub timeout: Duration,
-}
-
-/// What has happened.
-#[derive(Clone, Copy)]
-pub enum Event<'a> {
-    /// A message has come for an attempt.
-    Reply {
-        /// The attempt.
-        attempt: usize,
-        /// The message.
-        wire: &'a [u8],
-    },
-    /// The network has refused an attempt, or its stream has ended.
-    Failed {
-        /// The attempt.
-        attempt: usize,
-        /// For the log.
-        error: &'a dyn fmt::Display,
-    },
-    /// An attempt could not be made for want of descriptors or memory here.
-    Unsent {
-        /// The attempt.
-        attempt: usize,
-    },
-    /// [`Exchange::wake_at`] has come.
-    Time,
-}
-
-impl<'a> Event<'a> {
-    /// What an error of a socket means for an attempt.
-    pub(super) fn of_error(attempt: usize, error: &'a io::Error) -> Self {
-        if is_exhaustion(error) { Self::Unsent { attempt } } else { Self::Failed { attempt, error } }
-    }
-}
-
-/// What is to be done.
-#[derive(Debug)]
-pub enum Action {
-    /// Send [`Exchange::write_query`] as a datagram: from the socket of this attempt, or a new one if it has none yet.
-    SendUdp {
-        /// The attempt.
-        attempt: usize,
-        /// To whom.
-        upstream: Arc<Upstream>,
-    },
-    /// Send [`Exchange::write_query`] over the upstream's stream.
-    SendStream {
-        /// The attempt.
-        attempt: usize,
-        /// To whom.
-        upstream: Arc<Upstream>,
-    },
-    /// No datagram is expected for this attempt any more.
-    CloseUdp {
-        /// The attempt.
-        attempt: usize,
-    },
-    /// Those who wait have waited long enough for a stale answer to be better than none. The exchange goes on.
-    OutOfPatience,
-    /// This is the end.
-    Finish(Outcome),
-}
-
-/// How an exchange has ended.
-#[derive(Debug)]
-pub struct Outcome {
-    /// The response of an upstream, ready to be kept: AA is clear, AD is there only if the upstream is trusted, and the
-    /// letters are the question's.
-    pub response: Result<Response, Failure>,
-    /// Who has sent it; `None` for a response of ours.
-    pub upstream: Option<Arc<Upstream>>,
-}
-
-/// No upstream had an answer.
-#[derive(Debug)]
-pub struct Failure {
-    /// What to tell the client: SERVFAIL or REFUSED, with an extended error.
-    pub response: Response,
 }
 
 impl Exchange {
@@ -188,7 +100,8 @@ impl Exchange {
 
     /// When to tell it [`Event::Time`].
     pub fn wake_at(&self) -> Moment {
-        let next = self.deadline.min(self.resend_at);
+        let doubtful = self.attempts.iter().filter_map(|attempt| Some(attempt.doubtful.as_ref()?.until)).min();
+        let next = self.deadline.min(self.resend_at).min(doubtful.unwrap_or(self.deadline));
         self.patience_ends.map_or(next, |patience_ends| next.min(patience_ends))
     }
 
@@ -249,10 +162,11 @@ impl Exchange {
         let upstream = &self.group.upstreams()[place];
         let habits = upstream.habits(now);
         let over = if upstream.takes_datagrams() { Over::Udp } else { Over::Stream };
-        let is_again = self.attempts.iter().any(|attempt| attempt.place == place);
-        let mixed = over == Over::Udp && habits.mixed_letters && self.group.mixes_letters() && !is_again;
-        let qname = if mixed { mix_letters(&self.question.qname, rng) } else { self.question.qname.clone() };
-        self.attempts.push(Attempt::new(place, over, rng.random(), qname, habits, now));
+        // Whatever follows the first attempt follows it because that has failed, perhaps for its letters.
+        let mixes = over == Over::Udp && habits.mixed_letters && self.group.mixes_letters() && self.attempts.is_empty();
+        let qname = if mixes { mix_letters(&self.question.qname, rng) } else { self.question.qname.clone() };
+        let is_mixed = qname.wire() != self.question.qname.wire();
+        self.attempts.push(Attempt { is_mixed, ..Attempt::new(place, over, rng.random(), qname, habits, now) });
         self.group.note_send();
         upstream.note_sent(false);
         self.send(self.attempts.len() - 1, habits.timeout, now);
@@ -268,7 +182,9 @@ impl Exchange {
 
     /// Sends again what is not the same any more: its time counts from now.
     fn send_changed(&mut self, index: usize, now: Moment) {
-        self.attempts[index].sent_at = now;
+        let attempt = &mut self.attempts[index];
+        attempt.sent_at = now;
+        attempt.doubtful = None;
         self.send_again(index, now);
     }
 
@@ -309,6 +225,16 @@ impl Exchange {
             self.fail();
             return;
         }
+        for index in 0..self.attempts.len() {
+            if let Some(doubtful) = self.attempts[index].doubtful.take_if(|doubtful| now >= doubtful.until)
+                && let State::Waiting(over) = self.attempts[index].state
+            {
+                self.take_in(index, over, *doubtful.verdict, None, now, rng);
+            }
+        }
+        if self.is_finished {
+            return;
+        }
         if self.patience_ends.is_some_and(|patience_ends| now >= patience_ends) {
             self.patience_ends = Some(now + PATIENCE);
             self.actions.push(Action::OutOfPatience);
@@ -324,11 +250,13 @@ impl Exchange {
             return;
         }
         let count = self.attempts.len();
-        let silent = (1..=count)
-            .map(|step| (self.current + step) % count)
-            .find(|&index| self.attempts[index].state == State::Waiting(Over::Udp));
+        let silent =
+            (1..=count).map(|step| (self.current + step) % count).find(|&index| self.attempts[index].is_silent());
         match silent {
-            Some(index) if self.group.take_resend(now) => self.send_again(index, now),
+            Some(index) if self.group.take_resend(now) => match self.attempts[index].is_mixed {
+                true => self.ask_plainly(index, now, rng),
+                false => self.send_again(index, now),
+            },
             _ => {
                 let timeout = self.upstream(self.current).habits(now).timeout;
                 self.resend_at = now + self.patience_with(self.current, timeout);
@@ -346,25 +274,50 @@ impl Exchange {
     fn on_reply(&mut self, index: usize, wire: &[u8], now: Moment, rng: &mut impl Rng) {
         let attempt = &self.attempts[index];
         let State::Waiting(over) = attempt.state else { return };
-        match judge(&attempt.asked(&self.question, over), wire) {
+        let verdict = judge(&attempt.asked(&self.question, over), wire);
+        if let Verdict::Unasked(verdict) = verdict {
+            self.upstream(index).note_wrong();
+            let until = now + self.resend_pause(self.upstream(index).habits(now).timeout);
+            self.attempts[index].doubtful.get_or_insert(Doubtful { until, verdict });
+            return;
+        }
+        let elapsed = now.since(attempt.sent_at);
+        self.take_in(index, over, verdict, Some(elapsed), now, rng);
+    }
+
+    /// Acts on what a reply is worth. `elapsed` is the time that it took, unless that is not known.
+    fn take_in(
+        &mut self,
+        index: usize,
+        over: Over,
+        verdict: Verdict,
+        elapsed: Option<Duration>,
+        now: Moment,
+        rng: &mut impl Rng,
+    ) {
+        if self.attempts[index].is_mixed && verdict.is_denial_or_failure(self.question.qtype) {
+            return self.confirm_plainly(index, over, verdict, elapsed, now, rng);
+        }
+        match verdict {
             Verdict::Wrong => self.on_wrong_reply(index, now),
             Verdict::Doubtful(doubt) => {
                 self.upstream(index).note_wrong();
                 self.attempts[index].doubt = Some(doubt);
                 let place = self.attempts[index].place;
                 if doubt == Doubt::Letters && self.order.iter().filter(|&&of| of == place).count() == 1 {
+                    self.attempts[index].is_replaced = true;
                     // Should there be no stream. A forger gains nothing: he has to guess another id and port, too.
                     self.order.push(place);
                 }
                 self.ask_over_stream(index, now);
             }
             Verdict::Truncated(rcode) => {
-                self.note_reply(index, over, rcode, now);
+                self.note_reply(index, over, rcode, elapsed);
                 self.ask_over_stream(index, now);
             }
             Verdict::WithoutEdns(received) => {
                 self.learn(index, &received, now);
-                self.note_reply(index, over, received.response.rcode(), now);
+                self.note_reply(index, over, received.response.rcode(), elapsed);
                 let attempt = &mut self.attempts[index];
                 attempt.edns = false;
                 attempt.edns_dropped = true;
@@ -372,7 +325,7 @@ impl Exchange {
             }
             Verdict::BadCookie(received) => {
                 self.learn(index, &received, now);
-                self.note_reply(index, over, Rcode::BADCOOKIE, now);
+                self.note_reply(index, over, Rcode::BADCOOKIE, elapsed);
                 let attempt = &mut self.attempts[index];
                 attempt.cookie = attempt.cookie.completed_by(&received.cookie);
                 // Refused twice it is no use; TCP proves our address as well (RFC 7873 §5.3).
@@ -382,22 +335,56 @@ impl Exchange {
                     true => self.fail_attempt(index, Reason::Reply, now, rng),
                 }
             }
-            Verdict::Broken => {
+            Verdict::Broken | Verdict::Unasked(_) => {
                 self.upstream(index).note_wrong();
                 self.fail_attempt(index, Reason::Reply, now, rng);
             }
             Verdict::Failing(received) => {
                 self.learn(index, &received, now);
-                self.note_reply(index, over, received.response.rcode(), now);
+                self.note_reply(index, over, received.response.rcode(), elapsed);
                 self.keep_failure(received);
                 self.fail_attempt(index, Reason::Reply, now, rng);
             }
             Verdict::Good(received) => {
                 self.learn(index, &received, now);
-                self.note_reply(index, over, received.response.rcode(), now);
+                self.note_reply(index, over, received.response.rcode(), elapsed);
                 self.succeed(index, received.response);
             }
         }
+    }
+
+    /// Does not believe what mixed letters have brought: asks the same upstream once more, in plain letters, unless it has
+    /// been asked so.
+    fn confirm_plainly(
+        &mut self,
+        index: usize,
+        over: Over,
+        verdict: Verdict,
+        elapsed: Option<Duration>,
+        now: Moment,
+        rng: &mut impl Rng,
+    ) {
+        match verdict {
+            Verdict::Good(received) | Verdict::Failing(received) | Verdict::WithoutEdns(received) => {
+                self.learn(index, &received, now);
+                self.note_reply(index, over, received.response.rcode(), elapsed);
+                self.keep_failure(received);
+            }
+            _ => self.upstream(index).note_wrong(),
+        }
+        self.set_failed(index, Reason::Reply);
+        if self.attempts[index].is_replaced {
+            self.go_on(now, rng);
+        } else {
+            self.ask_plainly(index, now, rng);
+        }
+    }
+
+    /// Asks the upstream of an attempt with mixed letters in plain ones, with another id and from another port.
+    fn ask_plainly(&mut self, index: usize, now: Moment, rng: &mut impl Rng) {
+        self.attempts[index].is_replaced = true;
+        self.order.insert(self.attempts.len(), self.attempts[index].place);
+        self.ask_next(now, rng);
     }
 
     fn on_wrong_reply(&mut self, index: usize, now: Moment) {
@@ -408,11 +395,10 @@ impl Exchange {
         }
     }
 
-    fn note_reply(&self, index: usize, over: Over, rcode: Rcode, now: Moment) {
+    fn note_reply(&self, index: usize, over: Over, rcode: Rcode, elapsed: Option<Duration>) {
         let upstream = self.upstream(index);
         let is_usual = (over == Over::Udp) == upstream.takes_datagrams();
-        let elapsed = is_usual.then(|| now.since(self.attempts[index].sent_at));
-        upstream.note_reply(rcode, elapsed);
+        upstream.note_reply(rcode, elapsed.filter(|_| is_usual));
     }
 
     /// Draws from a reply that can be believed what holds for the queries to come.
@@ -424,7 +410,9 @@ impl Exchange {
             upstream.learn_without_letters(now);
         }
         if attempt.edns_dropped && !is_complaint(received.response.rcode()) {
-            upstream.learn_without_edns(now);
+            upstream.note_without_edns(now);
+        } else if attempt.edns && received.has_edns {
+            upstream.note_edns();
         }
         if attempt.edns && !upstream.url().is_encrypted() {
             let cookie = attempt.cookie.completed_by(&received.cookie);
@@ -443,10 +431,19 @@ impl Exchange {
     }
 
     fn fail_attempt(&mut self, index: usize, reason: Reason, now: Moment, rng: &mut impl Rng) {
+        self.set_failed(index, reason);
+        self.go_on(now, rng);
+    }
+
+    fn set_failed(&mut self, index: usize, reason: Reason) {
         if self.attempts[index].state == State::Waiting(Over::Udp) {
             self.actions.push(Action::CloseUdp { attempt: index });
         }
         self.attempts[index].state = State::Failed(reason);
+    }
+
+    /// Asks who has not been asked. If there is none, and no reply is awaited, that is the end.
+    fn go_on(&mut self, now: Moment, rng: &mut impl Rng) {
         if !self.ask_next(now, rng) && !(0..self.attempts.len()).any(|other| self.is_waiting(other)) {
             self.fail();
         }
@@ -514,8 +511,6 @@ impl Exchange {
     }
 }
 
-/// How long a client waits before it is given a stale answer (RFC 8767 §5).
-pub const PATIENCE: Duration = Duration::from_millis(1800);
 /// After this many somebody is guessing at the id, and UDP is closed to him.
 const MAX_WRONG_REPLIES: u32 = 3;
 /// Enough for the deadline to come first.

@@ -1,13 +1,15 @@
 use rand::{SeedableRng, rngs::StdRng};
 
 use super::{
-    super::testing::{NS, Reply, cookie_in, group},
+    super::testing::{NS, Reply, SOA, cookie_in, group},
     *,
 };
 use crate::wire::{Class, Query, Rtype};
 
 const ONE: &str = "upstreams = ['192.0.2.1']";
 const TWO: &str = "upstreams = ['192.0.2.1', '192.0.2.2']";
+const ONE_MIXED: &str = "upstreams = ['192.0.2.1']\nmixed_case = true";
+const TWO_MIXED: &str = "upstreams = ['192.0.2.1', '192.0.2.2']\nmixed_case = true";
 
 /// An exchange and its clock.
 struct Bench {
@@ -143,7 +145,6 @@ fn a_query_is_sent_again_to_the_letter() {
     bench.pass_until(3000);
     assert_eq!(bench.query(0), first);
     assert_ne!(bench.query(1)[..2], first[..2], "each upstream has an id of its own");
-    assert_ne!(Query::parse(&bench.query(1)).unwrap().qname(), Query::parse(&first).unwrap().qname(), "and letters");
 }
 
 #[test]
@@ -159,13 +160,12 @@ fn a_late_reply_wins() {
 #[test]
 fn who_does_not_answer_the_question_is_passed_over_at_once() {
     type Change = fn(Reply) -> Reply;
-    let cases: [(&str, Change); 6] = [
+    let cases: [(&str, Change); 5] = [
         ("SERVFAIL", |reply| reply.rcode(Rcode::SERVFAIL)),
-        ("REFUSED", |reply| reply.rcode(Rcode::REFUSED).without_question()),
+        ("REFUSED", |reply| reply.rcode(Rcode::REFUSED)),
         ("NOTAUTH", |reply| reply.rcode(Rcode::NOTAUTH)),
         ("lame", |reply| reply.record(1, NS).without_flag(flag::RA)),
         ("broken", |reply| reply.record(0, b"\xc0").without_edns()),
-        ("no question", Reply::without_question),
     ];
     for (fault, change) in cases {
         let mut bench = Bench::new(&group(TWO));
@@ -200,7 +200,7 @@ fn when_all_fail_the_best_failure_is_the_response() {
                 "SERVFAIL" => {
                     bench.reply(attempt, |query| Reply::to(query).rcode(Rcode::SERVFAIL).option(15, b"\0\x06bogus"))
                 }
-                "broken" => bench.reply(attempt, |query| Reply::to(query).without_question()),
+                "broken" => bench.reply(attempt, |query| Reply::to(query).record(0, b"\xc0").without_edns()),
                 _ => Vec::new(),
             };
         }
@@ -217,17 +217,19 @@ fn when_all_fail_the_best_failure_is_the_response() {
 }
 
 #[test]
-fn a_server_without_edns_is_asked_without_and_remembered() {
+fn a_server_without_edns_is_asked_without_and_remembered_at_the_second_time() {
     for rcode in [Rcode::FORMERR, Rcode::NOTIMP] {
         let group = group(TWO);
-        let mut bench = Bench::new(&group);
-        bench.actions();
         let complaint = |query: &[u8]| Reply::to(query).rcode(rcode).without_edns();
-        assert_eq!(bench.reply(0, complaint), ["udp 0"], "the same upstream again");
-        assert_eq!(Query::parse(&bench.query(0)).unwrap().edns(), None);
-        assert!(group.upstreams()[0].habits(bench.now).edns, "nothing is proven yet");
-        assert_eq!(bench.reply(0, |query| Reply::answering(query).without_edns()), ["NOERROR"]);
-        assert!(!group.upstreams()[0].habits(bench.now).edns);
+        for is_known in [false, true] {
+            let mut bench = Bench::new(&group);
+            bench.actions();
+            assert_eq!(bench.reply(0, complaint), ["udp 0"], "the same upstream again");
+            assert_eq!(Query::parse(&bench.query(0)).unwrap().edns(), None);
+            assert!(group.upstreams()[0].habits(bench.now).edns, "nothing is proven yet");
+            assert_eq!(bench.reply(0, |query| Reply::answering(query).without_edns()), ["NOERROR"]);
+            assert_eq!(group.upstreams()[0].habits(bench.now).edns, !is_known);
+        }
         let next = Bench::new(&group);
         assert_eq!(Query::parse(&next.query(0)).unwrap().edns(), None);
     }
@@ -239,6 +241,154 @@ fn a_server_without_edns_is_asked_without_and_remembered() {
     assert_eq!(bench.reply(0, complaint), ["udp 0"]);
     assert_eq!(bench.reply(0, complaint), ["close 0", "udp 1"]);
     assert!(group.upstreams()[0].habits(bench.now).edns);
+}
+
+/// A reply, how it is made, and what is done because of it in the end.
+type Unasked = (&'static str, fn(Reply) -> Reply, &'static [&'static str]);
+
+/// Twelve octets and at most an OPT record: whoever knows port and id can send them, knowing nothing of the question.
+const UNASKED: [Unasked; 8] = [
+    ("REFUSED", |reply| reply.rcode(Rcode::REFUSED).without_edns(), &["close 0", "udp 1"]),
+    ("SERVFAIL", |reply| reply.rcode(Rcode::SERVFAIL).without_edns(), &["close 0", "udp 1"]),
+    ("NOERROR", |reply| reply.without_edns(), &["close 0", "udp 1"]),
+    ("a query", |reply| reply.without_flag(flag::QR).without_edns(), &["close 0", "udp 1"]),
+    ("TC", |reply| reply.flag(flag::TC).without_edns(), &["close 0", "stream 0"]),
+    ("FORMERR", |reply| reply.rcode(Rcode::FORMERR).without_edns(), &["udp 0"]),
+    ("NOTIMP", |reply| reply.rcode(Rcode::NOTIMP).without_edns(), &["udp 0"]),
+    ("BADVERS", |reply| reply.rcode(Rcode::BADVERS), &["udp 0"]),
+];
+
+#[test]
+fn a_reply_without_the_question_counts_if_no_better_one_comes_in_a_resend_interval() {
+    for (reply, change, expected) in UNASKED {
+        // The answer is on its way.
+        let group_of_two = group(TWO);
+        let mut bench = Bench::new(&group_of_two);
+        bench.actions();
+        assert!(bench.reply(0, |query| change(Reply::to(query)).without_question()).is_empty(), "{reply}");
+        assert_eq!(bench.pass_until(300), [], "{reply}");
+        assert_eq!(bench.reply(0, Reply::answering), ["NOERROR"], "{reply}");
+        assert!(group_of_two.upstreams()[0].habits(bench.now).edns, "{reply}");
+
+        // No other comes: the usual time of the upstream is 30 ms.
+        let group = group(TWO);
+        group.upstreams()[0].note_reply(Rcode::NOERROR, Some(Duration::from_millis(1)));
+        let mut bench = Bench::new(&group);
+        bench.actions();
+        bench.now = bench.now + Duration::from_millis(10);
+        assert!(bench.reply(0, |query| change(Reply::to(query)).without_question()).is_empty(), "{reply}");
+        let done: Vec<(u64, String)> = bench.pass_until(40).into_iter().filter(|(millis, _)| *millis == 40).collect();
+        let done: Vec<String> = done.into_iter().map(|(_, action)| action).collect();
+        // By then the query was sent to the other one, for it was due.
+        let expected: Vec<&&str> = expected.iter().filter(|action| **action != "udp 1").collect();
+        assert_eq!(
+            done.iter().map(|action| &**action).collect::<Vec<_>>(),
+            expected.into_iter().copied().collect::<Vec<_>>(),
+            "{reply}"
+        );
+        assert_eq!(bench.reply(1, Reply::answering), ["NOERROR"], "{reply}");
+    }
+}
+
+#[test]
+fn that_a_server_has_no_edns_is_remembered_only_once_it_is_confirmed() {
+    let group = group(ONE);
+    let header = |query: &[u8]| Reply::to(query).rcode(Rcode::FORMERR).without_edns().without_question();
+    for (complains, is_remembered) in [(true, false), (false, false), (true, false), (true, true)] {
+        let mut bench = Bench::new(&group);
+        bench.actions();
+        if complains {
+            assert!(bench.reply(0, header).is_empty());
+            bench.pass_until(400);
+            assert_eq!(Query::parse(&bench.query(0)).unwrap().edns(), None);
+            assert_eq!(bench.reply(0, |query| Reply::answering(query).without_edns()), ["NOERROR"]);
+        } else {
+            // So the complaint was forged.
+            assert_eq!(bench.reply(0, Reply::answering), ["NOERROR"]);
+        }
+        assert_eq!(!group.upstreams()[0].habits(Moment::from_millis(1_000_500)).edns, is_remembered);
+    }
+    assert!(group.upstreams()[0].habits(Moment::from_millis(1_300_400)).edns, "for five minutes");
+}
+
+#[test]
+fn what_mixed_letters_bring_is_confirmed_in_plain_ones_unless_it_is_an_answer() {
+    type Change = fn(Reply) -> Reply;
+    let cases: [(&str, Change); 7] = [
+        ("NXDOMAIN", |reply| reply.rcode(Rcode::NXDOMAIN).record(1, SOA)),
+        ("NOERROR", |reply| reply.record(1, SOA)),
+        ("REFUSED", |reply| reply.rcode(Rcode::REFUSED)),
+        ("SERVFAIL", |reply| reply.rcode(Rcode::SERVFAIL)),
+        ("FORMERR", |reply| reply.rcode(Rcode::FORMERR).without_edns()),
+        ("NOTAUTH", |reply| reply.rcode(Rcode::NOTAUTH)),
+        ("broken", |reply| reply.record(0, b"\xc0").without_edns()),
+    ];
+    let is_plain = |bench: &Bench, attempt: usize| {
+        Query::parse(&bench.query(attempt)).unwrap().qname() == bench.exchange.question().qname.wire()
+    };
+    for (said, change) in cases {
+        for over_stream in [false, true] {
+            let group = group(TWO_MIXED);
+            let mut bench = Bench::new(&group);
+            bench.actions();
+            assert!(!is_plain(&bench, 0));
+            let mut expected = vec!["close 0", "udp 1"];
+            if over_stream {
+                bench.reply(0, |query| Reply::answering(query).flag(flag::TC));
+                expected.remove(0);
+            }
+            if (said, over_stream) == ("broken", true) {
+                continue;
+            }
+            assert_eq!(bench.reply(0, |query| change(Reply::to(query))), expected, "{said}");
+            assert!(is_plain(&bench, 1), "{said}");
+            assert_ne!(bench.exchange.id(1), bench.exchange.id(0), "{said}: a forger has to guess again");
+            assert_eq!(bench.reply(1, Reply::answering), ["NOERROR"], "{said}");
+            let outcome = bench.outcome.unwrap();
+            assert!(Arc::ptr_eq(&outcome.upstream.unwrap(), &group.upstreams()[0]), "{said}: the same is asked");
+            assert!(group.upstreams()[0].habits(bench.now).edns, "{said}");
+        }
+        // What is confirmed is believed.
+        let mut bench = Bench::new(&group(TWO_MIXED));
+        bench.actions();
+        bench.reply(0, |query| change(Reply::to(query)));
+        let confirmed = bench.reply(1, |query| change(Reply::to(query)));
+        match said {
+            "NXDOMAIN" | "NOERROR" => assert_eq!(confirmed, [said]),
+            "FORMERR" => assert_eq!(confirmed, ["udp 1"], "without EDNS"),
+            _ => assert_eq!(confirmed, ["close 1", "udp 2"], "{said}: the other one is asked"),
+        }
+    }
+    // An answer needs no confirmation.
+    let mut bench = Bench::new(&group(TWO_MIXED));
+    bench.actions();
+    assert_eq!(bench.reply(0, Reply::answering), ["NOERROR"]);
+}
+
+#[test]
+fn whoever_is_silent_to_mixed_letters_is_asked_in_plain_ones() {
+    let expected = [(0, "udp 0"), (400, "udp 1"), (1200, "udp 1"), (2800, "udp 1"), (3500, "SERVFAIL")];
+    let mut bench = Bench::new(&group(ONE_MIXED));
+    assert_eq!(bench.pass_until(9999), at(&expected));
+    assert_eq!(extended_errors(&bench.failure())[0].1, "of 1 upstreams 1 silent");
+    // Over a stream, too.
+    let mut bench = Bench::new(&group(ONE_MIXED));
+    bench.actions();
+    bench.reply(0, |query| Reply::answering(query).flag(flag::TC));
+    assert_eq!(bench.pass_until(450), at(&[(400, "udp 1")]));
+    assert_eq!(bench.reply(1, Reply::answering), ["NOERROR"]);
+    let expected = [(0, "udp 0"), (400, "udp 1"), (1200, "udp 2"), (2800, "udp 1"), (3500, "SERVFAIL")];
+    let group = group(TWO_MIXED);
+    let mut bench = Bench::new(&group);
+    assert_eq!(bench.pass_until(9999), at(&expected));
+    // A late answer is welcome; a late denial is not believed.
+    let mut bench = Bench::new(&group);
+    bench.pass_until(1200);
+    assert_eq!(bench.reply(0, |query| Reply::to(query).rcode(Rcode::NXDOMAIN).record(1, SOA)), ["close 0"]);
+    assert_eq!(bench.reply(2, Reply::answering), ["NOERROR"]);
+    let mut bench = Bench::new(&group);
+    bench.pass_until(1200);
+    assert_eq!(bench.reply(0, Reply::answering), ["NOERROR"]);
 }
 
 #[test]
@@ -291,7 +441,7 @@ fn three_wrong_replies_close_udp() {
 
 #[test]
 fn letters_that_come_back_changed_are_checked_by_stream_and_then_left_alone() {
-    let group = group(ONE);
+    let group = group(ONE_MIXED);
     let lowered = |query: &[u8]| Reply::answering(query).question(|question| question.make_ascii_lowercase());
     let mut bench = Bench::new(&group);
     bench.actions();
@@ -307,7 +457,7 @@ fn letters_that_come_back_changed_are_checked_by_stream_and_then_left_alone() {
 /// Such a server is found in many a home router.
 #[test]
 fn a_server_that_keeps_no_letters_and_has_no_stream_is_asked_once_more_without() {
-    let group = group(TWO);
+    let group = group(TWO_MIXED);
     let lowered = |query: &[u8]| Reply::answering(query).question(|question| question.make_ascii_lowercase());
     let mut bench = Bench::new(&group);
     bench.actions();
@@ -331,7 +481,7 @@ fn a_server_that_keeps_no_letters_and_has_no_stream_is_asked_once_more_without()
 
 #[test]
 fn forged_letters_do_not_talk_us_out_of_mixing_them() {
-    let group = group(ONE);
+    let group = group(ONE_MIXED);
     let mut bench = Bench::new(&group);
     bench.actions();
     let forged = |query: &[u8]| Reply::answering(query).question(|question| question.make_ascii_lowercase());
@@ -416,8 +566,11 @@ fn a_query_asks_for_what_the_client_may_need() {
         assert_eq!(edns.udp_size, udp_size, "{rule}");
         assert_eq!(cookie_in(&wire).is_empty(), encrypted, "{rule}");
         assert!(query.qname().eq_ignore_ascii_case(bench.exchange.question().qname.wire()));
-        let mixed = query.qname() != bench.exchange.question().qname.wire();
-        assert_eq!(mixed, !encrypted, "{rule}: where nobody can forge, letters are left alone");
+        assert_eq!(query.qname(), bench.exchange.question().qname.wire(), "{rule}: letters are left alone");
+        let mixed = Bench::new(&group(&format!("{rule}\nmixed_case = true")));
+        let wire = mixed.query(0);
+        let is_mixed = Query::parse(&wire).unwrap().qname() != mixed.exchange.question().qname.wire();
+        assert_eq!(is_mixed, !encrypted, "{rule}: unless that is wanted where somebody can forge");
     }
 }
 

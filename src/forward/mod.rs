@@ -5,6 +5,7 @@
 //! [`Upstream`], what a rule makes of its servers in its [`Group`].
 
 mod attempt;
+mod event;
 mod exchange;
 mod group;
 mod loops;
@@ -31,7 +32,8 @@ use humantime_serde::re::humantime::format_duration;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
-pub use exchange::{Action, Event, Exchange, Failure, Options, Outcome, PATIENCE};
+pub use event::{Action, Event, Failure, Options, Outcome, PATIENCE};
+pub use exchange::Exchange;
 pub use group::Group;
 pub use loops::LoopWatch;
 pub use task::{probe, run};
@@ -86,8 +88,10 @@ pub struct Config {
     /// Applies at reload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub block_special: Option<bool>,
-    /// Whether the letters of names are sent in mixed case, which a forger would have to guess. A server that does not
-    /// repeat them is found out and spared by itself. Default true. Applies at reload.
+    /// Whether the letters of names are sent in mixed case (0x20), which a forger would have to guess besides port and id.
+    /// Some authoritative servers compare letters, and a recursor that passes ours on to them keeps their denial for all its
+    /// clients. A denial or failure is believed only once it is confirmed in plain letters, but the recursor's cache is not
+    /// ours. A server that does not repeat letters is found out and spared by itself. Default false. Applies at reload.
     pub mixed_case: bool,
     /// How long a query may take, all attempts and CNAME targets included; after that the client is told of the failure. A
     /// query that leads through several rules has the longest of their timeouts in all, and asks the upstreams of each no
@@ -231,7 +235,7 @@ impl Default for Config {
             max_negative_ttl: None,
             trust_ad: None,
             block_special: None,
-            mixed_case: true,
+            mixed_case: false,
             timeout: DEFAULT_TIMEOUT,
             rebinding_guard: false,
             rebinding_exempt: Vec::new(),
@@ -327,7 +331,7 @@ mod tests {
         let rule =
             read("suffixes = ['.', 'Corp.example']\nupstreams = ['192.0.2.53', 'tls://192.0.2.55#dns.example.net']");
         assert_eq!(rule.serve_stale, None);
-        assert!(rule.mixed_case);
+        assert!(!rule.mixed_case, "behind a recursor it changes answers");
         assert_eq!(rule.timeout, Duration::from_millis(3500));
         let rule = rule.rule().unwrap();
         assert_eq!(rule.upstreams[0].to_string(), "192.0.2.53:53");

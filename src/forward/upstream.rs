@@ -17,7 +17,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::Duration,
 };
@@ -45,6 +45,8 @@ pub struct Upstream {
     is_down: AtomicBool,
     /// Whether queries to it came back to us since it was up last.
     is_loop: AtomicBool,
+    /// How often in a row it has answered without EDNS what it had complained of with it.
+    edns_complaints: AtomicU8,
     state: Mutex<State>,
     connection: Connection,
 }
@@ -106,6 +108,7 @@ impl Upstream {
             url,
             is_down: AtomicBool::new(false),
             is_loop: AtomicBool::new(false),
+            edns_complaints: AtomicU8::new(0),
             state: Mutex::new(State {
                 round_trip: None,
                 replies: 0,
@@ -255,9 +258,21 @@ impl Upstream {
         self.cells.failed(Failure::Mismatch);
     }
 
-    /// It answers without EDNS what it does not answer with it. In an hour it may have learned.
-    pub(super) fn learn_without_edns(&self, now: Moment) {
-        self.state.lock().without_edns_until = now + LEARNED_FOR;
+    /// It has answered without EDNS what it complained of with it. The complaint may have been forged, so this is
+    /// remembered when it comes a second time; and for minutes, in which the server may be replaced.
+    pub(super) fn note_without_edns(&self, now: Moment) {
+        let complaints = self.edns_complaints.load(Ordering::Relaxed).saturating_add(1);
+        self.edns_complaints.store(complaints, Ordering::Relaxed);
+        if complaints >= COMPLAINTS_UNTIL_LEARNED {
+            self.state.lock().without_edns_until = now + WITHOUT_EDNS_FOR;
+        }
+    }
+
+    /// It has answered with EDNS.
+    pub(super) fn note_edns(&self) {
+        if self.edns_complaints.load(Ordering::Relaxed) > 0 {
+            self.edns_complaints.store(0, Ordering::Relaxed);
+        }
     }
 
     /// It does not repeat the letters it is asked with.
@@ -353,6 +368,8 @@ const FAILURES_UNTIL_DOWN: u32 = 3;
 const FAILING_UNTIL_DOWN: Duration = Duration::from_secs(1);
 const MIN_PROBE_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PROBE_PAUSE: Duration = Duration::from_secs(10);
+const COMPLAINTS_UNTIL_LEARNED: u8 = 2;
+const WITHOUT_EDNS_FOR: Duration = Duration::from_secs(300);
 const LEARNED_FOR: Duration = Duration::from_secs(3600);
 const CLIENT_COOKIE_BYTES: usize = 8;
 
@@ -448,18 +465,25 @@ mod tests {
     }
 
     #[test]
-    fn what_is_learned_is_tried_again_after_an_hour() {
+    fn what_is_learned_is_tried_again_after_a_while() {
         let upstream = upstream();
-        upstream.learn_without_edns(at(0));
+        upstream.note_without_edns(at(0));
+        assert!(upstream.habits(at(0)).edns, "the complaint may be forged");
+        upstream.note_edns();
+        upstream.note_without_edns(at(0));
+        assert!(upstream.habits(at(0)).edns, "it was");
+        upstream.note_without_edns(at(0));
+        assert!(!upstream.habits(at(299_000)).edns);
+        assert!(upstream.habits(at(300_000)).edns);
         upstream.learn_without_letters(at(0));
         let ours = upstream.habits(at(0)).cookie;
         let learned = ours.completed_by(&[ours.octets(), &[9; 8]].concat());
         upstream.learn_cookie(learned, at(0));
         let habits = upstream.habits(at(3_599_000));
-        assert!(!habits.edns && !habits.mixed_letters);
+        assert!(!habits.mixed_letters);
         assert_eq!(habits.cookie, learned);
         let habits = upstream.habits(at(3_600_000));
-        assert!(habits.edns && habits.mixed_letters);
+        assert!(habits.mixed_letters);
         assert_eq!(habits.cookie.octets(), ours.octets());
     }
 

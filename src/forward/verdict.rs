@@ -48,6 +48,8 @@ pub(super) enum Verdict {
     Wrong,
     /// It may be genuine; the stream will tell.
     Doubtful(Doubt),
+    /// It does not repeat the question. If no better one comes, it is worth this.
+    Unasked(Box<Verdict>),
     /// The whole of it is to be had over the stream.
     Truncated(Rcode),
     /// The server does not understand EDNS.
@@ -56,11 +58,45 @@ pub(super) enum Verdict {
     BadCookie(Received),
 }
 
+impl Verdict {
+    /// Whether a server that compares letters may have said this because of them.
+    pub fn is_denial_or_failure(&self, qtype: Rtype) -> bool {
+        match self {
+            Self::Good(received) => {
+                let response = &received.response;
+                let mut answer = response.records().take_while(|record| record.section == Section::Answer);
+                let is_answered = answer.any(|record| record.rtype == qtype || qtype == Rtype::ANY);
+                response.rcode() != Rcode::NOERROR || !is_answered
+            }
+            Self::Failing(_) | Self::Broken | Self::WithoutEdns(_) => true,
+            Self::Wrong | Self::Doubtful(_) | Self::Unasked(_) | Self::Truncated(_) | Self::BadCookie(_) => false,
+        }
+    }
+}
+
 /// Judges a message that has come in reply to a query.
 pub(super) fn judge(asked: &Asked<'_>, wire: &[u8]) -> Verdict {
     if read_u16(wire, 0) != Some(asked.id) {
         return Verdict::Wrong;
     }
+    let verdict = worth(asked, wire);
+    if asked.over == Over::Stream || matches!(verdict, Verdict::Wrong) || has_question(asked, wire) {
+        return verdict;
+    }
+    Verdict::Unasked(Box::new(verdict))
+}
+
+/// Whether a message that may be no more than a part of one has the question, whatever its letters.
+fn has_question(asked: &Asked<'_>, wire: &[u8]) -> bool {
+    let qname = asked.qname.wire();
+    let end = HEADER_BYTES + qname.len();
+    read_u16(wire, 4).is_some_and(|count| count >= 1)
+        && wire.get(HEADER_BYTES..end).is_some_and(|octets| octets.eq_ignore_ascii_case(qname))
+        && (read_u16(wire, end), read_u16(wire, end + 2)) == (Some(asked.qtype.0), Some(asked.qclass.0))
+}
+
+/// What a message with the right id is worth, should it be genuine.
+fn worth(asked: &Asked<'_>, wire: &[u8]) -> Verdict {
     let by_datagram = asked.over == Over::Udp;
     let Ok(received) = Response::read(wire) else {
         // Some servers cut a truncated response in the middle of a record.
@@ -83,7 +119,11 @@ pub(super) fn judge(asked: &Asked<'_>, wire: &[u8]) -> Verdict {
             Match::OtherLetters | Match::Exact => {}
         }
     } else if settles(rcode) {
-        return Verdict::Broken;
+        // It says nothing of the name; but that there is more than a datagram holds.
+        return match by_datagram && received.response.has_flag(flag::TC) {
+            true => Verdict::Truncated(rcode),
+            false => Verdict::Broken,
+        };
     }
     if by_datagram && asked.edns {
         if received.cookie.is_empty() && asked.cookie.is_complete() {
@@ -146,6 +186,7 @@ fn is_beside_the_point(response: &Response, qname: &Name) -> bool {
     answers.peek().is_some() && !answers.any(says_something)
 }
 
+const HEADER_BYTES: usize = 12;
 /// The opcode of QUERY is zero.
 const OPCODE_BITS: u16 = 0x7800;
 
@@ -179,12 +220,16 @@ mod tests {
             ("SERVFAIL", |r| r.rcode(Rcode::SERVFAIL), "Failing", "Failing"),
             ("REFUSED", |r| r.rcode(Rcode::REFUSED), "Failing", "Failing"),
             ("NOTAUTH", |r| r.rcode(Rcode::NOTAUTH), "Failing", "Failing"),
-            ("FORMERR", |r| r.rcode(Rcode::FORMERR).without_edns().without_question(), "WithoutEdns", "WithoutEdns"),
+            ("FORMERR", |r| r.rcode(Rcode::FORMERR).without_edns().without_question(), "Unasked", "WithoutEdns"),
             ("NOTIMP", |r| r.rcode(Rcode::NOTIMP).without_edns(), "WithoutEdns", "WithoutEdns"),
             ("BADVERS", |r| r.rcode(Rcode::BADVERS), "WithoutEdns", "WithoutEdns"),
             ("BADCOOKIE", |r| r.rcode(Rcode::BADCOOKIE), "BadCookie", "BadCookie"),
-            ("REFUSED without question", |r| r.rcode(Rcode::REFUSED).without_question(), "Failing", "Failing"),
-            ("NOERROR without question", Reply::without_question, "Broken", "Broken"),
+            ("REFUSED without question", |r| r.rcode(Rcode::REFUSED).without_question(), "Unasked", "Failing"),
+            ("NOERROR without question", Reply::without_question, "Unasked", "Broken"),
+            ("truncated without question", |r| r.flag(flag::TC).without_question(), "Unasked", "Broken"),
+            ("SERVFAIL without question", |r| r.rcode(Rcode::SERVFAIL).without_question(), "Unasked", "Failing"),
+            ("BADVERS without question", |r| r.rcode(Rcode::BADVERS).without_question(), "Unasked", "WithoutEdns"),
+            ("cut, without question", |r| r.record(0, &A[..5]).without_edns().without_question(), "Unasked", "Broken"),
             ("truncated", |r| r.record(0, A).flag(flag::TC), "Truncated", "Good"),
             ("truncated and failing", |r| r.flag(flag::TC).rcode(Rcode::SERVFAIL), "Failing", "Failing"),
             ("truncated to nothing", |r| r.flag(flag::TC), "Truncated", "Failing"),

@@ -9,7 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::harness::{daemon::forward, message::query, upstream::saying, *};
+use crate::harness::{
+    daemon::forward,
+    message::{TC, query},
+    upstream::saying,
+    *,
+};
 
 fn over(policy: &str, upstreams: &[&Upstream]) -> Daemon {
     let addresses: Vec<_> = upstreams.iter().map(|upstream| upstream.address()).collect();
@@ -215,12 +220,17 @@ fn after_three_wrong_replies_the_query_goes_over_tcp() {
 }
 
 #[test]
-fn letters_are_mixed_until_an_upstream_fails_to_keep_them() {
+fn letters_are_mixed_where_that_is_wanted_until_an_upstream_fails_to_keep_them() {
     let keeping = Upstream::saying("192.0.2.1");
-    let daemon = Setup::forwarding_to(keeping.address()).start();
-    for number in 0..5 {
-        daemon.ask(&format!("a-long-name-with-many-letters{number}.example A"));
-    }
+    let ask_five = |config: &str| {
+        let daemon = Setup::new(config).start();
+        for number in 0..5 {
+            daemon.ask(&format!("a-long-name-with-many-letters{number}.example A"));
+        }
+    };
+    ask_five(&forward(".", &[keeping.address()]));
+    assert!(keeping.queries().iter().all(|asked| asked.message.qname() == asked.message.qname().to_lowercase()));
+    ask_five(&(forward(".", &[keeping.address()]) + "mixed_case = true\n"));
     let qnames: Vec<String> = keeping.queries().iter().map(|asked| asked.message.qname()).collect();
     assert!(qnames.iter().any(|qname| *qname != qname.to_lowercase()), "{qnames:?}");
 
@@ -229,7 +239,7 @@ fn letters_are_mixed_until_an_upstream_fails_to_keep_them() {
         response.question = query(&asked.message.asked()).question;
         vec![Act::Reply(response)]
     });
-    let daemon = Setup::forwarding_to(lowering.address()).start();
+    let daemon = Setup::new(&(forward(".", &[lowering.address()]) + "mixed_case = true\n")).start();
     let slow = (0..8)
         .filter(|number| {
             let (reply, elapsed) = timed(&daemon, &format!("a-long-name{number}.example A"));
@@ -257,6 +267,42 @@ fn an_upstream_without_edns_is_asked_without_it() {
     let last = upstream.queries().pop().unwrap();
     assert!(last.message.edns.is_none());
     assert_eq!(upstream.count("name4.example A"), 1, "it is remembered");
+}
+
+/// Behind a recursor such servers compare letters, and it keeps what they say.
+#[test]
+fn what_mixed_letters_are_told_is_confirmed_in_plain_ones() {
+    const FAULTS: [&str; 5] = ["NXDOMAIN", "NOERROR", "REFUSED", "SERVFAIL", "silence"];
+    // `cut` has all of it come over TCP.
+    let upstream = Upstream::new(|asked| {
+        let qname = asked.message.qname();
+        let lowered = qname.to_lowercase();
+        let is_plain = qname == lowered;
+        let fault = FAULTS.iter().find(|fault| lowered.starts_with(&fault.to_lowercase())).unwrap();
+        let response = asked.message.respond();
+        match (is_plain, *fault) {
+            _ if lowered.contains("cut") && !asked.over_tcp => vec![Act::Reply(response.set(TC))],
+            (true, _) => vec![Act::Reply(response.answer(&format!("{qname} 60 A 192.0.2.1")))],
+            (false, "silence") => vec![],
+            (false, rcode) => vec![Act::Reply(response.rcode(rcode))],
+        }
+    });
+    let daemon = Setup::new(&(forward(".", &[upstream.address()]) + "mixed_case = true\n")).start();
+    for fault in FAULTS {
+        for way in ["whole", "cut"] {
+            for over_tcp in [false, true] {
+                let question = format!("{}-{way}-{over_tcp}.many.letters.in.this.name.example A", fault.to_lowercase());
+                let query = query(&question).edns(1232);
+                let reply = if over_tcp { daemon.tcp(&query) } else { daemon.udp(&query) };
+                assert_eq!((reply.rcode_name(), reply.data()), ("NOERROR", vec!["192.0.2.1".to_owned()]), "{question}");
+            }
+        }
+    }
+    let is_mixed = |asked: &Asked| asked.message.qname() != asked.message.qname().to_lowercase();
+    assert!(upstream.queries().iter().any(is_mixed));
+    // What is denied in plain letters, too, is denied.
+    upstream.change(|asked| vec![Act::Reply(asked.message.respond().rcode("NXDOMAIN"))]);
+    assert_eq!(daemon.ask("no-such-name-with-letters.example A").rcode_name(), "NXDOMAIN");
 }
 
 /// A client must not be able to take an upstream down by what it asks for.

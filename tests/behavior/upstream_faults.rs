@@ -253,20 +253,17 @@ fn rows() -> Vec<Row> {
             })
         })
         .at_once(),
-        failing("RFC 5452 §9.1", "no question", |asked| vec![Act::Reply(Message { question: vec![], ..lie(asked) })])
-            .at_once(),
+        failing("RFC 5452 §9.1", "no question", |asked| vec![Act::Reply(Message { question: vec![], ..lie(asked) })]),
         // What is no message.
         failing("RFC 1035 §4.1.1", "an empty datagram", |_| vec![Act::Bytes(vec![])]).counted("timeouts"),
         failing("RFC 1035 §4.1", "garbage behind the id", |asked| {
             vec![Act::Bytes([&asked.message.id.to_be_bytes()[..], &[0xff; 40]].concat())]
-        })
-        .at_once(),
+        }),
         failing("RFC 1035 §4.1", "a header alone", |asked| {
             vec![Act::Bytes([&asked.message.id.to_be_bytes()[..], &[0x80, 5], &[0; 8]].concat())]
         })
         .told("REFUSED 22", SECOND)
         .counted("responses REFUSED")
-        .at_once()
         .because("RFC 1035 §4.1.1: an error may come without its question"),
         failing("RFC 1035 §4.1", "records that are cut", |asked| {
             octets(lie(asked), |wire| wire.truncate(wire.len() - 13))
@@ -384,16 +381,20 @@ fn no_fault_of_an_upstream_costs_a_client_more_than_its_answers() {
     };
     let (alone, both): (Vec<_>, Vec<_>) = rows.iter().map(|row| (faulty(row), faulty(row))).unzip();
     let mut rules: Vec<(String, Vec<SocketAddr>)> = Vec::new();
+    let mut config = String::new();
     for (row, ((alone, _), (both, _))) in alone.iter().zip(&both).enumerate() {
         rules.push((format!("row{row}.alone.example"), vec![*alone]));
         rules.push((format!("row{row}.both.example"), vec![*both, good.address()]));
+        for (suffix, servers) in &rules[2 * row..] {
+            config += &forward(suffix, servers);
+            config += if rows[row].fault.contains("letters") { "mixed_case = true\n" } else { "" };
+        }
     }
     let peers = thread::scope(|scope| {
         let bind = scope.spawn(|| Program::bind_forwarding(&rules));
         let unbound = scope.spawn(|| Program::unbound_forwarding(&rules));
         [bind.join().unwrap(), unbound.join().unwrap()]
     });
-    let config: String = rules.iter().map(|(suffix, servers)| forward(suffix, servers)).collect();
     let daemon = Setup::new(&config).start();
 
     // A machine that stands still for seconds makes a failure of an answer, and a wait of what comes at once. So it is
