@@ -59,13 +59,15 @@ impl Name {
 
     /// Reads the name that starts at `at` in `message`, following compression pointers. Returns where it ends.
     ///
-    /// A pointer must lead to an earlier place than the one before it, so no message can make this loop.
+    /// A pointer must lead to an earlier place than the one before it, so no message can make this loop. There may be as many
+    /// pointers as labels: one that leads to another one has no use (RFC 9267 §2).
     pub fn read(message: &[u8], at: usize) -> Result<(Self, usize), NameError> {
         let mut name = [0; MAX_NAME_BYTES];
         let mut length = 0;
         let mut position = at;
         let mut lowest = at;
         let mut end = None;
+        let mut pointers = 0;
         loop {
             let head = usize::from(*message.get(position).ok_or(NameError::BadWire)?);
             match head {
@@ -87,7 +89,8 @@ impl Name {
                 192.. => {
                     let low = usize::from(*message.get(position + 1).ok_or(NameError::BadWire)?);
                     let target = (head & 0x3f) << 8 | low;
-                    if target >= lowest {
+                    pointers += 1;
+                    if target >= lowest || pointers > MOST_POINTERS {
                         return Err(NameError::BadWire);
                     }
                     end.get_or_insert(position + 2);
@@ -388,6 +391,8 @@ pub const MAX_NAME_BYTES: usize = 255;
 pub(super) const MAX_LABEL_BYTES: usize = 63;
 /// A name of 255 octets has no more, the root's among them.
 const MAX_LABELS: usize = 128;
+/// Pointers in a name.
+const MOST_POINTERS: usize = MAX_LABELS;
 /// Names up to this length lie in place. With it a name is six words, what a box would take with its octets.
 const SHORT_BYTES: usize = 46;
 
@@ -473,6 +478,19 @@ mod tests {
         assert_eq!(read(15), Ok(("a.example.".into(), 19)));
         assert_eq!(read(19), Err(NameError::BadWire), "a pointer to itself");
         assert_eq!(read(40), Err(NameError::BadWire), "beyond the end");
+    }
+
+    #[test]
+    fn a_name_has_no_more_pointers_than_labels() {
+        // The root, then pointers that each lead to the one before.
+        let chain: Vec<u8> = [0]
+            .into_iter()
+            .chain((0..200u16).flat_map(|at| (0xc000 | (2 * at).saturating_sub(1)).to_be_bytes()))
+            .collect();
+        let read = |pointers: usize| Name::read(&chain, 2 * pointers - 1).map(|(name, _)| name);
+        assert_eq!(read(1), Ok(Name::root()));
+        assert_eq!(read(MOST_POINTERS), Ok(Name::root()));
+        assert_eq!(read(MOST_POINTERS + 1), Err(NameError::BadWire));
     }
 
     #[test]

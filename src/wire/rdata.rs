@@ -7,7 +7,7 @@ use super::{
     Class, Name, NameError, RecordView, Rtype,
     name::skip_uncompressed,
     read_u16,
-    response::{End, check_name},
+    response::{End, Progress, check_name},
 };
 
 /// A part of RDATA.
@@ -128,10 +128,9 @@ fn form(rtype: Rtype) -> Option<(&'static [Field], Rest)> {
     })
 }
 
-/// Makes sure that RDATA is whole and nothing more, and that its names can be read, now and in every reply. `ttls_at` are
-/// the places of the TTLs so far, as [`check_name`] wants them.
+/// Makes sure that RDATA is whole and nothing more, and that its names can be read, now and in every reply.
 #[inline]
-pub(super) fn check(message: &[u8], record: &RecordView, ttls_at: &[u16]) -> Option<Names> {
+pub(super) fn check(message: &[u8], record: &RecordView, progress: &mut Progress) -> Option<Names> {
     let length = record.rdata.len();
     let has_length = |wanted| (length == wanted).then_some(Names::AsTheyAre);
     match record.rtype {
@@ -140,20 +139,26 @@ pub(super) fn check(message: &[u8], record: &RecordView, ttls_at: &[u16]) -> Opt
         Rtype::AAAA if record.class == Class::IN => has_length(16),
         Rtype::A | Rtype::AAAA | Rtype::WKS if record.class != Class::IN => Some(Names::AsTheyAre),
         rtype => match form(rtype) {
-            Some((fields, rest)) => check_form(message, record, fields, rest, ttls_at),
+            Some((fields, rest)) => check_form(message, record, fields, rest, progress),
             None => Some(Names::AsTheyAre),
         },
     }
 }
 
-fn check_form(message: &[u8], record: &RecordView, fields: &[Field], rest: Rest, ttls_at: &[u16]) -> Option<Names> {
+fn check_form(
+    message: &[u8],
+    record: &RecordView,
+    fields: &[Field],
+    rest: Rest,
+    progress: &mut Progress,
+) -> Option<Names> {
     let mut names = Names::AsTheyAre;
     let rdata = message.get(..record.rdata.end)?;
     let mut at = record.rdata.start;
     for field in fields {
         at = match field {
             Field::Name => {
-                let End { at, is_compressed } = check_name(rdata, at, ttls_at)?;
+                let End { at, is_compressed } = check_name(rdata, at, progress)?;
                 if is_compressed && !may_compress(record.rtype) {
                     names = Names::ToExpand;
                 }

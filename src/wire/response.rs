@@ -115,19 +115,21 @@ pub struct Malformed;
 
 impl Response {
     /// Takes an upstream's message apart. Octets behind the last record are cut off. RDATA that lacks the form of its type
-    /// makes the message malformed.
+    /// makes the message malformed, and so do more labels and pointers in its names than a server has reason to write.
     pub fn read(message: &[u8]) -> Result<Received, Malformed> {
-        Self::try_read(message, rdata::check).ok_or(Malformed)
+        Self::try_read(message, Progress::of(message), rdata::check).ok_or(Malformed)
     }
 
     /// Takes a reply of ours apart. Its RDATA is not looked into: local data may hold what an upstream may not send.
     pub fn read_own(message: &[u8]) -> Result<Received, Malformed> {
-        Self::try_read(message, |_, _, _| Some(rdata::Names::AsTheyAre)).ok_or(Malformed)
+        let progress = Progress { steps_left: usize::MAX, ..Progress::of(message) };
+        Self::try_read(message, progress, |_, _, _| Some(rdata::Names::AsTheyAre)).ok_or(Malformed)
     }
 
     fn try_read(
         message: &[u8],
-        check_rdata: impl Fn(&[u8], &RecordView, &[u16]) -> Option<rdata::Names>,
+        mut progress: Progress,
+        check_rdata: impl Fn(&[u8], &RecordView, &mut Progress) -> Option<rdata::Names>,
     ) -> Option<Received> {
         let word = |at| read_u16(message, at);
         let records_at = match word(4)? {
@@ -154,14 +156,13 @@ impl Response {
         };
         let mut at = records_at;
         let mut opt = None;
-        let mut ttls_at: SmallVec<[u16; 32]> = SmallVec::new();
         for (count_at, section) in SECTIONS {
             for _ in 0..word(count_at)? {
                 let record = RecordView { section, ..skip_record(message, at)? };
-                check_owner(message, &record, &ttls_at)?;
-                ttls_at.push(u16::try_from(record.ttl_at).ok()?);
+                check_owner(message, &record, &mut progress)?;
+                progress.ttls_at.push(u16::try_from(record.ttl_at).ok()?);
                 received.response.has_names_to_expand |=
-                    check_rdata(message, &record, &ttls_at)? == rdata::Names::ToExpand;
+                    check_rdata(message, &record, &mut progress)? == rdata::Names::ToExpand;
                 if record.rtype == Rtype::OPT {
                     if section != Section::Additional || opt.is_some() || message.get(at) != Some(&0) {
                         return None;
@@ -563,7 +564,7 @@ fn skip_name(wire: &[u8], at: usize) -> Option<usize> {
 
 /// Makes sure that the owner can be read, in every reply too.
 #[inline]
-fn check_owner(message: &[u8], record: &RecordView, ttls_at: &[u16]) -> Option<()> {
+fn check_owner(message: &[u8], record: &RecordView, progress: &mut Progress) -> Option<()> {
     // A pointer to the question's name is by far the most frequent owner, and is known to be good. Where there is no
     // question, the first record stands in its place.
     if points_to_qname(message, record.owner_at) && record.owner_at != HEADER_BYTES {
@@ -573,7 +574,7 @@ fn check_owner(message: &[u8], record: &RecordView, ttls_at: &[u16]) -> Option<(
     if message.get(record.owner_at) == Some(&0) {
         return Some(());
     }
-    check_name(message, record.owner_at, ttls_at).map(drop)
+    check_name(message, record.owner_at, progress).map(drop)
 }
 
 /// Where a name ends.
@@ -583,14 +584,33 @@ pub(super) struct End {
     pub is_compressed: bool,
 }
 
+/// How far a message has been checked.
+pub(super) struct Progress {
+    /// The places of the TTLs so far.
+    ttls_at: SmallVec<[u16; 32]>,
+    /// How many labels and pointers names may have from here on.
+    steps_left: usize,
+}
+
+impl Progress {
+    /// At the beginning. A name of a few octets can lead through a hundred labels and pointers, and a message hold thousands of
+    /// such names (RFC 9267 §2). Names are read several times for each response, so their sum is bounded: twice as many steps
+    /// as the message has octets, and some more, are enough for any names that are not made to be slow.
+    fn of(message: &[u8]) -> Self {
+        Self { ttls_at: SmallVec::new(), steps_left: LEAST_STEPS + 2 * message.len() }
+    }
+}
+
 /// Makes sure that the name that starts at `at` can be read, in every reply too: it may not lead to what replies have
-/// otherwise, the header and TTLs. `ttls_at` are the places of the TTLs before it. `None` if it cannot.
-pub(super) fn check_name(message: &[u8], at: usize, ttls_at: &[u16]) -> Option<End> {
+/// otherwise, the header and TTLs. `None` if it cannot, or if the names of the message have too many labels and pointers in all.
+pub(super) fn check_name(message: &[u8], at: usize, progress: &mut Progress) -> Option<End> {
+    let ttls_at = &progress.ttls_at;
     let (_, end) = Name::read(message, at).ok()?;
     let first = at;
     let (mut start, mut at) = (first, first);
     let mut is_compressed = false;
     loop {
+        progress.steps_left = progress.steps_left.checked_sub(1)?;
         let head = *message.get(at)?;
         let end_of_label = at + if head < 192 { 1 + usize::from(head) } else { 2 };
         if head == 0 || head >= 192 {
@@ -618,6 +638,8 @@ fn points_to_qname(message: &[u8], at: usize) -> bool {
     message.get(at..at + 2) == Some(&[0xc0, HEADER_BYTES as u8])
 }
 
+/// Labels and pointers that any message may have in its names.
+const LEAST_STEPS: usize = 16_384;
 const TTL_BYTES: usize = 4;
 /// Where the count of each section stands.
 const SECTIONS: [(usize, Section); 3] = [(6, Section::Answer), (8, Section::Authority), (10, Section::Additional)];

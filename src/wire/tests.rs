@@ -191,6 +191,51 @@ fn an_owner_that_would_be_another_in_a_reply_is_malformed() {
     }
 }
 
+/// A message of so many addresses, each at the name that starts at `target` in the RDATA of a first record of an unknown type.
+fn pointing_into(rdata: &[u8], target: u16, records: u16) -> Vec<u8> {
+    let mut message = b"\x00\x01\x81\x80\x00\x01".to_vec();
+    message.extend((records + 1).to_be_bytes());
+    message.extend(b"\x00\x00\x00\x00\x03www\x07example\x00\x00\x01\x00\x01");
+    message.extend(b"\xc0\x0c\xff\x01\x00\x01\x00\x00\x00\x00");
+    message.extend((rdata.len() as u16).to_be_bytes());
+    let rdata_at = message.len() as u16;
+    message.extend(rdata);
+    for _ in 0..records {
+        message.extend((0xc000 | (rdata_at + target)).to_be_bytes());
+        message.extend(b"\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x04\xc0\x00\x02\x01");
+    }
+    message
+}
+
+#[test]
+fn labels_and_pointers_of_all_names_are_bounded() {
+    // Each label is followed by a pointer to the one before.
+    let rdata_at = 12 + 13 + 4 + 12;
+    let mut slow = b"\x01a\x00".to_vec();
+    let mut start = 0u16;
+    for _ in 0..125 {
+        let at = slow.len() as u16;
+        slow.extend(b"\x01a");
+        slow.extend((0xc000 | (rdata_at + start)).to_be_bytes());
+        start = at;
+    }
+    // As long, and written out.
+    let plain = [&b"\x01a".repeat(126)[..], b"\x00"].concat();
+    // Ten labels, as a long name in use has.
+    let usual = b"\x04host\x02eu\x04west\x03api\x04prod\x05cloud\x07example\x03net\x02co\x02uk\x00";
+    for (name, target, records, is_good) in [
+        (&slow[..], start, 10, true),
+        (&slow, start, 3900, false),
+        (&plain, 0, 10, true),
+        (&plain, 0, 3900, false),
+        (usual, 0, 3900, true),
+    ] {
+        let message = pointing_into(name, target, records);
+        assert!(message.len() <= 65_535);
+        assert_eq!(Response::read(&message).is_ok(), is_good, "{} octets, {records} records", name.len());
+    }
+}
+
 #[test]
 fn letters_of_the_question_and_its_owners_are_restored() {
     let address = Record::new(name("WwW.eXaMpLe"), Rtype::A, 60, [192, 0, 2, 1]);
