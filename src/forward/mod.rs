@@ -99,7 +99,8 @@ pub struct Config {
     /// Default "3.5s", from "100ms" to "10s". Applies at reload.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
-    /// Whether addresses within a site (private, loopback, link-local, and those that wrap them) are left out of answers, so
+    /// Whether addresses within a site (private, loopback, link-local, reserved, and IPv6 addresses that stand for such IPv4
+    /// addresses) and address records of the wrong length are left out of answers, so
     /// that no page of a stranger reads what hosts of ours show (DNS rebinding). A name that a CNAME of this rule leads to
     /// is guarded too, whoever answers it. Default false. Applies at reload.
     pub rebinding_guard: bool,

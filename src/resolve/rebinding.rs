@@ -42,9 +42,10 @@ fn is_private_record(response: &Response, record: &RecordView) -> bool {
     let Some(rdata) = response.message().get(record.rdata.clone()).filter(|_| record.class == Class::IN) else {
         return false;
     };
+    // A client that reads a malformed record may find in it what we do not.
     match record.rtype {
-        Rtype::A | Rtype::AAAA => address(rdata).is_some_and(is_private),
-        // Who reads a malformed one may find in it what we do not.
+        Rtype::A => <[u8; 4]>::try_from(rdata).ok().is_none_or(|octets| is_private(octets.into())),
+        Rtype::AAAA => <[u8; 16]>::try_from(rdata).ok().is_none_or(|octets| is_private(octets.into())),
         Rtype::SVCB | Rtype::HTTPS => hints(rdata).is_none_or(|hints| hints.into_iter().any(is_private)),
         _ => false,
     }
@@ -81,32 +82,53 @@ fn hints(rdata: &[u8]) -> Option<Vec<IpAddr>> {
 }
 
 /// Whether an address means a host within a site, or this one: loopback, private (RFC 1918, 4193), shared (RFC 6598),
-/// link-local, site-local (RFC 3879), unspecified (which reaches loopback) and broadcast, also where IPv6 wraps it: mapped
-/// and compatible (RFC 4291 §2.5.5), translated (RFC 6052), 6to4 (RFC 3056).
+/// link-local, site-local (RFC 3879), unspecified (which reaches loopback), reserved (RFC 1112 §4, broadcast among them), of
+/// a benchmark network (RFC 2544, 5180), of DS-Lite (RFC 6333, 7335) or of segment routing (RFC 9602). So does an IPv6 address
+/// that stands for such an IPv4 address: mapped and compatible (RFC 4291 §2.5.5), translated (RFC 2765 §2.1, 6052), 6to4
+/// (RFC 3056) and Teredo (RFC 4380 §4); a translator with a prefix for local use (RFC 8215) is within the site itself.
+///
+/// Addresses that are no host's (documentation, discard-only) and those of services that answer anywhere (anycast) are public.
 fn is_private(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => is_private_v4(v4),
         IpAddr::V6(v6) => {
             let [a, b, c, d, e, f, g, h] = v6.segments();
             let v4_at = |high: u16, low: u16| Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
-            let wrapped = match (a, b, c, d, e, f) {
-                (0, 0, 0, 0, 0, 0 | 0xffff) | (0x64, 0xff9b, 0, 0, 0, 0) => Some(v4_at(g, h)),
+            let embedded = match (a, b, c, d, e, f) {
+                (0, 0, 0, 0, 0, 0 | 0xffff) | (0, 0, 0, 0, 0xffff, 0) | (0x64, 0xff9b, 0, 0, 0, 0) => Some(v4_at(g, h)),
                 (0x2002, ..) => Some(v4_at(b, c)),
+                // The client's address, with all bits inverted.
+                (0x2001, 0, ..) => Some(v4_at(!g, !h)),
                 _ => None,
             };
+            let is_benchmark = (a, b, c) == (0x2001, 2, 0);
+            let is_local_translation = (a, b, c) == (0x64, 0xff9b, 1);
             v6 == Ipv6Addr::LOCALHOST
                 || v6.is_unique_local()
                 || v6.is_unicast_link_local()
                 || a & 0xffc0 == 0xfec0
-                || wrapped.is_some_and(is_private_v4)
+                || a == 0x5f00
+                || is_benchmark
+                || is_local_translation
+                || embedded.is_some_and(is_private_v4)
         }
     }
 }
 
 fn is_private_v4(v4: Ipv4Addr) -> bool {
-    let [a, b, ..] = v4.octets();
+    let [a, b, c, d] = v4.octets();
     let is_shared = a == 100 && b & 0xc0 == 64;
-    a == 0 || v4.is_private() || v4.is_loopback() || v4.is_link_local() || v4.is_broadcast() || is_shared
+    let is_benchmark = a == 198 && b & 0xfe == 18;
+    let is_ds_lite = (a, b, c) == (192, 0, 0) && d < 8;
+    let is_reserved = a >= 240;
+    a == 0
+        || v4.is_private()
+        || v4.is_loopback()
+        || v4.is_link_local()
+        || is_shared
+        || is_benchmark
+        || is_ds_lite
+        || is_reserved
 }
 
 /// Extended error 15, Blocked (RFC 8914 §4.16).
@@ -143,6 +165,13 @@ mod tests {
             ("fe80::1", true),
             ("fec0::1", true),
             ("feff::1", true),
+            ("::ffff:0:10.0.0.1", true), // SIIT
+            ("::ffff:0:192.0.2.1", false),
+            ("2001:0:4136:e378:8000:63bf:f5ff:fffe", true), // Teredo, 10.0.0.1
+            ("2001:0:a00:1:8000:63bf:3fff:fdfe", false),    // its server counts for nothing
+            ("198.17.255.255", false),
+            ("198.20.0.0", false),
+            ("192.0.0.170", false), // of ipv4only.arpa (RFC 7050)
             ("ff02::1", false),
             ("2001:db8::1", false),
             ("::ffff:10.0.0.1", true),
@@ -154,6 +183,66 @@ mod tests {
             ("2002:c000:201::1", false),
         ] {
             assert_eq!(is_private(address.parse().unwrap()), expected, "{address}");
+        }
+    }
+
+    /// The registries of special-purpose addresses (www.iana.org/assignments/iana-ipv4-special-registry and
+    /// iana-ipv6-special-registry, of 2025-10), each row with an address in it.
+    #[test]
+    fn every_special_purpose_address_is_judged() {
+        for (row, address, expected) in [
+            ("0.0.0.0/8 this network", "0.255.0.1", true),
+            ("0.0.0.0/32 this host", "0.0.0.0", true),
+            ("10.0.0.0/8 private use", "10.255.255.255", true),
+            ("100.64.0.0/10 shared", "100.127.255.255", true),
+            ("127.0.0.0/8 loopback", "127.1.2.3", true),
+            ("169.254.0.0/16 link local", "169.254.255.255", true),
+            ("172.16.0.0/12 private use", "172.16.0.1", true),
+            ("192.0.0.0/24 protocol assignments", "192.0.0.100", false),
+            ("192.0.0.0/29 service continuity", "192.0.0.2", true),
+            ("192.0.0.8/32 dummy", "192.0.0.8", false),
+            ("192.0.0.9/32 PCP anycast", "192.0.0.9", false),
+            ("192.0.0.10/32 TURN anycast", "192.0.0.10", false),
+            ("192.0.0.170/32 NAT64 discovery", "192.0.0.170", false),
+            ("192.0.0.171/32 NAT64 discovery", "192.0.0.171", false),
+            ("192.0.2.0/24 documentation", "192.0.2.255", false),
+            ("192.31.196.0/24 AS112", "192.31.196.1", false),
+            ("192.52.193.0/24 AMT", "192.52.193.1", false),
+            ("192.88.99.0/24 6to4 relay anycast", "192.88.99.1", false),
+            ("192.168.0.0/16 private use", "192.168.255.255", true),
+            ("192.175.48.0/24 AS112", "192.175.48.1", false),
+            ("198.18.0.0/15 benchmarking", "198.19.255.255", true),
+            ("198.51.100.0/24 documentation", "198.51.100.1", false),
+            ("203.0.113.0/24 documentation", "203.0.113.1", false),
+            ("240.0.0.0/4 reserved", "240.0.0.1", true),
+            ("255.255.255.255/32 broadcast", "255.255.255.255", true),
+            ("::1/128 loopback", "::1", true),
+            ("::/128 unspecified", "::", true),
+            ("::ffff:0:0/96 IPv4-mapped", "::ffff:169.254.0.1", true),
+            ("64:ff9b::/96 translation", "64:ff9b::127.0.0.1", true),
+            ("64:ff9b:1::/48 local translation", "64:ff9b:1::192.0.2.1", true),
+            ("100::/64 discard only", "100::1", false),
+            ("100:0:0:1::/64 dummy", "100:0:0:1::1", false),
+            ("2001::/23 protocol assignments", "2001:1ff::1", false),
+            ("2001::/32 Teredo", "2001:0:c000:201:0:0:3f57:fefe", true), // 192.168.1.1
+            ("2001:1::1/128 PCP anycast", "2001:1::1", false),
+            ("2001:1::2/128 TURN anycast", "2001:1::2", false),
+            ("2001:1::3/128 DNS-SD anycast", "2001:1::3", false),
+            ("2001:2::/48 benchmarking", "2001:2::1", true),
+            ("2001:3::/32 AMT", "2001:3::1", false),
+            ("2001:4:112::/48 AS112", "2001:4:112::1", false),
+            ("2001:10::/28 ORCHID", "2001:10::1", false),
+            ("2001:20::/28 ORCHIDv2", "2001:20::1", false),
+            ("2001:30::/28 drone remote ID", "2001:30::1", false),
+            ("2001:db8::/32 documentation", "2001:db8::1", false),
+            ("2002::/16 6to4", "2002:7f00:1::", true),
+            ("2620:4f:8000::/48 AS112", "2620:4f:8000::1", false),
+            ("3fff::/20 documentation", "3fff::1", false),
+            ("5f00::/16 segment routing", "5f00::1", true),
+            ("fc00::/7 unique local", "fcff::1", true),
+            ("fe80::/10 link local", "febf::1", true),
+        ] {
+            assert_eq!(is_private(address.parse().unwrap()), expected, "{row}");
         }
     }
 
@@ -187,7 +276,8 @@ mod tests {
         let other_signature = record(other, Rtype::RRSIG, &signed);
         let alias = record(www, Rtype::CNAME, b"\x05other\x07example\0");
         let text = record(www, Rtype::TXT, b"\x0410.0");
-        let odd = record(www, Rtype::A, &[10, 0, 0]);
+        let short = record(www, Rtype::A, &[8, 8, 8]);
+        let of_other_family = record(www, Rtype::AAAA, &[8, 8, 8, 8]);
         // Priority 1, our own name, ALPN h2, then the hints.
         let binding = |hint: &[u8]| record(www, Rtype::HTTPS, &[&[0, 1, 0, 0, 1, 0, 3, 2, b'h', b'2'], hint].concat());
         let public_hint = binding(&[0, 4, 0, 4, 192, 0, 2, 1]);
@@ -199,7 +289,8 @@ mod tests {
             (vec![public.clone(), private.clone(), signature.clone()], Some(vec![public.clone()])),
             (vec![private.clone()], Some(vec![])),
             (vec![alias.clone(), private_v6, other_signature.clone()], Some(vec![alias, other_signature])),
-            (vec![text, odd], None), // no addresses
+            (vec![text], None), // no address
+            (vec![public.clone(), short, of_other_family], Some(vec![public])),
             (vec![public_hint.clone(), private_hint], Some(vec![public_hint])),
             (vec![cut_hint, odd_hint], Some(vec![])),
         ] {

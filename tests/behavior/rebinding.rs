@@ -1,6 +1,6 @@
 //! Names of strangers do not lead to hosts of ours, where a rule says so.
 
-use crate::harness::{daemon::forward, *};
+use crate::harness::{daemon::forward, programs::Program, *};
 
 const RECORDS: [&str; 14] = [
     "public.example. 60 A 192.0.2.1",
@@ -76,4 +76,79 @@ fn addresses_within_a_site_are_left_out_where_a_rule_guards_against_them() {
         (reply.data(), glue),
         (vec!["10 mx.example.".to_owned()], vec!["mx.example. 60 A 192.0.2.9".to_owned()])
     );
+}
+
+/// Unbound leaves out what `private-address` lists. With our networks in that list the answers are the same.
+#[test]
+fn unbound_leaves_out_the_same_addresses() {
+    const NETWORKS: [&str; 20] = [
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.0.0.0/29",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "240.0.0.0/4",
+        "::/127",
+        "::ffff:10.0.0.0/104",
+        "::ffff:0:10.0.0.0/104",
+        "64:ff9b::10.0.0.0/104",
+        "64:ff9b:1::/48",
+        "2001:2::/48",
+        "2002:a00::/24",
+        "5f00::/16",
+        "fc00::/7",
+        "fe80::/10",
+    ];
+    let addresses = [
+        "A 10.1.2.3",
+        "A 100.127.0.1",
+        "A 172.32.0.1",
+        "A 192.0.0.2",
+        "A 192.0.0.170",
+        "A 198.19.0.1",
+        "A 198.20.0.1",
+        "A 203.0.113.1",
+        "A 240.0.0.1",
+        "A 255.255.255.255",
+        "AAAA ::1",
+        "AAAA ::ffff:10.0.0.1",
+        "AAAA ::ffff:0:10.0.0.1",
+        "AAAA 64:ff9b::10.0.0.1",
+        "AAAA 64:ff9b::203.0.113.1",
+        "AAAA 64:ff9b:1::203.0.113.1",
+        "AAAA 2001:2::1",
+        "AAAA 2001:db8::1",
+        "AAAA 2002:a00:1::1",
+        "AAAA 5f00::1",
+        "AAAA fd00::1",
+        "AAAA fe80::1",
+    ];
+    let mut records = vec!["www.example. 300 A 192.0.2.1".to_owned()];
+    let names = addresses.iter().enumerate().map(|(number, data)| (format!("n{number}.example."), data));
+    for (name, data) in names.clone() {
+        records.push(format!("{name} 300 {data}"));
+        records.push(format!("alias-{name} 300 CNAME {name}"));
+        records.push(format!("mixed-{name} 300 {data}"));
+        let public = if data.starts_with("AAAA") { "AAAA 2001:db8::9" } else { "A 192.0.2.9" };
+        records.push(format!("mixed-{name} 300 {public}"));
+    }
+    let upstream = Upstream::holding(&records.iter().map(String::as_str).collect::<Vec<_>>());
+    let Some(unbound) = Program::unbound_guarded(upstream.address(), &NETWORKS) else { return };
+    let config = forward(".", &[upstream.address()]) + "block_special = false\nrebinding_guard = true\n";
+    let daemon = Setup::new(&config).start();
+    for (name, data) in names {
+        let qtype = data.split(' ').next().unwrap();
+        for prefix in ["", "alias-", "mixed-"] {
+            let question = query(&format!("{prefix}{name} {qtype}")).edns(1232);
+            let [mut ours, mut theirs] =
+                [daemon.address(), unbound.address()].map(|server| udp(server, &question).data());
+            ours.sort();
+            theirs.sort();
+            assert_eq!(ours, theirs, "{prefix}{name} {data}");
+        }
+    }
 }

@@ -207,6 +207,12 @@ impl Program {
         Self::unbound_forwarder(&[(".".to_owned(), vec![upstream])], options, ANSWERED)
     }
 
+    /// Unbound as a forwarder of all names that leaves out the addresses of these networks.
+    pub fn unbound_guarded(upstream: SocketAddr, private: &[&str]) -> Option<Self> {
+        let options: String = private.iter().map(|network| format!("  private-address: {network}\n")).collect();
+        Self::unbound_forwarder(&[(".".to_owned(), vec![upstream])], &options, ANSWERED)
+    }
+
     fn unbound_forwarder(rules: &[(String, Vec<SocketAddr>)], options: &str, probe: (&str, &str)) -> Option<Self> {
         let unbound = require::program("unbound")?;
         let (address, folder) = (free_address(), folder_with(&[]));
