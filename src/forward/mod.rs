@@ -58,7 +58,7 @@ pub struct Config {
     /// address). No default: at least one. Applies at reload; a server that stays keeps its connections and its health.
     pub upstreams: Vec<Spanned<String>>,
     /// The certificates of the authorities that encrypted upstreams must have theirs from, and of no others: a file in
-    /// PEM format. Default: none, which takes the public authorities that Mozilla lists. Read anew at reload.
+    /// PEM format. A certificate that stands there itself is believed in its time and under its names. Default: none, which takes the public authorities that Mozilla lists. Read anew at reload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
     /// Which of them is asked first: `"ordered"` the first that is up, `"fastest"` the one with the least round-trip

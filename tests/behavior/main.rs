@@ -35,6 +35,7 @@ mod messages;
 mod negative_answers;
 mod overload;
 mod overrides;
+mod own_certificate;
 mod policies;
 mod quic;
 mod real_upstreams;
