@@ -44,13 +44,10 @@ impl Resolver {
         rng: &mut impl Rng,
         out: &mut Vec<u8>,
     ) -> AtOnce<'q> {
-        if let Some(rcode) = unserved(&query) {
-            wire::write_reply(View::bare(rcode, &[]), &asker, query.question_bytes(), Ttls::Aged(0), rng, out);
+        if let Some(rcode) = refuse_unserved(&query, &asker, rng, out) {
             return AtOnce::Refusal(rcode);
         }
-        let variant =
-            Variant { dnssec_ok: query.dnssec_ok(), checking_disabled: query.checking_disabled(), view: DEFAULT_VIEW };
-        let key = Key::new(query.qname(), query.qtype(), query.qclass(), variant);
+        let key = key(&query);
         let asking = Asking { key: &key, asker: &asker, question: query.question_bytes(), client };
         let start = out.len();
         match self.reply_from_cache(asking, now, rng, out) {
@@ -65,6 +62,23 @@ impl Resolver {
             FromCache::Reply(rcode, from, _) => AtOnce::Reply(rcode, query.qtype(), from),
             FromCache::Miss => AtOnce::Miss(Miss { query, asker, key, client }),
         }
+    }
+
+    /// The same for a client that may not be told what is cached: [`Resolver::begin`] tells it local data.
+    pub fn at_once_without_cache<'q>(
+        &self,
+        query: Query<'q>,
+        asker: Asker,
+        client: Client,
+        rng: &mut impl Rng,
+        out: &mut Vec<u8>,
+    ) -> AtOnce<'q> {
+        if let Some(rcode) = refuse_unserved(&query, &asker, rng, out) {
+            return AtOnce::Refusal(rcode);
+        }
+        let client = Client { sees_cache: false, ..client };
+        let key = key(&query);
+        AtOnce::Miss(Miss { query, asker, key, client })
     }
 
     /// Whether somebody waits for the other address type of the same name. Where nobody waits for anything, that costs
@@ -161,6 +175,21 @@ impl Use {
         wire::write_reply(found.view, asker, question, found.ttls, rng, out);
         Self::Done(FromCache::Reply(rcode, from, denial))
     }
+}
+
+/// Writes the reply to a query that is not resolved here, if it is one.
+#[inline]
+fn refuse_unserved(query: &Query<'_>, asker: &Asker, rng: &mut impl Rng, out: &mut Vec<u8>) -> Option<Rcode> {
+    let rcode = unserved(query)?;
+    wire::write_reply(View::bare(rcode, &[]), asker, query.question_bytes(), Ttls::Aged(0), rng, out);
+    Some(rcode)
+}
+
+#[inline]
+fn key(query: &Query<'_>) -> Key {
+    let variant =
+        Variant { dnssec_ok: query.dnssec_ok(), checking_disabled: query.checking_disabled(), view: DEFAULT_VIEW };
+    Key::new(query.qname(), query.qtype(), query.qclass(), variant)
 }
 
 /// The response code for a well-formed query that is not resolved here.

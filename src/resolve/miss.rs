@@ -231,10 +231,10 @@ impl Resolver {
             Look::End(..) | Look::Wait(..) => {}
             Look::Ask(_) if !query.recursion_desired() => {
                 // What is known here is said, and nobody is asked.
-                let known = if walk.is_at_start() {
-                    walk.error(Rcode::REFUSED, 20, "recursion was not desired").response
-                } else {
-                    walk.so_far()
+                let known = match (walk.is_at_start(), client.sees_cache) {
+                    (false, _) => walk.so_far(),
+                    (true, true) => walk.error(Rcode::REFUSED, 20, "recursion was not desired").response,
+                    (true, false) => walk.error(Rcode::REFUSED, 18, CACHE_HIDDEN).response,
                 };
                 return reply(&known, Reason::Local);
             }
@@ -482,13 +482,16 @@ impl Resolver {
                 Decision::Forward(route) if asked.qtype == Rtype::ANY && !route.relays_any => {
                     (Said::Local(minimal_any(asked)), route.id)
                 }
-                Decision::Forward(route) => match self.known_target(walk, variant, route, tables.epoch(), chance.now) {
-                    Some(said) => (said, route.id),
-                    None => {
-                        walk.share(sharing);
-                        return Look::Ask(route.clone());
+                Decision::Forward(route) => {
+                    let known = || self.known_target(walk, variant, route, tables.epoch(), chance.now);
+                    match client.sees_cache.then(known).flatten() {
+                        Some(said) => (said, route.id),
+                        None => {
+                            walk.share(sharing);
+                            return Look::Ask(route.clone());
+                        }
                     }
-                },
+                }
                 Decision::Refuse => {
                     return Look::End(
                         walk.error(Rcode::REFUSED, 18, "a rule of this resolver refuses the name"),
@@ -828,6 +831,7 @@ const BLOCKED: u16 = 15;
 pub const LOST: &str = "the exchange was lost; the log has more";
 /// Why a service has no answer whose checks are slow (extended error 14, *Not Ready*).
 const NOT_READY: &str = "checks of this service have no result yet";
+const CACHE_HIDDEN: &str = "allow_query_cache does not cover this client, and recursion was not desired";
 /// Extended error 0 for those who find no room to wait (RFC 8914 §4.1), encoded.
 const OVERLOAD: &[u8] = b"\x00\x0f\x00\x17\x00\x00too many queries wait";
 const _: () = assert!(OVERLOAD.len() == 4 + 0x17);

@@ -44,6 +44,8 @@ pub struct Client {
     pub is_loopback: bool,
     /// Bounds its replies.
     pub size: ReplySize,
+    /// True if it may be told what is cached. A client that may not is still told local data.
+    pub sees_cache: bool,
 }
 
 impl Resolver {

@@ -358,4 +358,5 @@ fn is_reverse(qname: &Name) -> bool {
 const ROUTE_RULE: u64 = 1 << 63;
 const CATALOG_RULE: u64 = 1 << 62;
 /// For whom every rule is in force: loopback addresses of hosts files, and `rpz-tcp-only.`.
-const LOCAL_CLIENT: Client = Client { is_loopback: true, size: ReplySize::Datagram { ceiling_bytes: 512 } };
+const LOCAL_CLIENT: Client =
+    Client { is_loopback: true, size: ReplySize::Datagram { ceiling_bytes: 512 }, sees_cache: true };

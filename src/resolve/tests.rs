@@ -16,7 +16,7 @@ use crate::{
 };
 
 const NOW: Moment = Moment::from_millis(100_000_000);
-const LOCAL: Client = Client { is_loopback: true, size: ReplySize::Datagram { ceiling_bytes: 1232 } };
+const LOCAL: Client = Client { is_loopback: true, size: ReplySize::Datagram { ceiling_bytes: 1232 }, sees_cache: true };
 const REMOTE: Client = Client { is_loopback: false, ..LOCAL };
 
 /// A resolver, the time, and who asks.

@@ -48,6 +48,10 @@ pub struct Config {
     /// The clients served: networks, or `loopback`, `private`, `any`; others are REFUSED.
     /// Default `["loopback", "private"]`. Applies at reload.
     pub allow: Acl,
+    /// The clients that may ask without recursion (RD clear) for what is cached, written likewise. Others are told local data,
+    /// and REFUSED for the rest: such a query shows which names others have asked for.
+    /// Default `["loopback"]`. Applies at reload.
+    pub allow_query_cache: Acl,
     /// Threads that serve UDP, from 1 to 64; 0 takes one per core, at most 4.
     /// Default 0. Applies at restart.
     pub workers: usize,
@@ -281,6 +285,7 @@ impl Default for Config {
             certificate: None,
             private_key: None,
             allow: Acl::default(),
+            allow_query_cache: Acl::loopback(),
             workers: 0,
             udp_size: 1232,
             udp_size_loopback: 16_384,

@@ -237,7 +237,8 @@ impl Face {
     pub fn datagram_client(&self, ip: IpAddr, config: &Config) -> Option<Client> {
         let is_loopback = ip.to_canonical().is_loopback();
         let ceiling_bytes = if is_loopback { config.udp_size_loopback } else { config.udp_size };
-        config.allow.allows(ip).then_some(Client { is_loopback, size: ReplySize::Datagram { ceiling_bytes } })
+        let size = ReplySize::Datagram { ceiling_bytes };
+        config.allow.allows(ip).then_some(Client { is_loopback, size, sees_cache: true })
     }
 
     /// Whether the reply to a client at this address is held back, for its network has had enough of them by UDP.
@@ -274,10 +275,8 @@ impl Face {
 
     /// A client that asks by a connection; `None` if it is not served.
     pub fn stream_client(&self, ip: IpAddr, config: &Config) -> Option<Client> {
-        config
-            .allow
-            .allows(ip)
-            .then_some(Client { is_loopback: ip.to_canonical().is_loopback(), size: ReplySize::Stream })
+        let is_loopback = ip.to_canonical().is_loopback();
+        config.allow.allows(ip).then_some(Client { is_loopback, size: ReplySize::Stream, sees_cache: true })
     }
 
     /// Takes in a message. A reply is written into `out`; `waiter` is called if the client has to wait.
@@ -314,7 +313,13 @@ impl Face {
             }
         };
         let asker = self.asker(&query, client, peer, transport);
-        let miss = match self.resolver.at_once(query, asker, client, desk.now, desk.rng, out) {
+        // A query without RD could tell a stranger which names others have asked for.
+        let at_once = if query.recursion_desired() || self.config.load().allow_query_cache.allows(peer) {
+            self.resolver.at_once(query, asker, client, desk.now, desk.rng, out)
+        } else {
+            self.resolver.at_once_without_cache(query, asker, client, desk.rng, out)
+        };
+        let miss = match at_once {
             AtOnce::Refusal(rcode) => return refusal(rcode),
             AtOnce::Reply(rcode, qtype, from) => {
                 desk.cells.query(transport, qtype.0);

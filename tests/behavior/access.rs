@@ -1,6 +1,6 @@
 //! Who may ask, and what a stranger is told.
 
-use crate::harness::{daemon::forward, flood::client_at, netns::Netns, *};
+use crate::harness::{daemon::forward, flood::client_at, message::RD, netns::Netns, programs::Program, *};
 
 use std::{
     net::SocketAddr,
@@ -101,4 +101,76 @@ fn a_stranger_learns_neither_version_nor_name() {
     let length = client.recv(&mut buffer).expect("a reply");
     let reply = Message::from_wire(&buffer[..length]).unwrap();
     assert!(reply.edns.unwrap().options.iter().all(|(code, _)| *code != 3));
+}
+
+/// What a client at this address of loopback is told without recursion, and the data of it.
+fn without_recursion(ip: [u8; 4], server: SocketAddr, question: &str) -> (&'static str, Vec<String>) {
+    let client = client_at(ip, server);
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.send(&query(question).clear(RD).to_wire()).unwrap();
+    let mut buffer = [0; 512];
+    let length = client.recv(&mut buffer).expect("a reply");
+    let reply = Message::from_wire(&buffer[..length]).unwrap();
+    (reply.rcode_name(), reply.data())
+}
+
+#[test]
+fn what_is_cached_is_shown_without_recursion_only_to_those_who_may_see_it() {
+    let upstream = Upstream::holding(&["www.example. 300 A 192.0.2.1", "alias.example. 300 CNAME www.example."]);
+    let zone =
+        "$TTL 60\n@ SOA ns host 1 2 3 4 60\n@ NS ns\nns A 192.0.2.53\nwww A 192.0.2.80\nout CNAME www.example.\n";
+    let config = forward(".", &[upstream.address()])
+        + "[[zone]]\napex = \"site.example\"\nfile = \"site.zone\"\n[server]\nlisten = [\"127.0.0.1:0\"]\n\
+           allow_query_cache = [\"127.7.0.0/16\"]\n";
+    let daemon = Setup::new(&config).file("site.zone", zone).start();
+    let (friend, stranger) = ([127, 7, 0, 1], [127, 8, 0, 1]);
+    let ask = |ip, question| without_recursion(ip, daemon.address(), question);
+    let refused = ("REFUSED", Vec::new());
+    for ip in [friend, stranger] {
+        assert_eq!(ask(ip, "www.example A"), refused, "nobody has asked for it");
+    }
+    for question in ["www.example A", "no.example A", "out.site.example A"] {
+        daemon.ask(question);
+    }
+    assert_eq!(ask(friend, "www.example A"), ("NOERROR", vec!["192.0.2.1".to_owned()]));
+    assert_eq!(ask(friend, "no.example A").0, "NXDOMAIN");
+    assert_eq!(ask(friend, "out.site.example A").1, ["www.example.", "192.0.2.1"]);
+    for question in ["www.example A", "no.example A", "never.example A"] {
+        assert_eq!(ask(stranger, question), refused, "{question}");
+    }
+    // Local data is nobody's secret, and where it ends the cache is not looked into.
+    assert_eq!(ask(stranger, "www.site.example A"), ("NOERROR", vec!["192.0.2.80".to_owned()]));
+    assert_eq!(ask(stranger, "out.site.example A"), ("NOERROR", vec!["www.example.".to_owned()]));
+    assert_eq!(ask(stranger, "no.site.example A").0, "NXDOMAIN");
+    // With recursion all are answered.
+    assert_eq!(rcode_for(stranger, daemon.address()), "NOERROR");
+    daemon.edit_config(|config| config.replace("127.7.0.0/16", "any"));
+    assert!(daemon.reload().contains("reloaded"));
+    daemon.ask("www.example A");
+    assert_eq!(ask(stranger, "www.example A").0, "NOERROR");
+}
+
+#[test]
+fn bind_refuses_the_same_queries_for_what_is_cached() {
+    let upstream = Upstream::holding(&["www.example. 300 A 192.0.2.1"]);
+    let Some(bind) =
+        Program::bind_forwarding_all(upstream.address(), "allow-query-cache { 127.0.0.1; 127.7.0.0/16; };")
+    else {
+        return;
+    };
+    let config = forward(".", &[upstream.address()])
+        + "[server]\nlisten = [\"127.0.0.1:0\"]\nallow_query_cache = [\"127.7.0.0/16\"]\n";
+    let daemon = Setup::new(&config).start();
+    for server in [bind.address(), daemon.address()] {
+        let friend = client_at([127, 7, 0, 1], server);
+        friend.set_read_timeout(Some(PATIENCE)).unwrap();
+        friend.send(&query("www.example A").to_wire()).unwrap();
+        friend.recv(&mut [0; 512]).expect("an answer with recursion");
+    }
+    for (ip, question) in
+        [([127, 7, 0, 1], "www.example A"), ([127, 8, 0, 1], "www.example A"), ([127, 8, 0, 1], "never.example A")]
+    {
+        let [theirs, ours] = [bind.address(), daemon.address()].map(|server| without_recursion(ip, server, question));
+        assert_eq!(theirs, ours, "{ip:?} {question}");
+    }
 }

@@ -63,7 +63,7 @@ impl Bench {
 
     /// What is to be asked of upstreams; nothing if there is a reply at once, or none at all.
     fn ask(&mut self, query: &[u8]) -> Option<(Exchange, Box<Job>)> {
-        let client = Client { is_loopback: true, size: DATAGRAM };
+        let client = Client { is_loopback: true, size: DATAGRAM, sees_cache: true };
         let (now, rng, mut out) = (self.now, &mut self.rng, Vec::new());
         let query = Query::parse(query).ok()?;
         let asker = query.asker(DATAGRAM);
