@@ -19,6 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Config,
     cookie::{self, Secret},
+    departure::{Departures, Kept, MOST_WAIT, Reply, TURN},
     limit::{Allowance, Limiter},
 };
 use crate::{
@@ -41,6 +42,8 @@ pub struct Face {
     secret: Secret,
     /// Made when a limit is first set.
     limiter: OnceLock<Limiter>,
+    /// Made when the first reply is to leave that has waited.
+    departures: OnceLock<Departures>,
     /// A UDP socket of each listener, for replies from tasks.
     sockets: RwLock<HashMap<u32, Arc<UdpSocket>>>,
     tasks: TaskTracker,
@@ -164,6 +167,7 @@ impl Face {
             config: ArcSwap::from_pointee(config),
             secret: Secret::random(&mut rand::rng()),
             limiter: OnceLock::new(),
+            departures: OnceLock::new(),
             sockets: RwLock::default(),
             tasks: TaskTracker::new(),
             runtime,
@@ -484,37 +488,73 @@ impl Face {
     }
 
     /// Replies to all who wait, from a task.
-    pub fn deliver(&self, settled: Outgoing) {
+    pub fn deliver(self: &Arc<Self>, settled: Outgoing) {
         for Settled { response, ttls, waiters } in settled {
             for Waiter { asker, question, way } in waiters {
-                let transport = way.transport();
-                let is_gone = match way {
-                    Way::Stream { replies, .. } => {
-                        let mut reply = Vec::new();
-                        wire::write_reply(response.view(), &asker, &question, ttls, &mut rand::rng(), &mut reply);
+                let mut message = Vec::new();
+                wire::write_reply(response.view(), &asker, &question, ttls, &mut rand::rng(), &mut message);
+                let rcode = response.rcode().0;
+                match way {
+                    Way::Stream { transport, replies, .. } => match replies.try_send(message) {
+                        true => self.cells.reply(transport, rcode),
                         // A connection that is gone misses nothing.
-                        !replies.try_send(reply)
-                    }
-                    Way::Datagram { listener, peer, local } => match self.sockets.read().get(&listener).cloned() {
-                        None => true,
-                        Some(socket) => {
-                            let mut outbox = Outbox::new(1, asker.limit_bytes.min(1232));
-                            let out = outbox.buffer();
-                            wire::write_reply(response.view(), &asker, &question, ttls, &mut rand::rng(), out);
-                            outbox.queue(peer, local);
-                            if outbox.send(socket.as_fd()).dropped > 0 {
-                                self.cells.unsent();
-                            }
-                            false
-                        }
+                        false => self.cells.dropped(Dropped::Gone),
                     },
-                };
-                match is_gone {
-                    true => self.cells.dropped(Dropped::Gone),
-                    false => self.cells.reply(transport, response.rcode().0),
+                    Way::Datagram { listener, peer, local } => {
+                        let now = Moment::now();
+                        let reply = Reply { message, rcode, listener, peer, local, expires: now + MOST_WAIT };
+                        match self.may_depart(&asker, peer.ip(), now) {
+                            true => self.send(&reply),
+                            false => self.hold(reply),
+                        }
+                    }
                 }
             }
         }
+    }
+
+    /// True if a reply by UDP that has waited may leave now. If not, it is to be [held](Self::hold).
+    pub(super) fn may_depart(&self, asker: &Asker, peer: IpAddr, now: Moment) -> bool {
+        let limit = &self.config.load().rate_limit;
+        let departures = || self.departures.get_or_init(Departures::new);
+        asker.is_proven() || limit.exempt.allows(peer) || departures().take(peer, limit, now)
+    }
+
+    /// Keeps a reply until its network may be sent more, or drops it.
+    pub(super) fn hold(self: &Arc<Self>, reply: Reply) {
+        let departures = self.departures.get_or_init(Departures::new);
+        match departures.hold(reply, &self.config.load().rate_limit) {
+            Kept::Waits => {}
+            Kept::Dropped => self.cells.dropped(Dropped::RateLimit),
+            Kept::WaitsFirst => {
+                let face = self.clone();
+                self.tasks.spawn_on(async move { while face.release_held().await {} }, &self.runtime);
+            }
+        }
+    }
+
+    /// Sends what may leave after a moment; false if nothing is held any more.
+    async fn release_held(&self) -> bool {
+        tokio::time::sleep(TURN).await;
+        let departures = self.departures.get_or_init(Departures::new);
+        let released = departures.release(&self.config.load().rate_limit, Moment::now());
+        released.due.iter().for_each(|reply| self.send(reply));
+        (0..released.dropped).for_each(|_| self.cells.dropped(Dropped::RateLimit));
+        released.has_more
+    }
+
+    /// Sends a datagram from a task.
+    fn send(&self, reply: &Reply) {
+        let Some(socket) = self.sockets.read().get(&reply.listener).cloned() else {
+            return self.cells.dropped(Dropped::Gone);
+        };
+        let mut outbox = Outbox::new(1, reply.message.len());
+        outbox.buffer().extend_from_slice(&reply.message);
+        outbox.queue(reply.peer, reply.local);
+        if outbox.send(socket.as_fd()).dropped > 0 {
+            self.cells.unsent();
+        }
+        self.cells.reply(Transport::Udp, reply.rcode);
     }
 }
 

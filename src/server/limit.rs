@@ -3,8 +3,9 @@
 //! A bucket for each network, /24 and /56 unless told otherwise: it holds the replies of one second, and fills as fast as it
 //! may be emptied. Who finds it empty gets nothing, but every so often a reply that is only truncated: it is no longer
 //! than the query, but for the 16 octets of a cookie that it may tell, and brings a true client back by TCP, whose address
-//! nobody can forge. The buckets lie in a table of one size, found by a hash that nobody else can compute; networks that
-//! share one share what it holds. There is no lock: a bucket is one word, and a look at it one exchange.
+//! nobody can forge. Replies that wait for an upstream are counted once more as they [leave](super::departure). The buckets
+//! lie in a table of one size, found by a hash that nobody else can compute; networks that share one share what it holds.
+//! There is no lock: a bucket is one word, and a look at it one exchange.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -51,7 +52,7 @@ impl Config {
     }
 
     /// The address of a client's network.
-    fn network(&self, client: IpAddr) -> IpAddr {
+    pub(super) fn network(&self, client: IpAddr) -> IpAddr {
         match client.to_canonical() {
             IpAddr::V4(v4) => {
                 let host_bits = 32 - u32::from(self.ipv4_prefix);

@@ -4,6 +4,7 @@ mod acl;
 mod config;
 mod connections;
 mod cookie;
+mod departure;
 mod encrypted;
 mod face;
 mod https;

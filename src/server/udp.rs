@@ -24,6 +24,7 @@ use rand::{SeedableRng, rngs::StdRng};
 
 use super::{
     Desk, Face, Incoming, Taken,
+    departure::{MOST_WAIT, Reply},
     face::{HeldBack, STOPPING},
 };
 use crate::{
@@ -384,10 +385,18 @@ impl<I: FnMut(&[u8])> Worker<I> {
         if self.current.is_none() {
             return false;
         }
-        self.cells.reply(Transport::Udp, response.rcode().0);
-        let out = self.outbox.buffer();
+        let is_due = self.face.may_depart(&waiter.asker, peer.ip(), self.now);
+        let mut held = Vec::new();
+        let out = if is_due { self.outbox.buffer() } else { &mut held };
         wire::write_reply(response.view(), &waiter.asker, &waiter.question, ttls, &mut self.rng, out);
-        self.outbox.queue(peer, local);
+        let rcode = response.rcode().0;
+        if is_due {
+            self.cells.reply(Transport::Udp, rcode);
+            self.outbox.queue(peer, local);
+        } else {
+            let expires = self.now + MOST_WAIT;
+            self.face.hold(Reply { message: held, rcode, listener, peer, local, expires });
+        }
         true
     }
 

@@ -2,5 +2,6 @@
 //! while.
 
 mod control;
+mod pulses;
 mod quic;
 mod streams;
