@@ -11,6 +11,7 @@
 pub mod budget;
 pub mod clock;
 pub mod copies;
+pub mod endpoint;
 pub mod escape;
 pub mod location;
 pub mod metrics;

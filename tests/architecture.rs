@@ -12,6 +12,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("budget", 0),
     ("clock", 0),
     ("copies", 0),
+    ("endpoint", 0),
     ("escape", 0),
     ("location", 0),
     ("metrics", 0),

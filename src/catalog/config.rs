@@ -1,17 +1,12 @@
 //! The section `[catalog]`: Consul's `dns_config` keys by the same names, and where the catalog comes from.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, time::Duration};
 
 use humantime_serde::re::humantime::format_duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Identity, model::NodeKey, policy::Rules, source::consul};
+use crate::endpoint::Endpoint;
 use crate::wire::{Name, SuffixError, read_name};
 
 /// The discovery catalog, section `[catalog]`. It exists only if one of its sources does.
@@ -105,7 +100,7 @@ pub struct FilesConfig {
 pub struct ApiConfig {
     /// An address of its own, beside that of `[control]`, on which nothing else is served. Default: none. Applies at reload.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub listen: Option<SocketAddr>,
+    pub listen: Option<Endpoint>,
     /// Whether services and checks may be registered, and set into maintenance. They never run programs. What is
     /// registered is a source of the catalog, and outlives a restart if there is a state directory. Default false. Applies
     /// at reload.

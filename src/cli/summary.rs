@@ -70,7 +70,7 @@ pub fn summary(loaded: &Loaded, report: &Report) -> String {
     for suffix in &loaded.refused {
         line("refuse", &suffix.to_string());
     }
-    if let Upstreams::System(file) = &loaded.upstreams {
+    if let Upstreams::System { file, .. } = &loaded.upstreams {
         line("", &format!("the upstreams of . are those of {}", file.display()));
     }
     for warning in &report.warnings {

@@ -1,6 +1,6 @@
 //! What no room can check alone, and the lines of what the rooms find.
 
-use std::{collections::HashMap, net::SocketAddr};
+use std::collections::HashMap;
 
 use toml::Spanned;
 
@@ -10,7 +10,9 @@ use super::{
     read_suffixes,
 };
 use crate::{
-    cache, catalog, forward,
+    cache, catalog,
+    endpoint::Endpoint,
+    forward,
     location::Location,
     server,
     wire::{self, Name, SuffixError, Suffixes},
@@ -139,7 +141,6 @@ impl Check<'_> {
         let command_line = || Location::file(COMMAND_LINE);
         let overrides = &source.overrides;
         let server = &config.server;
-        let listen = &server.listen;
         let listen_at = || match overrides.listen.is_empty() {
             true => self.document.locate_key("server", 0, "listen"),
             false => command_line(),
@@ -174,12 +175,16 @@ impl Check<'_> {
                 }
                 Ok(rule) => {
                     for (url, text) in rule.upstreams.iter().zip(&written.upstreams) {
-                        let listen = match url.transport {
-                            forward::Transport::Udp | forward::Transport::Tcp => listen,
-                            forward::Transport::Tls { .. } => &server.tls_listen,
-                            forward::Transport::Https { .. } => &server.https_listen,
-                        };
-                        let Some(listen) = source.system.is_us(url.address, listen) else { continue };
+                        // Whatever is spoken at an address of ours, no other server is behind it.
+                        let is_datagram = url.transport == forward::Transport::Udp;
+                        let own = server.listeners().filter(|(service, _)| match service {
+                            server::Service::Plain => true,
+                            server::Service::Quic => is_datagram,
+                            server::Service::Tls | server::Service::Https => !is_datagram,
+                        });
+                        let http = http.iter().filter_map(|(_, address, _)| address.filter(|_| !is_datagram));
+                        let own: Vec<_> = own.map(|(_, address)| address).chain(http).collect();
+                        let Some(listen) = source.system.is_us(url.address, &own) else { continue };
                         let location = match text.span() {
                             UNWRITTEN if overrides.upstreams.contains(url) => command_line(),
                             UNWRITTEN => listen_at(),
@@ -215,7 +220,7 @@ pub fn catalog_domains(catalog: &catalog::Config) -> impl Iterator<Item = (&'sta
 }
 
 /// Port 0 is whatever is free.
-fn is_taken(address: SocketAddr, server: &server::Config) -> bool {
+fn is_taken(address: Endpoint, server: &server::Config) -> bool {
     // That of QUIC is a port of UDP.
     let mut listeners = server.listeners().filter(|(service, _)| *service != server::Service::Quic);
     address.port() != 0 && listeners.any(|(_, taken)| taken == address)

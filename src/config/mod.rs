@@ -13,7 +13,7 @@ mod special;
 use std::{
     collections::HashMap,
     fmt, fs, io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -26,6 +26,7 @@ use crate::{
     catalog::{self, source::consul},
     control,
     copies::Copies,
+    endpoint::Endpoint,
     forward,
     location::Location,
     server,
@@ -34,6 +35,7 @@ use crate::{
 };
 use check::Check;
 use document::{Document, Text, UNWRITTEN};
+use resolvconf::NameServers;
 pub use resolvconf::System;
 pub use special::Kept;
 
@@ -87,7 +89,7 @@ pub struct Source {
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
     /// Instead of `server.listen`, if any.
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<Endpoint>,
     /// Instead of whatever is said of the suffix `.`, if any.
     pub upstreams: Vec<forward::UpstreamUrl>,
     /// Instead of `zones.directory`.
@@ -120,8 +122,13 @@ pub struct Loaded {
 pub enum Upstreams {
     /// The file or the command line.
     Configured,
-    /// This file of the system's.
-    System(PathBuf),
+    /// A file of the system's.
+    System {
+        /// The file.
+        file: PathBuf,
+        /// Name servers in it that lead to ourselves, and are passed over.
+        ourselves: Vec<Endpoint>,
+    },
     /// Nobody: such names cannot be resolved.
     Unknown,
 }
@@ -205,9 +212,9 @@ impl Source {
         let mut upstreams = Upstreams::Configured;
         if !config.claims(&Name::root()) {
             upstreams = match self.system.upstreams(&config.server.listen) {
-                Some((servers, file)) => {
+                Some(NameServers { servers, ourselves, file }) => {
                     config.forward.push(rule(".", &servers));
-                    Upstreams::System(file.into())
+                    Upstreams::System { file, ourselves }
                 }
                 None => Upstreams::Unknown,
             };
@@ -216,7 +223,13 @@ impl Source {
         let catalog = &config.catalog;
         let followed = catalog.consul.as_ref().map(consul::Config::hosts).filter(|hosts| !hosts.is_empty());
         let agents = followed.unwrap_or_else(|| vec![Ipv4Addr::LOCALHOST.into()]);
-        let agents: Vec<_> = agents.into_iter().map(|ip| SocketAddr::new(ip, CONSUL_PORT)).collect();
+        let agents = agents.into_iter().map(|ip| match ip.to_canonical() {
+            // Which leads to this host.
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+            _ => ip,
+        });
+        let agents: Vec<_> = agents.map(|ip| Endpoint::new(ip, CONSUL_PORT)).collect();
         let names: Vec<String> = match (catalog.has_source(), &catalog.consul) {
             (true, None) => Vec::new(),
             (true, Some(_)) => check::catalog_domains(catalog).map(|(_, name)| name.to_string()).collect(),
@@ -246,7 +259,7 @@ impl Loaded {
         let is_default =
             |rule: &&forward::Config| rule.suffixes.iter().any(|text| read_name(text) == Some(Name::root()));
         if self.upstreams == Upstreams::Unknown
-            && matches!(previous.upstreams, Upstreams::System(_))
+            && matches!(previous.upstreams, Upstreams::System { .. })
             && let Some(default) = previous.config.forward.iter().find(is_default)
         {
             self.config.forward.push(default.clone());
@@ -261,7 +274,7 @@ impl Loaded {
         if self.upstreams == Upstreams::Configured {
             return None;
         }
-        let (servers, file) = self.source.system.upstreams(&self.config.server.listen)?;
+        let NameServers { servers, ourselves, file } = self.source.system.upstreams(&self.config.server.listen)?;
         let mut new = self.clone();
         let fresh = rule(".", &servers);
         let is_default =
@@ -272,7 +285,7 @@ impl Loaded {
             None => new.config.forward.push(fresh),
         }
         new.rules = new.config.forward.iter().filter_map(|rule| rule.rule().ok()).collect();
-        new.upstreams = Upstreams::System(file.into());
+        new.upstreams = Upstreams::System { file, ourselves };
         Some(new)
     }
 }
@@ -446,14 +459,14 @@ pub enum Problem {
         /// The upstream.
         upstream: String,
         /// The address of ours that it reaches.
-        listen: SocketAddr,
+        listen: Endpoint,
     },
     /// A refuse rule without names.
     #[error("the rule has no suffixes; name at least one, such as \"ads.example\"")]
     NoSuffixes,
     /// DNS and HTTP on one address.
     #[error("{0} is an address of [server] too; choose another port")]
-    ControlOnDns(SocketAddr),
+    ControlOnDns(Endpoint),
     /// Two HTTP listeners on one address.
     #[error("{key} is {address}, which {other} serves already; remove one of the two, or choose another port")]
     SameHttp {
@@ -462,7 +475,7 @@ pub enum Problem {
         /// The key of the first.
         other: &'static str,
         /// The address of both.
-        address: SocketAddr,
+        address: Endpoint,
     },
     /// A host that no request can name.
     #[error("host {0:?} is not a name; write one such as \"monitor1.corp.example\", without a port")]

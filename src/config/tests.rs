@@ -1,10 +1,10 @@
-use std::{collections::HashMap, net::IpAddr};
+use std::{collections::HashMap, net::SocketAddr};
 
 use super::*;
 
 /// A system that names no upstream and on which only loopback is local.
 fn bare_system() -> System {
-    System { resolv_confs: Vec::new(), is_local: |address: IpAddr| address.is_loopback() }
+    System { resolv_confs: Vec::new(), is_local: |address| address.ip().is_loopback() }
 }
 
 fn source(file: impl Into<PathBuf>) -> Source {
@@ -103,7 +103,8 @@ fn with_no_file_names_go_where_the_system_sends_them() {
     let file = folder.path().join("empty.toml");
     fs::write(&file, "").unwrap();
     let loaded = Source { system, ..source(&file) }.load().unwrap();
-    assert_eq!(loaded.upstreams, Upstreams::System(resolv_conf));
+    let ourselves = vec!["127.0.0.1:53".parse().unwrap()];
+    assert_eq!(loaded.upstreams, Upstreams::System { file: resolv_conf, ourselves });
     assert_eq!(routes(&loaded), [". 192.0.2.53:53 [2001:db8::53]:53", "consul. 127.0.0.1:8600"]);
     assert_eq!(loaded.config.forward[1].serve_stale, Some(Duration::ZERO));
     let loaded = source(&file).load().unwrap();
@@ -135,6 +136,7 @@ fn a_default_rule_gives_way_to_whoever_claims_its_suffix() {
         ("[catalog.files]\ndirectory = 'x'", &[]), // we are the ones who know
         ("[catalog.consul]", default),             // asked while the agent is lost
         ("[catalog.consul]\naddress = 'http://192.0.2.7:8500'", &["consul. 192.0.2.7:8600"]),
+        ("[catalog.consul]\naddress = 'http://0.0.0.0:8500'", default),
         ("[catalog]\ndomain = 'lab'\n[catalog.consul]", &["lab. 127.0.0.1:8600"]),
         (
             "[catalog.consul]\n[[forward]]\nsuffixes = ['consul']\nupstreams = ['192.0.2.1:8600']",
@@ -171,11 +173,11 @@ fn the_command_line_is_checked_as_the_file_is() {
     let upstream = forward::UpstreamUrl::udp(address);
     for (overrides, expected) in [
         (
-            Overrides { listen: vec![address], upstreams: vec![upstream.clone()], ..Overrides::default() },
+            Overrides { listen: vec![address.into()], upstreams: vec![upstream.clone()], ..Overrides::default() },
             "command line: upstream 127.0.0.1:5300 is ourselves",
         ),
         (
-            Overrides { listen: vec![address; 2], ..Overrides::default() },
+            Overrides { listen: vec![address.into(); 2], ..Overrides::default() },
             "command line: the address 127.0.0.1:5300 is listed",
         ),
         (

@@ -39,6 +39,7 @@ use toml::Spanned;
 
 use crate::{
     budget::{OutOfRange, Place},
+    endpoint::{Endpoint, Malformed},
     metrics::Metrics,
     sys,
     wire::Name,
@@ -57,7 +58,7 @@ pub struct Config {
     /// The address on which `/metrics`, `/live`, `/ready` and Consul's API are served: `IP:PORT` or `[IPv6]:PORT`; `""` for none.
     /// Default "127.0.0.1:8653". Applies at reload.
     #[serde(serialize_with = "serialize_listen", deserialize_with = "deserialize_listen")]
-    pub listen: Option<SocketAddr>,
+    pub listen: Option<Endpoint>,
     /// A further address, on which only `/metrics`, `/live` and `/ready` are served: `IP:PORT` or `[IPv6]:PORT`. Clients that
     /// may scrape there cannot read the catalog. Default: none. Applies at reload.
     #[serde(
@@ -65,7 +66,7 @@ pub struct Config {
         serialize_with = "serialize_listen",
         deserialize_with = "deserialize_listen"
     )]
-    pub metrics_listen: Option<SocketAddr>,
+    pub metrics_listen: Option<Endpoint>,
     /// Further names of this host by which requests may address it, on all HTTP addresses. Addresses, `localhost`, the names
     /// of the host and those of the catalog need not be listed. Default: none. Applies at reload.
     pub hosts: Vec<Spanned<String>>,
@@ -89,7 +90,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            listen: Some((Ipv4Addr::LOCALHOST, 8653).into()),
+            listen: Some(Endpoint::new(Ipv4Addr::LOCALHOST.into(), 8653)),
             metrics_listen: None,
             hosts: Vec::new(),
             connections: 5120,
@@ -318,31 +319,34 @@ async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], shown.metrics.render())
 }
 
-fn serialize_listen<S: Serializer>(listen: &Option<SocketAddr>, serializer: S) -> Result<S::Ok, S::Error> {
+fn serialize_listen<S: Serializer>(listen: &Option<Endpoint>, serializer: S) -> Result<S::Ok, S::Error> {
     match listen {
         Some(address) => serializer.collect_str(address),
         None => serializer.serialize_str(""),
     }
 }
 
-fn deserialize_listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+fn deserialize_listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Endpoint>, D::Error> {
     deserializer.deserialize_str(ListenVisitor)
 }
 
 struct ListenVisitor;
 
 impl de::Visitor<'_> for ListenVisitor {
-    type Value = Option<SocketAddr>;
+    type Value = Option<Endpoint>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("IP:PORT or [IPv6]:PORT, or \"\" for none")
     }
 
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<Option<SocketAddr>, E> {
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Option<Endpoint>, E> {
         if text.is_empty() {
             return Ok(None);
         }
-        text.parse().map(Some).map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
+        text.parse().map(Some).map_err(|error| match error {
+            Malformed::Address => E::invalid_value(de::Unexpected::Str(text), &self),
+            error => E::custom(format_args!("{text:?} {error}")),
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener},
+    net::TcpListener,
     os::fd::{AsFd, BorrowedFd},
     time::Duration,
 };
@@ -14,6 +14,7 @@ use super::{inherited::Inherited, lasting::run_lasting, store};
 use crate::{
     config::Config,
     control::{self, Face, Shown},
+    endpoint::Endpoint,
     sys,
 };
 
@@ -28,7 +29,7 @@ pub(super) struct Http {
 struct Open {
     face: Face,
     /// As configured, where port 0 stands for any.
-    configured: SocketAddr,
+    configured: Endpoint,
     /// What is to be served at the address may change.
     socket: TcpListener,
     /// Whether the service manager has it too.
@@ -37,7 +38,14 @@ struct Open {
 }
 
 /// Sockets that are to be served.
-pub(super) struct Bound(Vec<(Face, SocketAddr, TcpListener)>);
+pub(super) struct Bound(Vec<(Face, Endpoint, TcpListener)>);
+
+impl Bound {
+    /// True if nothing has to be served that is not served.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
 
 impl Http {
     /// Binds the addresses of a configuration that are not served already, or takes up their sockets.
@@ -45,13 +53,16 @@ impl Http {
         let mut bound = Vec::new();
         for (face, address) in addresses(config) {
             let is_at = |open: &&Open| open.configured == address;
-            if self.open.iter().filter(is_at).any(|open| open.face == face) {
+            if self.open.iter().filter(is_at).any(|open| open.face == face) || address.lacks_interface() {
                 continue;
             }
             let key = key(face);
             // The other face gives up the address, for both cannot have it. Any port is no port of the other's.
             let taken_over = self.open.iter().filter(|_| address.port() != 0).find(is_at);
-            let bind = || inherited.take_tcp(address).map_or_else(|| sys::bind_tcp(address), Ok);
+            let bind = || {
+                let address = address.resolve()?;
+                inherited.take_tcp(address).map_or_else(|| sys::bind_tcp(address), Ok)
+            };
             let listener = taken_over.map_or_else(bind, |open| open.socket.try_clone());
             let listener = listener.with_context(|| match face {
                 Face::Control | Face::Metrics => {
@@ -80,7 +91,8 @@ impl Http {
         });
         for (face, configured, listener) in bound.0 {
             let key = key(face);
-            let address = listener.local_addr().with_context(|| format!("cannot serve {key}"))?;
+            let port = listener.local_addr().with_context(|| format!("cannot serve {key}"))?.port();
+            let address = configured.with_port(port);
             let socket = listener.try_clone().with_context(|| format!("cannot serve {key}"))?;
             let listen = move || tokio::net::TcpListener::from_std(listener.try_clone()?);
             let closing = stopping.child_token();
@@ -102,6 +114,18 @@ impl Http {
             self.open.push(Open { face, configured, socket, is_kept: false, closing });
         }
         Ok(())
+    }
+
+    /// Closes the listeners whose interface is another one now: their sockets hear nothing any more.
+    pub fn close_outdated(&mut self) {
+        self.open.retain(|open| {
+            let bound = open.socket.local_addr().ok().filter(|&bound| open.configured.is_outdated(bound));
+            if let Some(bound) = bound {
+                open.closing.cancel();
+                store::forget(bound);
+            }
+            bound.is_none()
+        });
     }
 
     /// Has the service manager keep the sockets that it does not have.
@@ -153,7 +177,8 @@ fn note_end(key: &str, outcome: io::Result<()>) {
     }
 }
 
-fn addresses(config: &Config) -> impl Iterator<Item = (Face, SocketAddr)> {
+/// The addresses of HTTP, and what is served there.
+pub(super) fn addresses(config: &Config) -> impl Iterator<Item = (Face, Endpoint)> {
     let control = &config.control;
     let all = [
         (Face::Control, control.listen),
@@ -170,7 +195,7 @@ const PAUSE_PATIENCE: Duration = Duration::from_millis(1500);
 mod tests {
     use std::{
         io::{Read, Write},
-        net::TcpStream,
+        net::{SocketAddr, TcpStream},
         sync::Arc,
     };
 
@@ -208,9 +233,9 @@ mod tests {
             (Face::Control, "200", "503"),
         ] {
             let mut config = Config::default();
-            config.control.listen = (face == Face::Control).then_some(address);
-            config.control.metrics_listen = (face == Face::Metrics).then_some(address);
-            config.catalog.api.listen = (face == Face::Consul).then_some(address);
+            config.control.listen = (face == Face::Control).then_some(address.into());
+            config.control.metrics_listen = (face == Face::Metrics).then_some(address.into());
+            config.catalog.api.listen = (face == Face::Consul).then_some(address.into());
             let bound = http.bind(&config, &mut Inherited::default()).unwrap();
             http.serve(&config, bound, shown.clone(), &stopping).unwrap();
             for (path, status) in [("/live", live), ("/v1/status/leader", leader)] {

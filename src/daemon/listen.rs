@@ -7,11 +7,12 @@ use std::{
 };
 
 use super::inherited::Inherited;
-use crate::{server::Service, sys};
+use crate::{endpoint::Endpoint, server::Service, sys};
 
 /// The sockets of one address.
 pub(super) struct Listener {
     pub service: Service,
+    /// With the port, and the index of the interface, that it has.
     pub address: SocketAddr,
     pub tcp: Option<TcpListener>,
     /// One for each worker; of sockets that were open already, some may have to share one. QUIC has one, which is no worker's.
@@ -26,15 +27,15 @@ pub(super) enum Error {
         "cannot listen on {address}: another program does; find it with `ss -lunpt 'sport = :{port}'` and stop it, or \
          choose another address in {}", choice(*.service)
     )]
-    InUse { service: Service, address: SocketAddr, port: u16 },
+    InUse { service: Service, address: Endpoint, port: u16 },
     #[error(
         "cannot listen on {address}: ports below 1024 need a privilege; give the program CAP_NET_BIND_SERVICE (systemd: \
          AmbientCapabilities=CAP_NET_BIND_SERVICE; by hand: `setcap cap_net_bind_service=+ep` on the file), or choose \
          another port in {}", choice(*.service)
     )]
-    Denied { service: Service, address: SocketAddr },
+    Denied { service: Service, address: Endpoint },
     #[error("cannot listen on {address}: {error}; mend server.{}", .service.key())]
-    Other { service: Service, address: SocketAddr, error: io::Error },
+    Other { service: Service, address: Endpoint, error: io::Error },
 }
 
 impl Listener {
@@ -44,7 +45,7 @@ impl Listener {
     /// If there were more workers before, their sockets come as further listeners: closing one would lose what is queued.
     pub fn open(
         service: Service,
-        address: SocketAddr,
+        address: Endpoint,
         workers: usize,
         inherited: &mut Inherited,
     ) -> Result<Vec<Self>, Error> {
@@ -63,7 +64,8 @@ impl Listener {
             .expect("the last attempt is an outcome")
     }
 
-    fn bind(service: Service, address: SocketAddr, workers: usize, inherited: &mut Inherited) -> io::Result<Vec<Self>> {
+    fn bind(service: Service, address: Endpoint, workers: usize, inherited: &mut Inherited) -> io::Result<Vec<Self>> {
+        let address = address.resolve()?;
         if service == Service::Quic {
             // Never one that was open already: a connection cannot go on in another process.
             let socket = Arc::new(sys::bind_udp(address)?);
@@ -122,7 +124,7 @@ mod tests {
             (5, 2, &[2, 2, 1]), // what no worker is left for is served by those that there are
         ] {
             let mut inherited = inherited(address, before);
-            let listeners = Listener::open(Service::Plain, address, now, &mut inherited).unwrap();
+            let listeners = Listener::open(Service::Plain, address.into(), now, &mut inherited).unwrap();
             let shares: Vec<usize> = listeners.iter().map(|listener| listener.udp.len()).collect();
             assert_eq!(shares, expected, "{before} before, {now} now");
             let tcp: Vec<bool> = listeners.iter().map(|listener| listener.tcp.is_some()).collect();

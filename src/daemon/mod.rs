@@ -15,6 +15,7 @@ mod guard;
 mod handover;
 mod http;
 mod inherited;
+mod interfaces;
 mod keeping;
 mod lasting;
 mod listen;
@@ -45,6 +46,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
     task::JoinHandle,
+    time::MissedTickBehavior,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -130,6 +132,8 @@ struct Daemon {
     is_ready: bool,
     /// Sockets that were open before, and are not configured any more.
     unclaimed: Inherited,
+    /// Why an interface that has come is not listened on.
+    interface_fault: Option<String>,
 }
 
 /// Why it stops.
@@ -226,6 +230,7 @@ impl Daemon {
             signals,
             is_ready: false,
             unclaimed: Inherited::default(),
+            interface_fault: None,
             loaded,
         };
         daemon.identity.set(certificate);
@@ -249,9 +254,7 @@ impl Daemon {
             let (watch, stopping) = (daemon.watch.compared(), daemon.stopping.clone());
             move || watch::compare(watch.clone(), stopping.clone())
         }));
-        if let Upstreams::System(file) = &daemon.loaded.upstreams {
-            tracing::info!(file = %file.display(), "upstreams taken from the system");
-        }
+        log_system(&daemon.loaded.upstreams);
         Ok(daemon)
     }
 
@@ -271,8 +274,13 @@ impl Daemon {
                 results.await;
             }
         });
+        let mut interfaces = tokio::time::interval(interfaces::INTERVAL);
+        interfaces.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                _ = interfaces.tick(), if successor.is_none() && interfaces::are_followed(&self.loaded.config) => {
+                    self.follow_interfaces();
+                }
                 () = &mut first_results, if !self.is_ready => {
                     self.is_ready = true;
                     self.status.lock().lacks_first_results = false;
@@ -472,21 +480,8 @@ impl Daemon {
             }
         }
         self.loaded = loaded;
-        self.log_system();
+        log_system(&self.loaded.upstreams);
         true
-    }
-
-    /// Logs which upstreams are the system's.
-    fn log_system(&self) {
-        match &self.loaded.upstreams {
-            Upstreams::Configured => {}
-            Upstreams::System(file) => {
-                tracing::info!(file = %file.display(), "upstreams taken from the system");
-            }
-            Upstreams::Unknown => tracing::warn!(
-                "no upstream is known, so only local names can be resolved; name some in [[forward]] or with --upstream"
-            ),
-        }
     }
 
     /// Keeps the last good versions of data files for the next start.
@@ -831,6 +826,7 @@ fn registrations_place(loaded: &Loaded) -> registrations::Place {
 fn odd(loaded: &Loaded) -> Vec<String> {
     let mut warnings: Vec<String> = Vec::new();
     warnings.extend(loaded.upstreams.missing().map(str::to_owned));
+    warnings.extend(interfaces::warnings(&loaded.config));
     warnings.extend(loaded.config.forward.iter().filter_map(|rule| rule.rule().ok()?.warning()));
     let place = registrations_place(loaded);
     if place.folder.is_none() && loaded.config.catalog.has_source() {
@@ -840,6 +836,17 @@ fn odd(loaded: &Loaded) -> Vec<String> {
         ));
     }
     warnings
+}
+
+/// Logs where the system's upstreams come from, and which of its name servers are not asked.
+fn log_system(upstreams: &Upstreams) {
+    let Upstreams::System { file, ourselves } = upstreams else { return };
+    let file = file.display();
+    tracing::info!(%file, "upstreams taken from the system");
+    if !ourselves.is_empty() {
+        let servers = ourselves.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        tracing::info!(%file, servers, "name servers passed over: they lead to this server itself");
+    }
 }
 
 fn warn(warnings: impl IntoIterator<Item = String>) {

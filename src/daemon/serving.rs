@@ -14,6 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{inherited::Inherited, lasting::run_lasting, listen::Listener, store};
 use crate::{
+    endpoint::Endpoint,
     metrics::Metrics,
     server::{self, Config, Connections, Face, Identity, KernelDrops, Service},
 };
@@ -34,7 +35,7 @@ pub(super) struct Serving {
 /// A listener in service.
 struct Open {
     /// As configured, where port 0 stands for any; `None` if the service manager opened it.
-    configured: Option<(Service, SocketAddr)>,
+    configured: Option<(Service, Endpoint)>,
     address: SocketAddr,
     tcp: Option<TcpListener>,
     /// Those that may be served by another process: not that of QUIC.
@@ -45,7 +46,7 @@ struct Open {
 }
 
 /// A listener that is to be put into service, and as what it is configured, if it is.
-pub(super) type Opened = (Listener, Option<(Service, SocketAddr)>);
+pub(super) type Opened = (Listener, Option<(Service, Endpoint)>);
 
 impl Serving {
     /// Nothing in service yet. Its tasks join `tasks` and end with `stopping`.
@@ -96,7 +97,7 @@ impl Serving {
     /// Opens what is configured and not in service. The sockets of a socket unit are served instead of plain listeners.
     pub fn open_missing(&self, config: &Config) -> Result<Vec<Opened>> {
         let is_at =
-            |open: &Open, at: (Service, SocketAddr)| open.configured.map_or(at.0 == Service::Plain, |own| own == at);
+            |open: &Open, at: (Service, Endpoint)| open.configured.map_or(at.0 == Service::Plain, |own| own == at);
         let is_open = |at| self.listeners.values().any(|open| is_at(open, at));
         open_all(config, self.workers.len(), is_open, &mut Inherited::default())
     }
@@ -107,11 +108,12 @@ impl Serving {
         self.next_listener += 1;
         let closing = self.stopping.child_token();
         let Listener { service, address, tcp, mut udp } = listener;
+        let shown = configured.map_or(address.into(), |(_, endpoint)| endpoint.with_port(address.port()));
         if let Some(tcp) = &tcp {
             self.serve_stream(service, tcp, &closing)?;
         }
         if !udp.is_empty() {
-            self.kernel_drops.watch(&udp, &metrics.listener(&address.to_string()));
+            self.kernel_drops.watch(&udp, &metrics.listener(&shown.to_string()));
         }
         self.face.set_socket(number, udp.first().cloned());
         if service == Service::Quic {
@@ -121,7 +123,7 @@ impl Serving {
             worker.add(number, socket.clone());
         }
         self.listeners.insert(number, Open { configured, address, tcp, udp, is_kept: false, closing });
-        tracing::info!(%address, "listening");
+        tracing::info!(address = %shown, "listening");
         Ok(())
     }
 
@@ -171,9 +173,17 @@ impl Serving {
 
     /// Closes the listeners that are no longer configured; those that the service manager opened stay.
     pub fn close_others(&mut self, config: &Config) {
-        let is_gone = |open: &Open| open.configured.is_some_and(|at| !config.listeners().any(|kept| kept == at));
+        self.close(|open| open.configured.is_some_and(|at| !config.listeners().any(|kept| kept == at)));
+    }
+
+    /// Closes the listeners whose interface is another one now: their sockets hear nothing any more.
+    pub fn close_outdated(&mut self) {
+        self.close(|open| open.configured.is_some_and(|(_, endpoint)| endpoint.is_outdated(open.address)));
+    }
+
+    fn close(&mut self, is_gone: impl Fn(&Open) -> bool) {
         let gone: Vec<u32> =
-            self.listeners.iter().filter(|(_, open)| is_gone(open)).map(|(&number, _)| number).collect();
+            self.listeners.iter().filter(|&(_, open)| is_gone(open)).map(|(&number, _)| number).collect();
         for number in gone {
             let Some(open) = self.listeners.remove(&number) else { continue };
             open.closing.cancel();
@@ -217,15 +227,16 @@ impl Open {
     }
 }
 
-/// Opens what is configured and not open, or takes it up.
+/// Opens what is configured and not open, or takes it up. An address whose interface is not there is left for later.
 pub(super) fn open_all(
     config: &Config,
     workers: usize,
-    is_open: impl Fn((Service, SocketAddr)) -> bool,
+    is_open: impl Fn((Service, Endpoint)) -> bool,
     inherited: &mut Inherited,
 ) -> Result<Vec<Opened>> {
     let mut opened = Vec::new();
-    for (service, address) in config.listeners().filter(|&at| !is_open(at)) {
+    let missing = config.listeners().filter(|&at| !is_open(at)).filter(|(_, address)| !address.lacks_interface());
+    for (service, address) in missing {
         let listeners = Listener::open(service, address, workers, inherited)?;
         opened.extend(listeners.into_iter().map(|listener| (listener, Some((service, address)))));
     }

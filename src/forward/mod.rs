@@ -55,7 +55,7 @@ pub struct Config {
     /// The servers to ask: `192.0.2.53`, `192.0.2.53:5353`, `[2001:db8::1]:53` by UDP (and TCP where that is needed),
     /// `tcp://192.0.2.53` by TCP alone, `tls://192.0.2.55#dns.example.net` and
     /// `https://192.0.2.55/dns-query#dns.example.net` encrypted, the name of the certificate after `#` (default: the
-    /// address). No default: at least one. Applies at reload; a server that stays keeps its connections and its health.
+    /// address). A link-local address names its interface: `fe80::53%eth0`, `[fe80::53%eth0]:5353`. No default: at least one. Applies at reload; a server that stays keeps its connections and its health.
     pub upstreams: Vec<Spanned<String>>,
     /// The certificates of the authorities that encrypted upstreams must have theirs from, and of no others: a file in
     /// PEM format. A certificate that stands there itself is believed in its time and under its names. Default: none, which takes the public authorities that Mozilla lists. Read anew at reload.

@@ -84,7 +84,7 @@ impl Attempts {
         if let Some((_, socket, _)) = self.sockets.iter().find(|socket| socket.0 == attempt) {
             return socket.udp.send(&self.buffer).await.map(|_| ());
         }
-        let socket = Arc::new(connect(upstream.url().address).await?);
+        let socket = Arc::new(connect(upstream.url().address.resolve()?).await?);
         let receiving = self.running.spawn(receive(Arc::clone(&socket), attempt, self.reports.clone()));
         self.sockets.push((attempt, Arc::clone(&socket), receiving));
         socket.udp.send(&self.buffer).await.map(|_| ())

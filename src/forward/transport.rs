@@ -130,7 +130,8 @@ impl Connection {
             }
             Transport::Https { server_name, path } => {
                 let builder = HttpsClientStream::builder(self.tls()?, TokioRuntimeProvider::new());
-                let stream = builder.build(url.address, server_name.as_str().into(), path.as_str().into()).await?;
+                let stream =
+                    builder.build(url.address.resolve()?, server_name.as_str().into(), path.as_str().into()).await?;
                 // The builder's own `exchange` ends this task as soon as it returns.
                 let (exchange, background) = DnsExchange::from_stream(stream);
                 tokio::spawn(background);
@@ -149,7 +150,7 @@ impl Connection {
 }
 
 async fn open_tcp(url: &UpstreamUrl) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(url.address).await?;
+    let stream = TcpStream::connect(url.address.resolve()?).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }

@@ -218,7 +218,8 @@ impl<T: Clone> UdpDriver<T> {
         while let Some(action) = self.running.get_mut(key).and_then(|running| running.exchange.next_action()) {
             match action {
                 Action::SendUdp { attempt, upstream } => {
-                    let sent = self.send(key, attempt, upstream.url().address, now, registry);
+                    let peer = upstream.url().address.resolve();
+                    let sent = peer.and_then(|peer| self.send(key, attempt, peer, now, registry));
                     if let (Err(error), Some(running)) = (sent, self.running.get_mut(key)) {
                         running.exchange.handle(Event::of_error(attempt, &error), now, &mut self.rng);
                     }

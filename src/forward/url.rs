@@ -6,13 +6,15 @@ use std::{
     str::FromStr,
 };
 
+use crate::endpoint::{Endpoint, Malformed};
+
 /// The address of an upstream and the transport to it.
 ///
 /// A host is always an address: a name would have to be resolved, and by nobody but ourselves.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct UpstreamUrl {
-    /// Address and port.
-    pub address: SocketAddr,
+    /// Address and port; a link-local address with its interface.
+    pub address: Endpoint,
     /// How messages travel there.
     pub transport: Transport,
 }
@@ -26,7 +28,7 @@ pub enum Transport {
     Tcp,
     /// DNS over TLS (RFC 7858).
     Tls {
-        /// The name that the certificate must bear; an address counts as a name.
+        /// The name that the certificate must bear; an address, without its interface, counts as a name.
         server_name: String,
     },
     /// DNS over HTTPS (RFC 8484).
@@ -47,9 +49,18 @@ pub enum UrlError {
     /// The host is not an address.
     #[error("{0:?} is not an address; write an address such as 192.0.2.53, 192.0.2.53:5353 or [2001:db8::1]:53")]
     Address(String),
+    /// A link-local address without its interface, or an interface where none can be.
+    #[error("{0:?} {1}")]
+    Interface(String, Malformed),
     /// A path or server name where the transport has none.
     #[error("a path belongs to https:// alone, and #name to tls:// and https://; remove {0:?}")]
     Excess(String),
+    /// `0.0.0.0` or `::`, which the kernel takes for this host.
+    #[error(
+        "{0} is no address of a server: it leads to this host, so to ourselves; write the server's address, such as \
+         127.0.0.1:5353 for a program on this host"
+    )]
+    Unspecified(IpAddr),
     /// An IPv6 address as the authority of HTTPS.
     #[error("the name of the server is missing; write it behind a #")]
     NoServerName,
@@ -58,7 +69,7 @@ pub enum UrlError {
 impl UpstreamUrl {
     /// A server that is asked by UDP.
     pub fn udp(address: SocketAddr) -> Self {
-        Self { address, transport: Transport::Udp }
+        Self { address: address.into(), transport: Transport::Udp }
     }
 
     /// Whether the server is on this host.
@@ -109,7 +120,14 @@ impl FromStr for UpstreamUrl {
             "https" => 443,
             _ => return Err(UrlError::Scheme(scheme.into())),
         };
-        let address = read_address(host, default_port).ok_or_else(|| UrlError::Address(host.into()))?;
+        let address = match Endpoint::read(host, default_port) {
+            Ok(address) if address.port() != 0 => address,
+            Ok(_) | Err(Malformed::Address) => return Err(UrlError::Address(host.into())),
+            Err(error) => return Err(UrlError::Interface(host.into(), error)),
+        };
+        if address.ip().to_canonical().is_unspecified() {
+            return Err(UrlError::Unspecified(address.ip()));
+        }
         let named = || server_name.map_or_else(|| address.ip().to_string(), str::to_owned);
         let no_path = || if path.is_empty() { Ok(()) } else { Err(UrlError::Excess(path.into())) };
         let no_name = || server_name.map_or(Ok(()), |name| Err(UrlError::Excess(format!("#{name}"))));
@@ -124,14 +142,6 @@ impl FromStr for UpstreamUrl {
             _ => no_path().and(no_name()).map(|()| Transport::Udp)?,
         };
         Ok(Self { address, transport })
-    }
-}
-
-fn read_address(host: &str, default_port: u16) -> Option<SocketAddr> {
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    match bare.parse::<IpAddr>() {
-        Ok(ip) => Some(SocketAddr::new(ip, default_port)),
-        Err(_) => host.parse().ok().filter(|address: &SocketAddr| address.port() != 0),
     }
 }
 
@@ -165,6 +175,11 @@ mod tests {
             ("tls://192.0.2.55", "tls://192.0.2.55:853#192.0.2.55"),
             ("https://192.0.2.55/dns-query#dns.example.net", "https://192.0.2.55:443/dns-query#dns.example.net"),
             ("https://[2001:db8::1]:8443#dns.example.net", "https://[2001:db8::1]:8443/dns-query#dns.example.net"),
+            ("fe80::53%eth0", "[fe80::53%eth0]:53"),
+            ("[fe80::53%eth0]:5353", "[fe80::53%eth0]:5353"),
+            ("tcp://[fe80::53%7]", "tcp://[fe80::53%7]:53"),
+            ("tls://fe80::53%eth0", "tls://[fe80::53%eth0]:853#fe80::53"),
+            ("https://[fe80::53%eth0]#dns.example", "https://[fe80::53%eth0]:443/dns-query#dns.example"),
         ] {
             let url: UpstreamUrl = text.parse().unwrap();
             assert_eq!(url.to_string(), expected, "{text}");
@@ -183,6 +198,12 @@ mod tests {
             ("192.0.2.53#dns.example", UrlError::Excess("#dns.example".into())),
             ("tls://192.0.2.53/dns-query", UrlError::Excess("/dns-query".into())),
             ("https://[2001:db8::1]", UrlError::NoServerName),
+            ("fe80::53", UrlError::Interface("fe80::53".into(), Malformed::NoInterface)),
+            ("tls://[2001:db8::1%eth0]", UrlError::Interface("[2001:db8::1%eth0]".into(), Malformed::Interface)),
+            ("0.0.0.0", UrlError::Unspecified([0; 4].into())),
+            ("[::]:5353", UrlError::Unspecified([0; 16].into())),
+            ("tcp://[::ffff:0.0.0.0]", UrlError::Unspecified("::ffff:0.0.0.0".parse().unwrap())),
+            ("tls://0.0.0.0#dns.example", UrlError::Unspecified([0; 4].into())),
         ] {
             assert_eq!(text.parse::<UpstreamUrl>(), Err(expected), "{text}");
         }
@@ -199,7 +220,7 @@ mod tests {
             ("100.128.0.1", true),
             ("127.0.0.1", false),
             ("fd00::1", false),
-            ("fe80::1", false),
+            ("fe80::1%eth0", false),
             ("::ffff:10.0.0.1", false), // IPv4 in disguise
         ] {
             assert_eq!(text.parse::<UpstreamUrl>().unwrap().is_public(), public, "{text}");

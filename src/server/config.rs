@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
     path::PathBuf,
     str::FromStr,
@@ -14,29 +14,31 @@ use humantime_serde::re::humantime::format_duration;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{Acl, RateLimitConfig, Secret};
+use crate::endpoint::{Endpoint, Malformed};
 
 /// What faces clients, section `[server]`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The addresses served, each by UDP and TCP: `IP`, `IP:PORT` or `[IPv6]:PORT`; the port is 53 unless given.
+    /// The addresses served, each by UDP and TCP: `IP`, `IP:PORT` or `[IPv6]:PORT`; the port is 53 unless given. A link-local
+    /// address names its interface, `fe80::53%eth0`, which may come late.
     /// Default `["127.0.0.1:53", "[::1]:53"]`. Applies at reload.
     #[serde(deserialize_with = "deserialize_listen::<_, DNS_PORT>")]
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<Endpoint>,
     /// The addresses served by DNS over TLS (RFC 7858), written likewise; the port is 853 unless given.
     /// Default: none. Applies at reload.
     #[serde(deserialize_with = "deserialize_listen::<_, TLS_PORT>")]
-    pub tls_listen: Vec<SocketAddr>,
+    pub tls_listen: Vec<Endpoint>,
     /// The addresses served by DNS over HTTPS (RFC 8484) with the path `/dns-query`, written likewise; the port is 443
     /// unless given.
     /// Default: none. Applies at reload.
     #[serde(deserialize_with = "deserialize_listen::<_, HTTPS_PORT>")]
-    pub https_listen: Vec<SocketAddr>,
+    pub https_listen: Vec<Endpoint>,
     /// The addresses served by DNS over QUIC (RFC 9250), written likewise; the port is 853 unless given, and may not be 53.
     /// Its connections count among those of TCP, with the same limits.
     /// Default: none. Applies at reload.
     #[serde(deserialize_with = "deserialize_listen::<_, TLS_PORT>")]
-    pub quic_listen: Vec<SocketAddr>,
+    pub quic_listen: Vec<Endpoint>,
     /// The certificate that all of them show, and those between it and its authority: a file in PEM format.
     /// No default. Read anew at reload.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -127,11 +129,11 @@ pub enum Problem {
         /// The key of the second.
         key: &'static str,
         /// The address.
-        address: SocketAddr,
+        address: Endpoint,
     },
     /// DNS over QUIC where DNS over UDP is expected (RFC 9250 §4.1.1).
     #[error("DNS over QUIC may not use port 53, where {0} has DNS over UDP; take port 853")]
-    QuicOnDnsPort(SocketAddr),
+    QuicOnDnsPort(Endpoint),
     /// Encryption without a certificate, or with half of one.
     #[error("{0} is missing, without which there is no TLS, HTTPS or QUIC; name a file in PEM format")]
     NoCertificate(&'static str),
@@ -192,7 +194,7 @@ enum Port {
 
 impl Config {
     /// All addresses served, and what is spoken there.
-    pub fn listeners(&self) -> impl Iterator<Item = (Service, SocketAddr)> {
+    pub fn listeners(&self) -> impl Iterator<Item = (Service, Endpoint)> {
         let lists = [
             (Service::Plain, &self.listen),
             (Service::Tls, &self.tls_listen),
@@ -278,7 +280,10 @@ fn out_of_range<T: PartialOrd>(
 impl Default for Config {
     fn default() -> Self {
         Self {
-            listen: vec![(Ipv4Addr::LOCALHOST, DNS_PORT).into(), (Ipv6Addr::LOCALHOST, DNS_PORT).into()],
+            listen: vec![
+                Endpoint::new(Ipv4Addr::LOCALHOST.into(), DNS_PORT),
+                Endpoint::new(Ipv6Addr::LOCALHOST.into(), DNS_PORT),
+            ],
             tls_listen: Vec::new(),
             https_listen: Vec::new(),
             quic_listen: Vec::new(),
@@ -306,15 +311,16 @@ impl Default for Config {
 
 /// An address to listen on: the port is that of the service, 53, unless given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ListenAddress<const PORT: u16 = DNS_PORT>(pub SocketAddr);
+pub struct ListenAddress<const PORT: u16 = DNS_PORT>(pub Endpoint);
 
 impl<const PORT: u16> FromStr for ListenAddress<PORT> {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let bare = |text: &str| text.parse().map(|address: IpAddr| SocketAddr::new(address, PORT));
-        let address = text.parse().or_else(|_| bare(text));
-        address.map(Self).map_err(|_| format!("{text:?} is not an address; write {EXPECTED_ADDRESS}"))
+        Endpoint::read(text, PORT).map(Self).map_err(|error| match error {
+            Malformed::Address => format!("{text:?} is not an address; write {EXPECTED_ADDRESS}"),
+            error => format!("{text:?} {error}"),
+        })
     }
 }
 
@@ -324,9 +330,7 @@ impl<'de, const PORT: u16> Deserialize<'de> for ListenAddress<PORT> {
     }
 }
 
-fn deserialize_listen<'de, D: Deserializer<'de>, const PORT: u16>(
-    deserializer: D,
-) -> Result<Vec<SocketAddr>, D::Error> {
+fn deserialize_listen<'de, D: Deserializer<'de>, const PORT: u16>(deserializer: D) -> Result<Vec<Endpoint>, D::Error> {
     let addresses = Vec::<ListenAddress<PORT>>::deserialize(deserializer)?;
     Ok(addresses.into_iter().map(|address| address.0).collect())
 }
@@ -362,6 +366,8 @@ mod tests {
             ("::", Some("[::]:53")),
             ("192.0.2.1:5300", Some("192.0.2.1:5300")),
             ("[2001:db8::1]:0", Some("[2001:db8::1]:0")),
+            ("fe80::53%eth0", Some("[fe80::53%eth0]:53")),
+            ("fe80::53", None),
             ("localhost:53", None),
             (":53", None),
             ("", None),
@@ -390,10 +396,10 @@ mod tests {
             ["tcp_idle_timeout is 10m 1s; choose from 1s to 10m"]
         );
         assert_eq!(faults(|c| c.listen.clear()).len(), 1);
-        assert_eq!(faults(|c| c.listen = vec![([127, 0, 0, 1], 0).into(); 2]), [""; 0]);
-        assert_eq!(faults(|c| c.listen = vec![([127, 0, 0, 1], 1).into(); 2]).len(), 1);
+        assert_eq!(faults(|c| c.listen = vec![Endpoint::new([127, 0, 0, 1].into(), 0); 2]), [""; 0]);
+        assert_eq!(faults(|c| c.listen = vec![Endpoint::new([127, 0, 0, 1].into(), 1); 2]).len(), 1);
         let certified = |c: &mut Config| (c.certificate, c.private_key) = (Some("c".into()), Some("k".into()));
-        let [plain, tls, dns] = [1, 853, 53].map(|port| SocketAddr::from(([127, 0, 0, 7], port)));
+        let [plain, tls, dns] = [1, 853, 53].map(|port| Endpoint::new([127, 0, 0, 7].into(), port));
         for (change, expected) in [
             (&certified as &dyn Fn(&mut Config), vec![]),
             (&|c| c.tls_listen.push(tls), vec!["certificate", "private_key"]),

@@ -274,6 +274,19 @@ fn a_system_that_names_ourselves_alone_is_no_loop() {
     drop(daemon);
 }
 
+#[test]
+fn an_unspecified_name_server_of_the_system_is_passed_over() {
+    let Some(netns) = Netns::new("") else { return };
+    let upstream =
+        Upstream::at(SocketAddr::new(netns.host(), 53), upstream::holding(&["www.example. 300 A 192.0.2.1"]));
+    netns.set_resolv_conf(&format!("nameserver 0.0.0.0\nnameserver ::\nnameserver {}\n", netns.host()));
+    let daemon = Setup::bare().within(&netns).start();
+    daemon.wait_for_log(0, |line| line.contains("passed over") && line.contains("0.0.0.0:53, [::]:53"));
+    let reply = run(netns.command("dig").args(["@127.0.0.1", "+tries=1", "+short", "www.example"]));
+    assert_eq!((reply.trim(), upstream.count("www.example A")), ("192.0.2.1", 1));
+    drop(daemon);
+}
+
 /// Starts a resolver that forwards everything back to us.
 fn forwarding_back(program: &str, own: SocketAddr, to: SocketAddr) -> Option<Process> {
     let program = require::program(program)?;

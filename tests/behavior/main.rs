@@ -29,6 +29,7 @@ mod first_results;
 mod forged;
 mod garbage;
 mod header;
+mod link_local;
 mod listening;
 mod master_files;
 mod messages;

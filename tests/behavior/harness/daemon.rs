@@ -195,7 +195,12 @@ impl Setup {
         daemon.wait_for_log(0, |line| line.contains(sign));
         for line in daemon.log.lines() {
             if let Some((before, address)) = line.split_once("listening address=") {
-                let address = address.split(' ').next().unwrap().parse().expect("an address");
+                // One with an interface is nobody else's to look up.
+                let address = address.split(' ').next().unwrap();
+                if address.contains('%') {
+                    continue;
+                }
+                let address = address.parse().expect("an address");
                 match before.ends_with("control ") {
                     true => daemon.control = Some(address),
                     false => daemon.addresses.push(address),

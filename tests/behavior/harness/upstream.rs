@@ -81,7 +81,8 @@ impl Upstream {
         Self::on(address, UdpSocket::bind(address).unwrap(), TcpListener::bind(address).unwrap(), script)
     }
 
-    fn on(
+    /// An upstream on these sockets, which are bound to this address.
+    pub fn on(
         address: SocketAddr,
         udp: UdpSocket,
         tcp: TcpListener,
@@ -174,8 +175,10 @@ impl Drop for Upstream {
         self.shared.ended.store(true, Ordering::Relaxed);
         // Each of the two threads is woken, sees that it has to end, and closes its socket; so the port is closed
         // when this returns.
+        let mut any_port = self.address;
+        any_port.set_port(0);
         let gone = || {
-            let _ = UdpSocket::bind((self.address.ip(), 0)).and_then(|socket| socket.send_to(&[], self.address));
+            let _ = UdpSocket::bind(any_port).and_then(|socket| socket.send_to(&[], self.address));
             let _ = TcpStream::connect(self.address);
             (UdpSocket::bind(self.address).is_ok() && TcpStream::connect(self.address).is_err()).then_some(())
         };

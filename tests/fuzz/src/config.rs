@@ -17,7 +17,7 @@ fn load(octets: &[u8]) -> Option<watershed::config::Config> {
     let folder = Scratch::new();
     let file = folder.file("watershed.toml", octets);
     // What this machine says of itself is no part of the input.
-    let system = System { resolv_confs: Vec::new(), is_local: |address| address.is_loopback() };
+    let system = System { resolv_confs: Vec::new(), is_local: |address| address.ip().is_loopback() };
     match (Source { file: Some(file), system, ..Source::default() }).load() {
         Ok(loaded) => Some(loaded.config),
         Err(faults) => {
