@@ -24,6 +24,7 @@ use super::{
     attempt::{Attempt, Doubtful, Reason, State, mix_letters},
     event::{Action, Event, Failure, Options, Outcome, PATIENCE},
     group::Order,
+    transport::Retries,
     upstream::INITIAL_TIMEOUT,
     verdict::{Doubt, Over, Verdict, is_complaint, judge},
 };
@@ -103,6 +104,14 @@ impl Exchange {
         let doubtful = self.attempts.iter().filter_map(|attempt| Some(attempt.doubtful.as_ref()?.until)).min();
         let next = self.deadline.min(self.resend_at).min(doubtful.unwrap_or(self.deadline));
         self.patience_ends.map_or(next, |patience_ends| next.min(patience_ends))
+    }
+
+    /// How often a query goes out again that a server leaves open when it closes the stream.
+    pub(super) fn stream_retries(&self, now: Moment) -> Retries {
+        match self.attempts.len() < self.order.len() {
+            true => Retries::Answered,
+            false => Retries::For(self.deadline.since(now)),
+        }
     }
 
     /// The id of an attempt's query.

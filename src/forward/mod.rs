@@ -9,6 +9,7 @@ mod event;
 mod exchange;
 mod group;
 mod loops;
+mod pace;
 mod sockets;
 mod task;
 mod tcp;

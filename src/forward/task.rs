@@ -94,8 +94,9 @@ impl Attempts {
         let mut query = Vec::new();
         exchange.write_query(attempt, &mut query);
         let reports = self.reports.clone();
+        let retries = exchange.stream_retries(Moment::now());
         self.running.spawn(async move {
-            let response = upstream.connection().exchange(upstream.url(), &query).await;
+            let response = upstream.connection().exchange(upstream.url(), &query, retries).await;
             // An error means that the exchange is over.
             let _ = reports.send((attempt, response)).await;
         });

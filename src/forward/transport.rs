@@ -1,16 +1,22 @@
 //! From the URL of an upstream to a connection that exchanges messages: TCP, TLS and HTTPS.
 //!
 //! Each upstream has one connection, opened when it is first needed, kept open, and used by many queries at once. A
-//! server may close it at any time, so a query that fails on a connection that was open before goes out once more, on
-//! a new one (RFC 7766 §6.2.4); and one that hears nothing there for two seconds does, too, for the peer may be gone
-//! without a word.
+//! server may close it at any time, so a query that is open then goes out again on a new one (RFC 7766 §6.2.4), until its time
+//! is up: at once if the connection had brought any answer, else as soon as the [pace](super::pace) of the upstream allows,
+//! unless there is another upstream to be asked. A query that hears nothing for two seconds on a connection that was open
+//! before goes out again, too, for the peer may be gone without a word. An upstream that answers few queries on a connection
+//! gets several, at most eight with open queries.
 //!
 //! TCP and TLS are ours. HTTPS is hickory's, whose traps are: it sends all queries with the id zero, holds no more than 32
 //! in its queue, and drops a message that it cannot decode to the last record.
 
 use std::{
     io,
-    sync::{Arc, OnceLock},
+    pin::pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -24,14 +30,19 @@ use hickory_resolver::{
     proto::op::{DnsRequest, DnsRequestOptions, Message},
 };
 use parking_lot::Mutex;
-use tokio::{net::TcpStream, sync::OnceCell, time::timeout};
+use tokio::{
+    net::TcpStream,
+    sync::{OnceCell, OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep_until, timeout},
+};
 use tokio_rustls::{
     TlsConnector,
     rustls::{self, ClientConfig, pki_types::ServerName},
 };
 
 use super::{
-    tcp,
+    pace::Pace,
+    tcp::{self, End},
     trust::Trust,
     url::{Transport, UpstreamUrl},
 };
@@ -42,6 +53,9 @@ use crate::wire::{put_u16, read_u16};
 pub(super) struct Connection {
     /// Who finds it broken puts a new cell in place of this one; who comes while it is opened waits for that.
     kept: Mutex<Arc<OnceCell<Open>>>,
+    pace: Arc<Pace>,
+    /// One for each stream with open queries.
+    permits: Permits,
     trust: Trust,
     /// Made when it is first needed.
     tls: OnceLock<Arc<ClientConfig>>,
@@ -73,6 +87,15 @@ pub enum Error {
     ServerName(String),
 }
 
+/// How often a query goes out again that is open when its server closes the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Retries {
+    /// As long as connections bring answers to any query: there is another upstream to be asked.
+    Answered,
+    /// For so long.
+    For(Duration),
+}
+
 impl Connection {
     /// Not yet open.
     pub fn new(trust: Trust) -> Self {
@@ -85,21 +108,68 @@ impl Connection {
     }
 
     /// Sends a query and waits for the message that has its id. The caller sets the time limit.
-    pub async fn exchange(&self, url: &UpstreamUrl, query: &[u8]) -> Result<Vec<u8>, Error> {
-        let kept = self.kept();
-        if let Some(open) = kept.get() {
-            match timeout(SILENCE_ON_KEPT, open.exchange(query)).await {
-                Ok(Ok(response)) => return Ok(response),
-                Ok(Err(_)) | Err(_) => self.replace(&kept),
+    pub async fn exchange(&self, url: &UpstreamUrl, query: &[u8], retries: Retries) -> Result<Vec<u8>, Error> {
+        let was_closed = AtomicBool::new(false);
+        let mut exchange = pin!(self.exchange_again(url, query, retries, &was_closed));
+        if let Retries::For(left) = retries {
+            match timeout(left.saturating_sub(FOR_THE_REASON), &mut exchange).await {
+                Ok(result) => return result,
+                // The caller is told while it can still say why there is no response.
+                Err(_) if was_closed.load(Relaxed) => return Err(Error::Closed),
+                Err(_) => {}
             }
         }
-        let kept = self.kept();
-        let connecting = || async { timeout(OPENING, self.connect(url)).await.map_err(|_| Error::Timeout)? };
-        let result = kept.get_or_try_init(connecting).await?.exchange(query).await;
-        if result.is_err() {
-            self.replace(&kept);
+        exchange.await
+    }
+
+    /// `was_closed` becomes true when a server has closed a connection that brought nothing.
+    async fn exchange_again(
+        &self,
+        url: &UpstreamUrl,
+        query: &[u8],
+        retries: Retries,
+        was_closed: &AtomicBool,
+    ) -> Result<Vec<u8>, Error> {
+        let (mut sent, mut was_silent) = (0, false);
+        while sent < MOST_SENDS {
+            if retries == Retries::Answered && self.pace.open_at().is_some_and(|open_at| open_at > Instant::now()) {
+                return Err(Error::Closed);
+            }
+            let kept = self.kept();
+            let was_open = kept.initialized();
+            let open = match kept.get_or_try_init(|| self.open(url)).await {
+                Ok(open) => open,
+                // The pace bounds how often that is.
+                Err(Error::Closed) => {
+                    sent += 1;
+                    was_closed.store(true, Relaxed);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            if !open.take_place() {
+                self.replace(&kept);
+                continue;
+            }
+            sent += 1;
+            let most_silence = if was_open && !was_silent { SILENCE_ON_KEPT } else { Duration::MAX };
+            match timeout(most_silence, open.exchange(query)).await {
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(failure)) => {
+                    self.replace(&kept);
+                    // Who finds a connection broken that was open before has not seen a new one fail.
+                    if !failure.is_retried && !was_open {
+                        return Err(failure.error);
+                    }
+                    was_closed.store(self.pace.open_at().is_some(), Relaxed);
+                }
+                Err(_) => {
+                    self.replace(&kept);
+                    was_silent = true;
+                }
+            }
         }
-        result
+        Err(Error::Closed)
     }
 
     fn kept(&self) -> Arc<OnceCell<Open>> {
@@ -110,6 +180,14 @@ impl Connection {
         Arc::clone(&kept)
     }
 
+    async fn open(&self, url: &UpstreamUrl) -> Result<Open, Error> {
+        if let Some(open_at) = self.pace.open_at() {
+            sleep_until(open_at).await;
+        }
+        let permit = Arc::clone(&self.permits.0).acquire_owned().await.map_err(|_| Error::Closed)?;
+        timeout(OPENING, self.connect(url, permit)).await.map_err(|_| Error::Timeout)?
+    }
+
     fn replace(&self, broken: &Arc<OnceCell<Open>>) {
         let mut kept = self.kept.lock();
         if Arc::ptr_eq(&kept, broken) {
@@ -117,16 +195,26 @@ impl Connection {
         }
     }
 
-    async fn connect(&self, url: &UpstreamUrl) -> Result<Open, Error> {
+    async fn connect(&self, url: &UpstreamUrl, permit: OwnedSemaphorePermit) -> Result<Open, Error> {
+        let pace = Arc::clone(&self.pace);
         match &url.transport {
-            Transport::Udp | Transport::Tcp => Ok(Open::Stream(tcp::spawn(open_tcp(url).await?, MAX_IDLE))),
+            Transport::Udp | Transport::Tcp => {
+                Ok(Open::Stream(tcp::spawn(open_tcp(url).await?, MAX_IDLE, pace, permit)))
+            }
             Transport::Tls { server_name } => {
                 let name = ServerName::try_from(server_name.clone());
                 let name = name.map_err(|_| Error::ServerName(server_name.clone()))?;
                 let connector = TlsConnector::from(self.tls()?);
-                let stream = connector.connect(name, open_tcp(url).await?).await;
-                let stream = stream.map_err(|error| Error::Encrypted(error.to_string()))?;
-                Ok(Open::Stream(tcp::spawn(stream, MAX_IDLE)))
+                let stream =
+                    connector.connect(name, open_tcp(url).await?).await.map_err(|error| match error.kind() {
+                        // Closed in the handshake, as by a server that has too many connections.
+                        io::ErrorKind::UnexpectedEof => {
+                            self.pace.note_closed(0, true, Instant::now());
+                            Error::Closed
+                        }
+                        _ => Error::Encrypted(error.to_string()),
+                    })?;
+                Ok(Open::Stream(tcp::spawn(stream, MAX_IDLE, pace, permit)))
             }
             Transport::Https { server_name, path } => {
                 let builder = HttpsClientStream::builder(self.tls()?, TokioRuntimeProvider::new());
@@ -164,11 +252,41 @@ impl Open {
         }
     }
 
-    async fn exchange(&self, query: &[u8]) -> Result<Vec<u8>, Error> {
+    /// Takes a place for a query, if the server answers another one on this connection.
+    fn take_place(&self) -> bool {
         match self {
-            Self::Stream(sender) => sender.exchange(query).await,
-            Self::Https(exchange) => exchange_https(exchange, query).await,
+            Self::Stream(sender) => sender.take_place(),
+            Self::Https(_) => true,
         }
+    }
+
+    async fn exchange(&self, query: &[u8]) -> Result<Vec<u8>, Failure> {
+        match self {
+            Self::Stream(sender) => sender.exchange(query).await.map_err(|end| match end {
+                End::Closed | End::Reset => Failure { error: Error::Closed, is_retried: true },
+                End::Broken | End::Idle => Failure { error: Error::Closed, is_retried: false },
+            }),
+            Self::Https(exchange) => {
+                exchange_https(exchange, query).await.map_err(|error| Failure { error, is_retried: false })
+            }
+        }
+    }
+}
+
+/// Why a query got no response on an open connection.
+struct Failure {
+    error: Error,
+    /// True if it goes out again even from a connection that was new.
+    is_retried: bool,
+}
+
+/// Bounds the streams of one upstream that have open queries.
+#[derive(Debug)]
+struct Permits(Arc<Semaphore>);
+
+impl Default for Permits {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MOST_STREAMS)))
     }
 }
 
@@ -210,6 +328,12 @@ impl std::fmt::Debug for Open {
     }
 }
 
+/// How long before the end of its time a query fails whose connections were closed.
+const FOR_THE_REASON: Duration = Duration::from_millis(100);
+/// How often a query is sent at most. At the slowest pace that takes longer than a query may.
+const MOST_SENDS: u32 = 16;
+/// Servers bound the connections of a client; dnsmasq has twenty in all.
+const MOST_STREAMS: usize = 8;
 /// How long a connection may take to open: a lost SYN is sent again after one second.
 const OPENING: Duration = Duration::from_millis(2500);
 /// How long a query hears nothing on a connection that was open before it tries a new one.
@@ -219,6 +343,8 @@ const MAX_IDLE: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
+    use std::{sync::atomic::AtomicUsize, task::Poll};
+
     use tokio::{
         io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
         net::TcpListener,
@@ -226,6 +352,8 @@ mod tests {
     use tokio_rustls::TlsAcceptor;
 
     use super::*;
+
+    const LONG: Retries = Retries::For(Duration::from_secs(60));
 
     async fn read_frame(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
         let length = stream.read_u16().await.unwrap();
@@ -257,8 +385,10 @@ mod tests {
             }
         });
         let connection = Connection::default();
-        let (first, second) =
-            tokio::join!(connection.exchange(&url, b"\x00\x01first"), connection.exchange(&url, b"\x00\x01second"));
+        let (first, second) = tokio::join!(
+            connection.exchange(&url, b"\x00\x01first", LONG),
+            connection.exchange(&url, b"\x00\x01second", LONG)
+        );
         assert_eq!(first.unwrap(), b"\x00\x01first");
         assert_eq!(second.unwrap(), b"\x00\x01second");
         server.await.unwrap();
@@ -279,9 +409,76 @@ mod tests {
             write_frame(&mut stream, &frame).await;
         });
         let connection = Connection::default();
-        assert_eq!(connection.exchange(&url, b"\x00\x01first").await.unwrap(), b"\x00\x01first");
-        assert_eq!(connection.exchange(&url, b"\x00\x02second").await.unwrap(), b"\x00\x02second");
+        assert_eq!(connection.exchange(&url, b"\x00\x01first", LONG).await.unwrap(), b"\x00\x01first");
+        assert_eq!(connection.exchange(&url, b"\x00\x02second", LONG).await.unwrap(), b"\x00\x02second");
         server.await.unwrap();
+    }
+
+    /// A server that answers so many queries on each connection, and reads on but closes it then.
+    async fn serve_few(listener: TcpListener, answers: impl Fn() -> usize + Send + 'static, opened: Arc<AtomicUsize>) {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            opened.fetch_add(1, Relaxed);
+            let answers = answers();
+            tokio::spawn(async move {
+                for _ in 0..answers {
+                    let frame = read_frame(&mut stream).await;
+                    write_frame(&mut stream, &frame).await;
+                }
+                stream.shutdown().await.unwrap();
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn queries_that_a_server_leaves_open_go_out_again_on_another_connection() {
+        for answers in [1, 2, 7] {
+            let (listener, url) = listen().await;
+            let opened = Arc::new(AtomicUsize::new(0));
+            let server = tokio::spawn(serve_few(listener, move || answers, Arc::clone(&opened)));
+            let connection = Connection::default();
+            let queries: Vec<[u8; 4]> = (0..200u16).map(|number| [0, 1, (number >> 8) as u8, number as u8]).collect();
+            let exchanges = queries.iter().map(|query| connection.exchange(&url, query, LONG));
+            let responses = join_all(exchanges).await;
+            for (query, response) in queries.iter().zip(responses) {
+                assert_eq!(response.unwrap(), query, "{answers}");
+            }
+            let least = 200 / answers;
+            let opened = opened.load(Relaxed);
+            assert!((least..=least + 20).contains(&opened), "{opened} connections for 200 queries, {answers} on each");
+            server.abort();
+        }
+    }
+
+    /// Drives all of them at a time.
+    async fn join_all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+        let mut futures: Vec<_> = futures.map(|future| (Box::pin(future), None)).collect();
+        std::future::poll_fn(|context| {
+            for (future, output) in futures.iter_mut().filter(|(_, output)| output.is_none()) {
+                if let Poll::Ready(value) = future.as_mut().poll(context) {
+                    *output = Some(value);
+                }
+            }
+            if futures.iter().all(|(_, output)| output.is_some()) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        futures.into_iter().filter_map(|(_, output)| output).collect()
+    }
+
+    #[tokio::test]
+    async fn a_server_that_closes_at_once_is_not_flooded() {
+        let (listener, url) = listen().await;
+        let opened = Arc::new(AtomicUsize::new(0));
+        let server = tokio::spawn(serve_few(listener, || 0, Arc::clone(&opened)));
+        let connection = Connection::default();
+        let exchanges =
+            (0..50).map(|_| timeout(Duration::from_millis(800), connection.exchange(&url, b"\x00\x01query", LONG)));
+        let responses = join_all(exchanges).await;
+        assert!(responses.iter().all(Result::is_err), "until the caller's time is up");
+        let opened = opened.load(Relaxed);
+        assert!((1..=5).contains(&opened), "{opened} connections in 0.8 s");
+        server.abort();
     }
 
     #[tokio::test]
@@ -290,17 +487,20 @@ mod tests {
         let address = listener.local_addr().unwrap();
         drop(listener);
         let connection = Connection::default();
-        assert!(matches!(connection.exchange(&url, b"\x00\x01query").await, Err(Error::Io(_))));
+        assert!(matches!(connection.exchange(&url, b"\x00\x01query", LONG).await, Err(Error::Io(_))));
 
         let listener = TcpListener::bind(address).await.unwrap();
         let server = tokio::spawn(async move {
-            drop(listener.accept().await.unwrap());
+            // Closed with a query unread, it is reset.
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_u8().await.unwrap();
+            drop(stream);
             let (mut stream, _) = listener.accept().await.unwrap();
             let frame = read_frame(&mut stream).await;
             write_frame(&mut stream, &frame).await;
         });
-        assert!(connection.exchange(&url, b"\x00\x01query").await.is_err(), "a new connection is not tried twice");
-        assert_eq!(connection.exchange(&url, b"\x00\x01query").await.unwrap(), b"\x00\x01query");
+        assert!(connection.exchange(&url, b"\x00\x01query", LONG).await.is_err(), "a new connection that is reset");
+        assert_eq!(connection.exchange(&url, b"\x00\x01query", LONG).await.unwrap(), b"\x00\x01query");
         server.await.unwrap();
     }
 
@@ -345,7 +545,7 @@ mod tests {
             };
             let connection = Connection::new(trust.clone());
             let query = b"\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x01";
-            let (result, ()) = tokio::join!(connection.exchange(&url, query), server);
+            let (result, ()) = tokio::join!(connection.exchange(&url, query, LONG), server);
             match expected {
                 None => assert_eq!(result.unwrap(), query, "{url}"),
                 Some(expected) => {
@@ -367,7 +567,7 @@ mod tests {
                 stream
             });
             let query = b"\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x01";
-            let error = Connection::default().exchange(&url, query).await.unwrap_err();
+            let error = Connection::default().exchange(&url, query, LONG).await.unwrap_err();
             assert!(matches!(error, Error::Encrypted(_)), "{scheme}: {error}");
             server.await.unwrap();
         }

@@ -12,6 +12,7 @@ mod catalog_clients;
 mod catalog_health;
 mod chains;
 mod clients;
+mod closing_streams;
 mod conformance;
 mod consul;
 mod consul_api;
