@@ -20,7 +20,7 @@ use watershed::{
         },
     },
     clock::Moment,
-    copies::Copies,
+    files::Copies,
     wire::{Class, Question, Rtype},
 };
 
@@ -76,7 +76,7 @@ fn identity(files: &Files<()>) -> Identity {
 }
 
 fn load(folder: &Path, previous: Option<&Files<()>>, scope: Scope<'_>) -> Outcome<()> {
-    let outcome = Files::load(folder, previous, scope, &Copies::default(), &|_: &Value| Ok(()));
+    let outcome = Files::load(folder, 1 << 30, previous, scope, &Copies::default(), &|_: &Value| Ok(()));
     assert!(outcome.faults.is_empty(), "{:?}", outcome.faults.first());
     outcome
 }

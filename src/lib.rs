@@ -10,12 +10,11 @@
 // Floor 0: knows nothing of the others.
 pub mod budget;
 pub mod clock;
-pub mod copies;
 pub mod endpoint;
 pub mod escape;
+pub mod files;
 pub mod location;
 pub mod metrics;
-pub mod stamp;
 pub mod sys;
 pub mod wire;
 

@@ -11,12 +11,11 @@ use std::{
 const FLOORS: &[(&str, u8)] = &[
     ("budget", 0),
     ("clock", 0),
-    ("copies", 0),
     ("endpoint", 0),
     ("escape", 0),
+    ("files", 0),
     ("location", 0),
     ("metrics", 0),
-    ("stamp", 0),
     ("sys", 0),
     ("wire", 0),
     ("cache", 1),

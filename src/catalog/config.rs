@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, time::Duration};
 
+use bytesize::ByteSize;
 use humantime_serde::re::humantime::format_duration;
 use serde::{Deserialize, Serialize};
 
@@ -92,6 +93,21 @@ pub struct FilesConfig {
     /// false. Applies at reload.
     #[serde(default)]
     pub enable_script_checks: bool,
+    /// The most bytes of a definition file, from 64 KiB to 1 GiB. A larger file is a faulty one. Reading takes up to thirty
+    /// times as much memory. Default "8MiB". Applies at reload.
+    #[serde(default = "default_file_bytes")]
+    pub max_file_bytes: ByteSize,
+}
+
+impl FilesConfig {
+    /// The files of a folder, all else by default.
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory, enable_script_checks: false, max_file_bytes: default_file_bytes() }
+    }
+}
+
+fn default_file_bytes() -> ByteSize {
+    ByteSize::mib(8)
 }
 
 /// Consul's HTTP API, section `[catalog.api]`. It answers from the catalog, if there is one, on the control address.
@@ -299,6 +315,10 @@ impl Config {
         check("cut_off_hold", self.cut_off_hold <= DAY, text(self.cut_off_hold), "from \"0s\" to \"1d\"");
         let limit = self.udp_answer_limit.unwrap_or(1);
         check("udp_answer_limit", (1..=8).contains(&limit), limit.to_string(), "from 1 to 8");
+        if let Some(bytes) = self.files.as_ref().map(|files| files.max_file_bytes) {
+            let is_good = (ByteSize::kib(64)..=ByteSize::gib(1)).contains(&bytes);
+            check("files", is_good, format!("set to max_file_bytes = {bytes}"), "from 64 KiB to 1 GiB");
+        }
         if self.api.token.as_ref().is_some_and(|token| token.0.is_empty()) {
             problems.push(Problem::EmptyToken);
         }
@@ -437,6 +457,7 @@ mod tests {
             max_stale = "31d"
             cut_off_hold = "25h"
             api = { token = "" }
+            files = { directory = "/", max_file_bytes = "2GiB" }
             [service.db]
             order = ["a"]
             hold_down = "2d"
@@ -459,6 +480,7 @@ mod tests {
                 "max_stale",
                 "cut_off_hold",
                 "udp_answer_limit",
+                "files",
                 "api",
                 "service",
                 "service",

@@ -5,8 +5,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     net::{IpAddr, Ipv4Addr, UdpSocket},
+    path::Path,
 };
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
     config::read_domain,
     model::{Host, Node, Tagged},
 };
-use crate::wire::Name;
+use crate::{files, wire::Name};
 
 /// Who we are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,7 +179,7 @@ impl Identity {
 impl System {
     /// What this host says.
     pub fn read() -> Self {
-        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let read = |path: &str| files::read_text(Path::new(path)).unwrap_or_default();
         Self {
             hostname: host_name(),
             // By way of our own process, where a sandbox may show no more of /proc.

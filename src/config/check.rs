@@ -44,6 +44,9 @@ impl Check<'_> {
         for problem in config.control.problems() {
             self.report(self.document.locate_key("control", 0, problem.key), Problem::Limits(problem));
         }
+        if let Some(problem) = config.zones.problem() {
+            self.report(self.document.locate_key("zones", 0, "max_file_bytes"), Problem::Zones(problem));
+        }
         for problem in config.catalog.problems() {
             self.report(self.document.locate_key("catalog", 0, problem.key()), Problem::Catalog(problem));
         }

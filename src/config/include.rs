@@ -1,11 +1,12 @@
 //! Which files a configuration is made of, and what stands for the folder of credentials in paths.
 
 use std::{
-    env, fs, io,
+    env, io,
     path::{Path, PathBuf},
 };
 
 use super::document::Text;
+use crate::files;
 
 /// Why an entry of `include` is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,17 +54,16 @@ pub fn find(folder: &Path, entry: &str) -> Result<Vec<PathBuf>, Error> {
         return Ok(vec![path]);
     }
     let unreadable = |cause: io::Error| Error::Unreadable { file: parent.to_owned(), cause: cause.to_string() };
-    let entries = match fs::read_dir(parent) {
+    let entries = match files::list(parent) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(unreadable)?,
     };
     let mut found = Vec::new();
     for entry in entries {
-        let file = entry.map_err(unreadable)?.file_name();
-        let text = file.to_string_lossy();
+        let text = entry.path.file_name().unwrap_or_default().to_string_lossy();
         // As a shell has it, a hidden file is not meant.
         if matches(&name, &text) && (name.starts_with('.') || !text.starts_with('.')) {
-            found.push(parent.join(&file));
+            found.push(entry.path);
         }
     }
     found.sort();
@@ -72,7 +72,7 @@ pub fn find(folder: &Path, entry: &str) -> Result<Vec<PathBuf>, Error> {
 
 /// What stands in a file.
 pub fn read(file: PathBuf) -> Result<Text, Error> {
-    match fs::read_to_string(&file) {
+    match files::read_text(&file) {
         Ok(text) => Ok(Text { file, text }),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(Error::NotUtf8(file)),
         Err(error) => Err(Error::Unreadable { file, cause: error.to_string() }),

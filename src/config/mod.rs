@@ -12,7 +12,7 @@ mod special;
 
 use std::{
     collections::HashMap,
-    fmt, fs, io,
+    fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     time::Duration,
@@ -25,8 +25,8 @@ use crate::{
     budget, cache,
     catalog::{self, source::consul},
     control,
-    copies::Copies,
     endpoint::Endpoint,
+    files::{self, Copies},
     forward,
     location::Location,
     server,
@@ -113,6 +113,8 @@ pub struct Loaded {
     pub upstreams: Upstreams,
     /// The file that was read.
     pub file: Option<PathBuf>,
+    /// Of this file and those that it includes, the ones in which secrets stand.
+    pub files_with_secrets: Vec<PathBuf>,
     /// What to load again at a reload.
     pub source: Source,
 }
@@ -156,7 +158,7 @@ impl Source {
             };
             vec![Fault { location: Location::file(path), problem }]
         };
-        let text = file.as_deref().map_or(Ok(String::new()), fs::read_to_string).map_err(unreadable)?;
+        let text = file.as_deref().map_or(Ok(String::new()), files::read_text).map_err(unreadable)?;
         let main = Text { file: path.to_owned(), text };
         let mut document = Document::parse(&main)?;
         let mut faults = Vec::new();
@@ -204,7 +206,9 @@ impl Source {
             return Err(faults);
         }
         leave_to_smaller_networks(&config, &mut rules, &mut refused);
-        Ok(Loaded { config, rules, refused, zones, upstreams, file, source: self.clone() })
+        let files_with_secrets = files_with_secrets(&config, &document);
+        let source = self.clone();
+        Ok(Loaded { config, rules, refused, zones, upstreams, file, files_with_secrets, source })
     }
 
     /// Adds the rules that are there unless somebody says otherwise: for all names, and for Consul's.
@@ -332,8 +336,10 @@ impl Overrides {
             config.zones.directory = Some(absolute(directory));
         }
         if let Some(directory) = self.services.as_ref().map(absolute) {
-            let enable_script_checks = config.catalog.files.as_ref().is_some_and(|files| files.enable_script_checks);
-            config.catalog.files = Some(catalog::FilesConfig { directory, enable_script_checks });
+            match &mut config.catalog.files {
+                Some(files) => files.directory = directory,
+                None => config.catalog.files = Some(catalog::FilesConfig::new(directory)),
+            }
         }
         if !self.upstreams.is_empty() {
             let is_other = |suffix: &Spanned<String>| read_name(suffix).is_none_or(|name| !name.is_root());
@@ -413,6 +419,9 @@ pub enum Problem {
     Limits(budget::OutOfRange),
     /// A section of one room.
     #[error(transparent)]
+    Zones(zone::OutOfRange),
+    /// A section of one room.
+    #[error(transparent)]
     Cache(cache::Problem),
     /// A section of one room.
     #[error(transparent)]
@@ -485,7 +494,8 @@ pub enum Problem {
 /// Reads the files that a document includes, each once, and notes which cannot be read.
 fn read_included(document: &Document<'_>, main: &Path, faults: &mut Vec<Fault>) -> Vec<Text> {
     let folder = main.parent().unwrap_or(Path::new(""));
-    let own = fs::canonicalize(main).ok();
+    let real = |path: &Path| files::access(path, || path.canonicalize()).ok();
+    let own = real(main);
     let mut texts: Vec<Text> = Vec::new();
     for (span, entry) in document.includes() {
         let mut blame = |problem| faults.push(Fault { location: document.locate(&span), problem });
@@ -501,7 +511,7 @@ fn read_included(document: &Document<'_>, main: &Path, faults: &mut Vec<Fault>) 
             Vec::new()
         });
         for file in files {
-            let is_known = own.is_some() && fs::canonicalize(&file).ok() == own;
+            let is_known = own.is_some() && real(&file) == own;
             if is_known || texts.iter().any(|text| text.file == file) {
                 continue;
             }
@@ -514,10 +524,22 @@ fn read_included(document: &Document<'_>, main: &Path, faults: &mut Vec<Fault>) 
     texts
 }
 
+/// The files in which a secret itself stands, and not the path of a file.
+fn files_with_secrets(config: &Config, document: &Document<'_>) -> Vec<PathBuf> {
+    let has_token = config.catalog.consul.as_ref().is_some_and(|agent| agent.token.is_some());
+    let secrets = [
+        ("server", "cookie_secrets", !config.server.cookie_secrets.is_empty()),
+        ("catalog", "api", config.catalog.api.token.is_some()),
+        ("catalog", "consul", has_token),
+    ];
+    let secrets = secrets.into_iter().filter(|(.., is_there)| *is_there);
+    secrets.map(|(section, key, _)| document.locate_key(section, 0, key).file).collect()
+}
+
 /// Whether there is a file, or something that keeps us from knowing: that is for whoever reads it to say.
 fn is_there(file: &Path) -> bool {
     let absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-    fs::symlink_metadata(file).as_ref().err().is_none_or(|error| !absent(error))
+    files::access(file, || file.symlink_metadata()).as_ref().err().is_none_or(|error| !absent(error))
 }
 
 /// A forward rule that nobody has written.

@@ -1,12 +1,12 @@
 //! The upstreams of a host that was told of none: those that the system already uses.
 
 use std::{
-    fs, io,
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     path::PathBuf,
 };
 
-use crate::endpoint::Endpoint;
+use crate::{endpoint::Endpoint, files};
 
 /// What the system says of itself.
 #[derive(Debug, Clone)]
@@ -33,7 +33,7 @@ impl System {
     /// The name servers to forward to. An address that leads to ourselves is passed over.
     pub fn upstreams(&self, listen: &[Endpoint]) -> Option<NameServers> {
         self.resolv_confs.iter().find_map(|file| {
-            let text = fs::read(file).ok()?;
+            let (text, _) = files::read(file, files::SMALL).ok()?;
             let servers = name_servers(&String::from_utf8_lossy(&text));
             // libc takes an unspecified address for the server on this host.
             let is_us = |server: &Endpoint| {
@@ -111,6 +111,8 @@ const DNS_PORT: u16 = 53;
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn addresses(list: &[&str]) -> Vec<Endpoint> {

@@ -9,8 +9,8 @@
 //! network could choose a domain whose names it owns.
 
 use std::{
-    fs,
     net::IpAddr,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,7 +19,7 @@ use axum::http::uri::Authority;
 use parking_lot::Mutex;
 
 use super::consul::Feed;
-use crate::{catalog::host_name, wire::Name};
+use crate::{catalog::host_name, files, wire::Name};
 
 /// The names of this host, shared by all listeners.
 #[derive(Clone)]
@@ -97,7 +97,7 @@ impl Names {
 fn system_names() -> Vec<String> {
     let domain = rustix::system::uname().domainname().to_string_lossy().into_owned();
     // Not UTF-8 in a comment is no reason to know nothing.
-    let hosts = fs::read("/etc/hosts").unwrap_or_default();
+    let hosts = files::read(Path::new("/etc/hosts"), files::SMALL).map(|(hosts, _)| hosts).unwrap_or_default();
     names_of_host(&host_name(), &domain, &String::from_utf8_lossy(&hosts))
 }
 

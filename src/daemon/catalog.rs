@@ -33,9 +33,9 @@ use super::{
 };
 use crate::{
     catalog::{
-        ApiConfig, Check, CheckChange, CheckKey, Config, FIRST_RESULT_PATIENCE, Identity, Instance, InstanceKey, Live,
-        News, Node, NodeKey, Outcomes, Registry, Resumed, ServiceKey, Set, Settings, SourceId, Standing, System,
-        Unmatched,
+        ApiConfig, Check, CheckChange, CheckKey, Config, FIRST_RESULT_PATIENCE, FilesConfig, Identity, Instance,
+        InstanceKey, Live, News, Node, NodeKey, Outcomes, Registry, Resumed, ServiceKey, Set, Settings, SourceId,
+        Standing, System, Unmatched,
         check::{self, Declaration, Definition, Dialer, Event, Limits, Link, Runner, Scripts},
         health::Status,
         source::{
@@ -47,7 +47,7 @@ use crate::{
     },
     clock::{Moment, Stamp, unix_millis},
     control::consul::{Order, Served},
-    copies::{Copies, Version},
+    files::{Copies, Version},
     forward,
     metrics::Metrics,
 };
@@ -78,6 +78,14 @@ pub(super) struct Plan {
     own: HashSet<IpAddr>,
     /// In what the files may differ from these.
     since: Option<(Arc<Files>, HashSet<Owner>)>,
+}
+
+/// What is in service, as far as loading depends on it.
+#[derive(Clone)]
+pub(super) struct Current {
+    config: Option<FilesConfig>,
+    files: Arc<Files>,
+    identity: Identity,
 }
 
 /// What loading came to.
@@ -154,23 +162,27 @@ pub(super) struct Known {
     remote: Option<Remote>,
 }
 
-/// Loads the files that a configuration of a catalog names, if it has a source. What has not changed is taken from
-/// `running`, and so is what was good before, else from the copies; what is not in the scope is not looked at.
-pub(super) fn load(config: &Config, running: Option<&Catalog>, scope: Scope<'_>, copies: &Copies) -> Option<Loaded> {
+/// Loads the files that a configuration of a catalog names, if it has a source. What has not changed is taken from what is
+/// `known`, and so is what was good before, else from the copies; what is not in the scope is not looked at.
+pub(super) fn load(config: &Config, known: Option<&Current>, scope: Scope<'_>, copies: &Copies) -> Option<Loaded> {
     if !config.has_source() {
         return None;
     }
-    let previous = running.map(|catalog| {
-        let state = catalog.shared.state.lock();
-        (state.plan.files.clone(), state.plan.identity.clone())
-    });
-    let (previous, known) = previous.unzip();
+    // Only files of the same folder, read in the same way, are taken over.
+    let known = known.filter(|known| known.config == config.files);
+    let (previous, known) = known.map(|known| (known.files.clone(), &known.identity)).unzip();
     let mut loaded = Loaded::default();
     let (mut files, mut changed) = (Files::default(), HashSet::new());
     if let Some(source) = &config.files {
         let scripts = if source.enable_script_checks { Scripts::Allowed } else { Scripts::Refused };
-        let outcome =
-            Files::load(&source.directory, previous.as_deref(), scope, copies, &|value| define(value, scripts));
+        let outcome = Files::load(
+            &source.directory,
+            source.max_file_bytes.as_u64(),
+            previous.as_deref(),
+            scope,
+            copies,
+            &|value| define(value, scripts),
+        );
         loaded.faults = outcome.faults.iter().map(|error| fault(error, &outcome.files)).collect();
         loaded.warnings = outcome.warnings.iter().map(ToString::to_string).collect();
         (files, changed) = (outcome.files, outcome.changed);
@@ -181,7 +193,7 @@ pub(super) fn load(config: &Config, running: Option<&Catalog>, scope: Scope<'_>,
     let system = System::read();
     let (mut identity, mut doubts) = Identity::new(config, &files.agent(), &system);
     if let Some(known) = known {
-        identity.keep_address(&known, &mut doubts);
+        identity.keep_address(known, &mut doubts);
     }
     loaded.doubts = doubts.iter().map(ToString::to_string).collect();
     let agent = config.consul.as_ref().map(|section| consul::Agent::new(section, config.max_stale)).transpose();
@@ -395,9 +407,10 @@ impl Catalog {
         self.shared.state.lock().plan.files.clone()
     }
 
-    /// Returns true if its definition files are those of this configuration, read in the same way.
-    pub fn is_of(&self, config: &Config) -> bool {
-        self.shared.state.lock().plan.config.files == config.files
+    /// What is in service, for those who load what comes next.
+    pub fn current(&self) -> Current {
+        let Plan { config, files, identity, .. } = &self.shared.state.lock().plan;
+        Current { config: config.files.clone(), files: files.clone(), identity: identity.clone() }
     }
 
     /// Returns true if our own node has no address.

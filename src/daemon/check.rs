@@ -1,10 +1,13 @@
 //! What `check` finds out about a configuration, without serving it.
 
-use super::{catalog, load_zones, odd};
+use super::{
+    catalog,
+    reading::{load_zones, odd},
+};
 use crate::{
     catalog::source::file::Scope,
     config::Loaded,
-    copies::Copies,
+    files::Copies,
     forward,
     metrics::Metrics,
     server,

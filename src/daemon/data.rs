@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeSet, HashSet},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use tokio::sync::mpsc;
@@ -13,7 +14,8 @@ use tokio_util::task::TaskTracker;
 
 use super::catalog;
 use crate::{
-    copies::{Copies, Version},
+    escape::shorten,
+    files::{self, Copies, Version},
     wire::Name,
     zone::{self, Instead},
 };
@@ -30,7 +32,7 @@ pub(super) struct Data {
 }
 
 /// A fault of a data file, and what follows from it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Fault {
     /// `file:line: what is wrong; what to do`.
     pub text: String,
@@ -59,19 +61,23 @@ impl Data {
     ) -> Changes {
         let mut faults: Vec<Fault> = zones.files.faulty().iter().flat_map(faults_of).collect();
         faults.extend(definitions.iter().flat_map(|loaded| loaded.faults.iter().cloned()));
-        for fault in faults.iter().filter(|fault| !self.faults.contains(fault)) {
-            tracing::error!(error = fault.text, "{}", fault.outcome);
-        }
+        let known: HashSet<&Fault> = self.faults.iter().collect();
+        log_some(faults.iter().filter(|fault| !known.contains(fault)), |fault| {
+            tracing::error!(error = shorten(&fault.text, MOST_LETTERS), "{}", fault.outcome);
+        });
         let doubts = definitions.map(|loaded| loaded.doubts.clone()).unwrap_or_default();
         for doubt in doubts.iter().filter(|doubt| !self.doubts.contains(doubt)) {
             tracing::warn!("{doubt}");
         }
-        for warning in &zones.warnings {
-            tracing::warn!(%warning, "configuration warning");
-        }
-        for warning in definitions.iter().flat_map(|loaded| &loaded.warnings) {
-            tracing::warn!(warning, "configuration warning");
-        }
+        let warnings = definitions.iter().flat_map(|loaded| loaded.warnings.iter().cloned());
+        log_some(zones.warnings.iter().map(ToString::to_string).chain(warnings), |warning| {
+            tracing::warn!(warning = shorten(&warning, MOST_LETTERS), "configuration warning");
+        });
+        let is_served = |path: &Path| {
+            let is_definition =
+                || definitions.and_then(|loaded| loaded.plan.as_ref()).is_some_and(|plan| plan.files.is_served(path));
+            zones.files.tables().any(|(_, source)| source.path == path) || is_definition()
+        };
         let mut faulty: BTreeSet<PathBuf> = zones.files.faulty().iter().map(|faulty| faulty.path.clone()).collect();
         let mut changes = Changes { changed: changed_tables(before, &zones.files), ..Changes::default() };
         if let Some(loaded) = definitions {
@@ -79,7 +85,7 @@ impl Data {
             changes.changed.extend(loaded.changed_files.iter().cloned());
         }
         changes.refused.extend(faulty.difference(&self.faulty).cloned());
-        changes.mended.extend(self.faulty.difference(&faulty).filter(|path| path.exists()).cloned());
+        changes.mended.extend(self.faulty.difference(&faulty).filter(|path| is_served(path)).cloned());
         for file in changes.mended.iter().take(MOST_NAMED) {
             tracing::info!(file = %file.display(), "file mended and taken in");
         }
@@ -116,7 +122,8 @@ pub(super) struct Keeper {
 struct Job {
     copies: Copies,
     versions: Vec<Version>,
-    kept: HashSet<PathBuf>,
+    /// Looks at files.
+    kept: Box<dyn Fn() -> HashSet<PathBuf> + Send + Sync>,
 }
 
 impl Keeper {
@@ -126,7 +133,7 @@ impl Keeper {
         tasks.spawn(async move {
             let mut last_error = String::new();
             while let Some(Job { copies, versions, kept }) = waiting.recv().await {
-                let save = tokio::task::spawn_blocking(move || copies.save(&versions, &kept));
+                let save = tokio::task::spawn_blocking(move || copies.save(&versions, &files::patiently(PATIENCE, kept)));
                 let error = match save.await {
                     Ok(Ok(_)) => String::new(),
                     Ok(Err(error)) => error.to_string(),
@@ -145,16 +152,30 @@ impl Keeper {
     }
 
     /// Has these versions kept, and no others than those of files that are `kept`.
-    pub fn keep(&self, copies: &Copies, versions: Vec<Version>, kept: impl FnOnce() -> HashSet<PathBuf>) {
+    pub fn keep(
+        &self,
+        copies: &Copies,
+        versions: Vec<Version>,
+        kept: impl Fn() -> HashSet<PathBuf> + Send + Sync + 'static,
+    ) {
         if let Some(jobs) = self.jobs.as_ref().filter(|_| copies.are_kept()) {
             // The task ends only after the last job.
-            let _ = jobs.send(Job { copies: copies.clone(), versions, kept: kept() });
+            let _ = jobs.send(Job { copies: copies.clone(), versions, kept: Box::new(kept) });
         }
     }
 
     /// Takes no more jobs.
     pub fn close(&mut self) {
         self.jobs = None;
+    }
+}
+
+/// Logs the first of many things, and how many there are besides.
+pub(super) fn log_some<T>(mut things: impl Iterator<Item = T>, mut log: impl FnMut(T)) {
+    things.by_ref().take(MOST_LINES).for_each(&mut log);
+    let more = things.count();
+    if more > 0 {
+        tracing::warn!(more, "further lines of the kind are left out; `watershed check` shows all");
     }
 }
 
@@ -201,6 +222,12 @@ pub(super) const FOLDER_REFUSED: &str = "folder refused; its files stay as they 
 /// What follows where definition files contradict each other.
 pub(super) const PASSED_OVER: &str = "definition refused; all others are served";
 const ZONE_FAILS: &str = "file refused; its zone is answered with SERVFAIL until it is mended";
+/// How long one look at a file may take; an end of the daemon waits for it.
+const PATIENCE: Duration = Duration::from_millis(400);
+/// So many lines are logged at a time.
+const MOST_LINES: usize = 100;
+/// So many letters of a fault are logged: a file may have words of any length.
+const MOST_LETTERS: usize = 1000;
 /// A line names no more files than this.
 const MOST_NAMED: usize = 10;
 

@@ -8,8 +8,8 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -23,6 +23,7 @@ use crate::{
         health::Status,
     },
     clock::{Moment, Offset},
+    files,
 };
 
 /// Whose word is not taken, and why.
@@ -259,7 +260,7 @@ pub(super) fn cut_off(seen: Vec<(Option<IpAddr>, Sighting)>, upstreams: Link) ->
 
 /// All addresses of this host, but for those of the node that we are.
 pub(super) fn own_addresses(ipv4: &[Ipv4Addr]) -> HashSet<IpAddr> {
-    let ipv6 = fs::read_to_string("/proc/self/net/if_inet6").unwrap_or_default();
+    let ipv6 = files::read_text(Path::new("/proc/self/net/if_inet6")).unwrap_or_default();
     let ipv6 = ipv6.lines().filter_map(|line| u128::from_str_radix(line.get(..32)?, 16).ok()).map(Ipv6Addr::from);
     ipv4.iter().copied().map(IpAddr::V4).chain(ipv6.map(IpAddr::V6)).collect()
 }
@@ -280,7 +281,7 @@ struct Route {
 
 impl Ways {
     fn read() -> Self {
-        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let read = |path: &str| files::read_text(Path::new(path)).unwrap_or_default();
         let mut routes = read_ipv4_routes(&read("/proc/self/net/route"));
         routes.extend(read_ipv6_routes(&read("/proc/self/net/ipv6_route")));
         Self { routes, known: HashMap::new() }
@@ -306,7 +307,7 @@ fn interface_to(address: IpAddr, routes: &[Route]) -> Option<&str> {
 
 /// The system refuses to say of an interface that is not up.
 fn has_carrier(interface: &str) -> bool {
-    match fs::read_to_string(format!("/sys/class/net/{interface}/carrier")) {
+    match files::read_text(&Path::new("/sys/class/net").join(interface).join("carrier")) {
         Ok(carrier) => carrier.trim() != "0",
         Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     }

@@ -8,10 +8,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     catalog::Shared,
-    disk::{self, Durability},
     memory::{self, Estate},
 };
-use crate::clock::{Moment, Stamp};
+use crate::{
+    clock::{Moment, Stamp},
+    files::{self, Durability},
+};
 
 /// What of it is saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,7 +121,7 @@ where
     let name = file.display().to_string();
     let stamp = stamp.clone();
     let write =
-        move || disk::replace(&file, &memory::write(&content, stamp)?, Durability::Disk).map_err(|e| e.to_string());
+        move || files::replace(&file, &memory::write(&content, stamp)?, Durability::Disk).map_err(|e| e.to_string());
     let written = tokio::task::spawn_blocking(write).await.map_err(|error| error.to_string());
     written.and_then(|written| written).map_err(|error| format!("{name}: {error}"))
 }

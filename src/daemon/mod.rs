@@ -11,6 +11,7 @@ mod check;
 mod data;
 mod differences;
 mod disk;
+mod exposure;
 mod guard;
 mod handover;
 mod http;
@@ -21,6 +22,8 @@ mod lasting;
 mod listen;
 mod memory;
 mod panics;
+mod places;
+mod reading;
 mod registrations;
 mod saved;
 mod serving;
@@ -30,7 +33,7 @@ mod store;
 mod watch;
 
 use std::{
-    env, io,
+    io,
     path::{Path, PathBuf},
     pin::pin,
     sync::Arc,
@@ -46,23 +49,22 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
     task::JoinHandle,
-    time::MissedTickBehavior,
+    time::{Instant, MissedTickBehavior, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::catalog::Catalog;
 use crate::{
     cache::{Cache, Epoch},
-    catalog::{System, source::file::Scope},
+    catalog::System,
     clock::Moment,
     config::{Loaded, Refused, Upstreams},
     control,
-    copies::{Copies, Version},
+    files::{Stamp, Version},
     forward,
     metrics::{Metrics, Reload},
     resolve::{Resolver, Route, Rules, Tables},
-    server::{self, Face, Identity, Service},
-    stamp::Stamp,
+    server::{Face, Identity, Service},
     sys, zone,
 };
 pub use check::{Report, ServiceSummary, Unreadable, check};
@@ -71,6 +73,8 @@ use handover::{Predecessor, Successor};
 use http::Http;
 use inherited::Inherited;
 use lasting::{caught, run_lasting};
+use places::{Kept, registrations_place, snapshot_file};
+use reading::{Cause, Changed, Fresh, Known, Outcome, Reading, SystemUpstreams};
 use serving::{DRAIN, Serving};
 use status::Status;
 use watch::{Followed, Watch};
@@ -85,13 +89,17 @@ pub fn run(loaded: Loaded) -> Result<()> {
         .build()
         .context("cannot start the task threads; see `ulimit -u`")?;
     let outcome = runtime.block_on(async {
-        let predecessor = Predecessor::find().context("cannot hear the process that runs")?;
-        let mut daemon = Daemon::start(loaded, predecessor.as_ref(), Runtime::current())?;
-        if let Some(predecessor) = predecessor {
-            // Until it has spoken, the service manager hears only the other.
-            tokio::task::spawn_blocking(|| predecessor.succeed()).await??;
-        }
-        let end = daemon.serve().await;
+        // Before anything else: a signal that nobody hears ends the process.
+        let mut signals = Signals::new().context("cannot hear signals")?;
+        let mut daemon = tokio::select! {
+            // Beside this task: files may keep it waiting.
+            daemon = tokio::task::spawn_blocking(|| Daemon::start(Arc::new(loaded))) => daemon.context("not started")??,
+            () = signals.told_to_stop() => {
+                tracing::info!("stopped before it served");
+                return Ok(());
+            }
+        };
+        let end = daemon.serve(&mut signals).await;
         daemon.stop(end).await
     });
     // What is left are tasks whose clients are gone.
@@ -100,8 +108,8 @@ pub fn run(loaded: Loaded) -> Result<()> {
 }
 
 struct Daemon {
-    loaded: Loaded,
-    files: zone::Files,
+    loaded: Arc<Loaded>,
+    files: Arc<zone::Files>,
     catalog: Option<Catalog>,
     groups: Vec<Arc<forward::Group>>,
     epoch: Epoch,
@@ -125,9 +133,8 @@ struct Daemon {
     keeper: Keeper,
     /// The files that may say who the system's upstreams are, as they were when that was read.
     system_files: Vec<(PathBuf, Option<Stamp>)>,
-    watch: Watch,
+    watch: Arc<Watch>,
     changed: mpsc::Receiver<()>,
-    signals: Signals,
     /// Whether the start is over: the first results of checks are known, or are not waited for any longer.
     is_ready: bool,
     /// Sockets that were open before, and are not configured any more.
@@ -154,9 +161,16 @@ struct Signals {
 }
 
 impl Daemon {
-    fn start(loaded: Loaded, predecessor: Option<&Predecessor>, runtime: Runtime) -> Result<Self> {
-        // Before anything else: a signal that nobody hears ends the process.
-        let signals = Signals::new().context("cannot hear signals")?;
+    /// Starts to serve, and tells the predecessor, if there is one. Blocks.
+    fn start(loaded: Arc<Loaded>) -> Result<Self> {
+        let predecessor = Predecessor::find().context("cannot hear the process that runs")?;
+        let daemon = Self::start_after(loaded, predecessor.as_ref(), Runtime::current())?;
+        // Until it has spoken, the service manager hears only the other.
+        predecessor.map_or(Ok(()), Predecessor::succeed)?;
+        Ok(daemon)
+    }
+
+    fn start_after(loaded: Arc<Loaded>, predecessor: Option<&Predecessor>, runtime: Runtime) -> Result<Self> {
         let config = &loaded.config;
         let worker_count = workers(config.server.workers);
         let handed_over =
@@ -168,35 +182,31 @@ impl Daemon {
         // The sockets first: their absence is the most frequent fault, and the lock against a second daemon. But not beside a
         // predecessor: the kernel would at once give a further socket its share of the queries, and here is nobody yet.
         let first = predecessor.is_none().then(&mut open_all).transpose()?;
-        let system_files = stamps_of_system(&loaded);
-        let copies = Kept::of(&loaded);
-        let mut outcome = load_zones(&loaded, None, &copies.zones);
-        let mut definitions = catalog::load(&config.catalog, None, Scope::All, &copies.definitions);
-        refuse(&definitions)?;
-        if predecessor.is_some() && !copies.zones.are_kept() && outcome.files.failed_zones().next().is_some() {
+        let metrics = Arc::new(Metrics::new());
+        let Fresh { data: mut read, groups, certificate, warnings, .. } =
+            reading::read_at_start(loaded.clone(), metrics.clone())?;
+        let are_kept = Kept::of(&loaded).zones.are_kept();
+        if predecessor.is_some() && !are_kept && read.zones.files.failed_zones().next().is_some() {
             // The process that runs may have what we have not.
-            return Err(Refused::new(outcome.faults).into());
+            return Err(Refused::new(read.zones.faults).into());
         }
         let mut data = Data::default();
-        data.report(&zone::Files::default(), &outcome, definitions.as_ref());
-        warn(odd(&loaded));
+        data.report(&zone::Files::default(), &read.zones, read.definitions.as_ref());
+        warn(warnings);
 
-        let metrics = Arc::new(Metrics::new());
         panics::report(metrics.clone());
         let epoch = Epoch(1);
-        let groups = forward::Group::build_all(&loaded.rules, &[], &metrics).map_err(Refused::new)?;
-        let certificate = server::load_certificate(&config.server).map_err(|error| Refused::new([error]))?;
         let configured = first.map_or_else(open_all, Ok)?;
         let open: Vec<_> = units.into_iter().map(|listener| (listener, None)).chain(configured).collect();
         let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
-        let versions = take_versions(&mut outcome, definitions.as_mut());
-        let catalog = definitions.and_then(take_plan).map(|plan| {
+        let versions = read.take_versions();
+        let catalog = read.take_plan().map(|plan| {
             let place = registrations_place(&loaded);
             // As late as possible: what the predecessor finds out from now on has to be found out here once more.
             let passed_on = predecessor.and_then(Predecessor::estate);
             Catalog::start(plan, place, passed_on.as_deref(), metrics.clone(), &tasks, &stopping)
         });
-        let tables = Tables::new(rules(&loaded, &outcome.files, &groups, catalog.as_ref()), epoch);
+        let tables = Tables::new(rules(&loaded, &read.zones.files, &groups, catalog.as_ref()), epoch);
         let cache = Cache::new(config.cache.size.as_u64() as usize);
         let resolver = Arc::new(Resolver::new(cache, tables, config.server.max_in_flight));
         resolver.set_most_waiting(config.server.max_in_flight, config.server.max_in_flight_per_client);
@@ -206,7 +216,7 @@ impl Daemon {
         let identity = Arc::<Identity>::default();
         let feed = tokio::sync::watch::Sender::new(None);
         let mut daemon = Self {
-            files: outcome.files,
+            files: read.zones.files.into(),
             catalog,
             groups,
             epoch,
@@ -224,10 +234,9 @@ impl Daemon {
             tasks,
             stopping,
             data,
-            system_files,
-            watch: Watch::new(change).context("cannot watch files")?,
+            system_files: read.system_files,
+            watch: Watch::new(change).context("cannot watch files")?.into(),
             changed,
-            signals,
             is_ready: false,
             unclaimed: Inherited::default(),
             interface_fault: None,
@@ -259,12 +268,12 @@ impl Daemon {
     }
 
     /// Hears signals and changes until it is to stop.
-    async fn serve(&mut self) -> End {
+    async fn serve(&mut self, signals: &mut Signals) -> End {
         // Not earlier: the service manager hears the main process alone, and a predecessor may still have to serve on.
         std::mem::take(&mut self.unclaimed).close();
         self.keep_sockets();
         if let Some(file) = snapshot_file(&self.loaded) {
-            saved::restore_cache(self.face.resolver().clone(), file);
+            saved::restore_cache(self.face.resolver().clone(), file, self.loaded.config.cache.size.as_u64());
         }
         let mut watchdog = sd_notify::watchdog_enabled().map(|limit| tokio::time::interval(limit / 2));
         let mut successor: Option<JoinHandle<Result<Successor>>> = None;
@@ -276,7 +285,11 @@ impl Daemon {
         });
         let mut interfaces = tokio::time::interval(interfaces::INTERVAL);
         interfaces.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reading: Option<Reading> = None;
+        // When files that have changed are to be read: those who write several, or one in several steps, get a moment to finish.
+        let mut settled: Option<Instant> = None;
         loop {
+            let may_reload = successor.is_none() && !reading.as_ref().is_some_and(Reading::is_for_reload);
             tokio::select! {
                 _ = interfaces.tick(), if successor.is_none() && interfaces::are_followed(&self.loaded.config) => {
                     self.follow_interfaces();
@@ -287,25 +300,36 @@ impl Daemon {
                     tracing::info!("ready");
                     notify_manager(&[NotifyState::Ready]);
                 }
-                _ = self.signals.terminate.recv() => return End::Told,
-                _ = self.signals.interrupt.recv() => return End::Told,
-                // Both would come to know different addresses.
-                _ = self.signals.hangup.recv(), if successor.is_none() => drop(self.reload().await),
-                Some(done) = self.reloads.1.recv(), if successor.is_none() => {
-                    // A client that has gone does not hear it.
-                    let _ = done.send(self.reload().await);
+                _ = signals.terminate.recv() => return End::Told,
+                _ = signals.interrupt.recv() => return End::Told,
+                // A reload takes the place of whatever is being read. Beside a successor, both would come to know different
+                // addresses.
+                _ = signals.hangup.recv(), if may_reload => reading = Some(self.begin_reload(None)),
+                Some(done) = self.reloads.1.recv(), if may_reload => reading = Some(self.begin_reload(Some(done))),
+                Some(()) = self.changed.recv(), if settled.is_none() && reading.is_none() => {
+                    settled = Some(Instant::now() + SETTLING);
                 }
-                Some(()) = self.changed.recv() => {
-                    // Whatever is in the files: they are read before anything is changed.
-                    if caught(self.take_in_files()).await.is_err() {
-                        tracing::error!("changed files not taken in; what was good before stays in service");
+                () = sleep_until(settled.unwrap_or_else(Instant::now)), if settled.is_some() && reading.is_none() => {
+                    settled = None;
+                    while self.changed.try_recv().is_ok() {}
+                    reading = Some(Reading::for_change(self.known(), &self.watch));
+                }
+                Some(read) = async { Some(reading.as_mut()?.outcome().await) } => {
+                    let cause = reading.take().map(|reading| reading.cause);
+                    match (read, cause) {
+                        (Ok(Outcome::Change(read)), _) => self.take_in_files(*read).await,
+                        (Err(_), Some(Cause::Change)) => tracing::error!("{NOT_TAKEN_IN}"),
+                        (Ok(Outcome::Reload(read)), Some(Cause::Reload(done))) => self.end_reload(read, done).await,
+                        (Err(_), Some(Cause::Reload(done))) => self.end_reload(Err(at_fault()), done).await,
+                        // What was read is what there was cause for.
+                        (_, _) => {}
                     }
                 }
-                _ = self.signals.report.recv() => {
+                _ = signals.report.recv() => {
                     let catalog = self.catalog.as_ref().map(Catalog::live);
                     statistics::log(&self.metrics, &self.groups, catalog.as_deref());
                 }
-                _ = self.signals.hand_over.recv(), if successor.is_none() => successor = Some(self.start_successor().await),
+                _ = signals.hand_over.recv(), if successor.is_none() && reading.is_none() => successor = Some(self.start_successor().await),
                 Some(started) = async { Some(successor.as_mut()?.await) } => {
                     successor = None;
                     match started.context("cannot wait for the new process").and_then(|started| started) {
@@ -313,7 +337,7 @@ impl Daemon {
                             let process = successor.process_id();
                             notify_manager(&[NotifyState::MainPid(process)]);
                             // It may have read its files before they were changed.
-                            let is_outdated = self.signals.has_hung_up().await;
+                            let is_outdated = signals.has_hung_up().await;
                             successor.release(is_outdated);
                             tracing::info!(process, "handed over");
                             return End::Succeeded;
@@ -364,16 +388,32 @@ impl Daemon {
         self.http.keep_sockets();
     }
 
-    /// Takes in the configuration and all data files anew: everything or, if the configuration has any fault, nothing.
-    async fn reload(&mut self) -> Result<(), String> {
+    /// What is in service, for those who read what comes next.
+    fn known(&self) -> Known {
+        Known {
+            loaded: self.loaded.clone(),
+            zones: self.files.clone(),
+            definitions: self.catalog.as_ref().map(Catalog::current),
+            groups: self.groups.clone(),
+            metrics: self.metrics.clone(),
+        }
+    }
+
+    /// Begins to read the configuration and all data files anew, to be taken in as a whole or, if the configuration has any
+    /// fault, not at all.
+    fn begin_reload(&self, done: Option<oneshot::Sender<Result<(), String>>>) -> Reading {
         // A start goes on: the service manager hears that it is over, and nothing before that.
         if self.is_ready {
             let since_boot = NotifyState::monotonic_usec_now();
             notify_manager(&[NotifyState::Reloading].into_iter().chain(since_boot).collect::<Vec<_>>());
         }
-        // Whatever is in the files: they are read before anything is changed.
-        let outcome = caught(async { self.try_reload() }).await;
-        let outcome = outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("the program is at fault; see the panic above")));
+        Reading::for_reload(self.known(), done)
+    }
+
+    /// Takes in what was read for a reload.
+    async fn end_reload(&mut self, read: Result<Box<Fresh>>, done: Option<oneshot::Sender<Result<(), String>>>) {
+        let outcome = caught(async { self.take_in_all(*read?) }).await;
+        let outcome = outcome.unwrap_or_else(|_| Err(at_fault()));
         let outcome = outcome.map_err(|error| format!("{error:#}"));
         match &outcome {
             Ok((retired, changed)) => {
@@ -384,44 +424,40 @@ impl Daemon {
             Err(error) => {
                 self.metrics.reloaded(Reload::Failed);
                 self.status.lock().refused_reload = error.lines().map(str::to_owned).collect();
-                for line in error.lines() {
-                    tracing::error!(error = line, "reload failed");
-                }
+                data::log_some(error.lines(), |line| tracing::error!(error = line, "reload failed"));
+                // The reload may have taken the place of a change that was being read.
+                self.watch.note_change();
             }
         }
         if self.is_ready {
             notify_manager(&[NotifyState::Ready]);
         }
-        outcome.map(|_| ())
+        if let Some(done) = done {
+            // A client that has gone does not hear it.
+            let _ = done.send(outcome.map(|_| ()));
+        }
     }
 
     /// Says how many answers have been retired, and what has changed.
-    fn try_reload(&mut self) -> Result<(usize, Vec<String>)> {
-        let mut loaded = self.loaded.source.load().map_err(Refused::new)?;
-        loaded.keep_system(&self.loaded);
-        let system_files = stamps_of_system(&loaded);
-        let copies = Kept::of(&loaded);
-        let mut outcome = load_zones(&loaded, Some(&self.files), &copies.zones);
-        let mut definitions = load_definitions(&loaded, self.catalog.as_ref(), Scope::All, &copies.definitions);
-        refuse(&definitions)?;
+    fn take_in_all(&mut self, fresh: Fresh) -> Result<(usize, Vec<String>)> {
+        let Fresh { loaded, mut data, groups, certificate, warnings } = fresh;
         // Everything that can fail comes before anything that is seen.
         let opened = self.serving.open_missing(&loaded.config.server)?;
-        let groups = forward::Group::build_all(&loaded.rules, &self.groups, &self.metrics).map_err(Refused::new)?;
-        let certificate = server::load_certificate(&loaded.config.server).map_err(|error| Refused::new([error]))?;
         let control = self.http.bind(&loaded.config, &mut Inherited::default())?;
-        warn(odd(&loaded));
+        warn(warnings);
         let changed = differences::between(&self.loaded.config, &loaded.config);
 
-        let changes = self.data.report(&self.files, &outcome, definitions.as_ref());
-        let versions = take_versions(&mut outcome, definitions.as_mut());
+        let changes = self.data.report(&self.files, &data.zones, data.definitions.as_ref());
+        let versions = data.take_versions();
+        let plan = data.take_plan();
         self.loaded = loaded;
-        self.system_files = system_files;
+        self.system_files = data.system_files;
         self.hosts.set(&self.loaded.config.control.host_names());
-        self.files = outcome.files;
+        self.files = data.zones.files.into();
         self.groups = groups;
         self.identity.set(certificate);
         self.catalog.iter().for_each(Catalog::repeat_warnings);
-        self.adopt_catalog(definitions.and_then(take_plan));
+        self.adopt_catalog(plan);
         let config = &self.loaded.config;
         self.face.resolver().cache().resize(config.cache.size.as_u64() as usize);
         self.face.resolver().set_most_waiting(config.server.max_in_flight, config.server.max_in_flight_per_client);
@@ -444,22 +480,22 @@ impl Daemon {
     }
 
     /// Takes in data files that have changed, and upstreams of the system. A faulty file stays as it was.
-    async fn take_in_files(&mut self) {
-        // Those who write several files, or one in several steps, get a moment to finish.
-        tokio::time::sleep(SETTLING).await;
-        while self.changed.try_recv().is_ok() {}
-        let copies = Kept::of(&self.loaded);
-        let mut outcome = load_zones(&self.loaded, Some(&self.files), &copies.zones);
-        let changed = self.watch.take_changed();
-        let scope = changed.as_ref().map_or(Scope::All, Scope::Changed);
-        let mut definitions = load_definitions(&self.loaded, self.catalog.as_ref(), scope, &copies.definitions);
-        let changes = self.data.report(&self.files, &outcome, definitions.as_ref());
-        let versions = take_versions(&mut outcome, definitions.as_mut());
+    async fn take_in_files(&mut self, read: Changed) {
+        if caught(async { self.take_in_changed(read) }).await.is_err() {
+            tracing::error!("{NOT_TAKEN_IN}");
+        }
+    }
+
+    fn take_in_changed(&mut self, Changed { mut data, system }: Changed) {
+        let changes = self.data.report(&self.files, &data.zones, data.definitions.as_ref());
+        let versions = data.take_versions();
+        let plan = data.take_plan();
         // A zone that fails has no table, and a zone that is mended may have failed.
-        let is_changed = !changes.is_empty() || outcome.files.generations().ne(self.files.generations());
-        self.files = outcome.files;
-        let is_rerouted = self.follow_system();
-        if self.adopt_catalog(definitions.and_then(take_plan)) || is_changed || is_rerouted {
+        let is_changed = !changes.is_empty() || data.zones.files.generations().ne(self.files.generations());
+        self.files = data.zones.files.into();
+        self.system_files = data.system_files;
+        let is_rerouted = self.follow_system(system);
+        if self.adopt_catalog(plan) || is_changed || is_rerouted {
             let retired = self.swap_tables();
             changes.log(retired, self.data.faults().count());
         }
@@ -469,17 +505,16 @@ impl Daemon {
     }
 
     /// Takes in the system's upstreams if they are others now, or known at last. Whether they are.
-    fn follow_system(&mut self) -> bool {
-        self.system_files = stamps_of_system(&self.loaded);
-        let Some(loaded) = self.loaded.follow_system() else { return false };
-        match forward::Group::build_all(&loaded.rules, &self.groups, &self.metrics) {
+    fn follow_system(&mut self, system: Option<SystemUpstreams>) -> bool {
+        let Some(SystemUpstreams { loaded, groups }) = system else { return false };
+        match groups {
             Ok(groups) => self.groups = groups,
             Err(errors) => {
-                errors.iter().for_each(|error| tracing::error!(%error, "the system's upstreams are not taken in"));
+                errors.iter().for_each(|error| tracing::error!(error, "the system's upstreams are not taken in"));
                 return false;
             }
         }
-        self.loaded = loaded;
+        self.loaded = loaded.into();
         log_system(&self.loaded.upstreams);
         true
     }
@@ -487,9 +522,12 @@ impl Daemon {
     /// Keeps the last good versions of data files for the next start.
     fn keep_versions(&self, (zones, definitions): (Vec<Version>, Vec<Version>)) {
         let copies = Kept::of(&self.loaded);
-        self.keeper.keep(&copies.zones, zones, || self.files.kept());
+        let files = self.files.clone();
+        self.keeper.keep(&copies.zones, zones, move || files.kept());
         let files = self.catalog.as_ref().map(Catalog::files);
-        self.keeper.keep(&copies.definitions, definitions, || files.map(|files| files.kept()).unwrap_or_default());
+        self.keeper.keep(&copies.definitions, definitions, move || {
+            files.as_ref().map(|files| files.kept()).unwrap_or_default()
+        });
     }
 
     /// Puts a catalog into service, or this plan in the place of the one it has. Without a plan it stays as it is, or
@@ -659,7 +697,7 @@ impl Daemon {
                 Arc::new(move || if System::read() == known { Vec::new() } else { vec![HOST.into()] })
             }));
         }
-        self.watch.follow(followed);
+        self.watch.clone().follow(followed);
     }
 
     /// Takes in no more, and replies to those who wait.
@@ -679,7 +717,11 @@ impl Daemon {
         self.serving.stop_workers(patience).await?;
         // A successor has taken in what there was.
         if let Some(file) = snapshot_file(&self.loaded).filter(|_| end == End::Told) {
-            saved::save_cache(self.face.resolver(), file);
+            let resolver = self.face.resolver().clone();
+            let save = tokio::task::spawn_blocking(move || saved::save_cache(&resolver, file));
+            if tokio::time::timeout_at(ends + FAREWELL, save).await.is_err() {
+                tracing::warn!("the disk does not answer; cache not saved");
+            }
         }
         let trackers = [self.face.tasks(), &self.tasks, self.http.tasks()];
         trackers.iter().for_each(|tasks| {
@@ -708,6 +750,14 @@ impl Signals {
         })
     }
 
+    /// Returns when it is told to stop.
+    async fn told_to_stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
     /// Whether it was told to reload and has not done so yet.
     async fn has_hung_up(&mut self) -> bool {
         tokio::select! {
@@ -724,43 +774,6 @@ fn workers(configured: usize) -> usize {
         0 => available_parallelism().map_or(1, usize::from).min(4),
         configured => configured,
     }
-}
-
-fn load_zones(loaded: &Loaded, previous: Option<&zone::Files>, copies: &Copies) -> zone::Outcome {
-    zone::Files::load(&loaded.config.zones, &loaded.zones, previous, copies)
-}
-
-/// The definition files; what runs already is taken over if it is of the same folder.
-fn load_definitions(
-    loaded: &Loaded,
-    running: Option<&Catalog>,
-    scope: Scope<'_>,
-    copies: &Copies,
-) -> Option<catalog::Loaded> {
-    let is_same = |running: &&Catalog| running.is_of(&loaded.config.catalog);
-    catalog::load(&loaded.config.catalog, running.filter(is_same), scope, copies)
-}
-
-/// Fails if the configuration of a catalog is faulty.
-fn refuse(definitions: &Option<catalog::Loaded>) -> Result<()> {
-    match definitions {
-        Some(loaded) if !loaded.refusals.is_empty() => Err(Refused::new(&loaded.refusals).into()),
-        _ => Ok(()),
-    }
-}
-
-/// What was read anew and is good: of zones and of definition files.
-fn take_versions(zones: &mut zone::Outcome, definitions: Option<&mut catalog::Loaded>) -> (Vec<Version>, Vec<Version>) {
-    let definitions = definitions.map(|loaded| std::mem::take(&mut loaded.versions));
-    (std::mem::take(&mut zones.versions), definitions.unwrap_or_default())
-}
-
-fn take_plan(found: catalog::Loaded) -> Option<catalog::Plan> {
-    if !found.unused.is_empty() {
-        let keys = found.unused.into_iter().collect::<Vec<_>>().join(", ");
-        tracing::info!(keys, "keys of definition files that mean nothing here");
-    }
-    found.plan
 }
 
 fn rules(loaded: &Loaded, files: &zone::Files, groups: &[Arc<forward::Group>], catalog: Option<&Catalog>) -> Rules {
@@ -784,60 +797,6 @@ fn rules(loaded: &Loaded, files: &zone::Files, groups: &[Arc<forward::Group>], c
     }
 }
 
-/// Where things are kept while no process runs: the configured folder, or the service manager's.
-fn state_folder(loaded: &Loaded) -> Option<PathBuf> {
-    let from_manager = || env::var_os("STATE_DIRECTORY").filter(|folder| !folder.is_empty()).map(PathBuf::from);
-    loaded.config.server.state_directory.clone().or_else(from_manager)
-}
-
-/// Where the last good versions of data files are kept.
-struct Kept {
-    zones: Copies,
-    definitions: Copies,
-}
-
-impl Kept {
-    fn of(loaded: &Loaded) -> Self {
-        let folder = state_folder(loaded).map(|folder| folder.join("last-good"));
-        let copies = |kind| Copies::new(folder.as_ref().map(|folder| folder.join(kind)));
-        Self { zones: copies("zones"), definitions: copies("definitions") }
-    }
-}
-
-/// The files that may say who the system's upstreams are, as they are now; none if the configuration says it.
-fn stamps_of_system(loaded: &Loaded) -> Vec<(PathBuf, Option<Stamp>)> {
-    if loaded.upstreams == Upstreams::Configured {
-        return Vec::new();
-    }
-    let files = loaded.source.system.resolv_confs.iter();
-    files.map(|file| (file.clone(), Stamp::of(file).ok())).collect()
-}
-
-fn snapshot_file(loaded: &Loaded) -> Option<PathBuf> {
-    Some(state_folder(loaded)?.join("cache.snapshot"))
-}
-
-fn registrations_place(loaded: &Loaded) -> registrations::Place {
-    let is_enabled = loaded.config.catalog.api.enable_registration;
-    registrations::Place { is_enabled, folder: state_folder(loaded) }
-}
-
-/// All that is odd in a configuration, but taken in.
-fn odd(loaded: &Loaded) -> Vec<String> {
-    let mut warnings: Vec<String> = Vec::new();
-    warnings.extend(loaded.upstreams.missing().map(str::to_owned));
-    warnings.extend(interfaces::warnings(&loaded.config));
-    warnings.extend(loaded.config.forward.iter().filter_map(|rule| rule.rule().ok()?.warning()));
-    let place = registrations_place(loaded);
-    if place.folder.is_none() && loaded.config.catalog.has_source() {
-        let lost = if place.is_enabled { ", registrations" } else { "" };
-        warnings.push(format!(
-            "results of checks, choices of policies{lost} will not survive a restart; set server.state_directory"
-        ));
-    }
-    warnings
-}
-
 /// Logs where the system's upstreams come from, and which of its name servers are not asked.
 fn log_system(upstreams: &Upstreams) {
     let Upstreams::System { file, ourselves } = upstreams else { return };
@@ -855,6 +814,10 @@ fn warn(warnings: impl IntoIterator<Item = String>) {
     }
 }
 
+fn at_fault() -> anyhow::Error {
+    anyhow::anyhow!("the program is at fault; see the panic above")
+}
+
 /// Tells the service manager; without one there is nobody to tell.
 fn notify_manager(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
@@ -870,6 +833,7 @@ const PATIENCE: Duration = Duration::from_millis(800);
 const FAREWELL: Duration = Duration::from_millis(500);
 /// Stands for the host in what has changed: no file is called so.
 const HOST: &str = "/proc/self/net";
+const NOT_TAKEN_IN: &str = "changed files not taken in; what was good before stays in service";
 /// How long files are left to settle after a change.
 const SETTLING: Duration = Duration::from_millis(100);
 /// How often it is looked whether an upstream is due for a probe.

@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     catalog::{Shared, State, id_of},
-    disk::{self, Durability, Unusable},
+    data::log_some,
+    disk::{self, Unusable},
     memory::{self, Memory},
 };
 use crate::{
@@ -23,6 +24,7 @@ use crate::{
     },
     control::consul::{Command, Order},
     escape::shorten,
+    files::{self, Durability},
 };
 
 /// What is registered, and where that is kept.
@@ -81,6 +83,9 @@ impl Registrations {
         if !is_enabled {
             return registrations;
         }
+        if let Some(folder) = folder {
+            files::remove_leftovers(folder);
+        }
         let file = folder.as_ref().map(|folder| folder.join(REGISTRATIONS));
         // The disk may know less than a predecessor.
         registrations.is_unsaved = passed_on.is_some();
@@ -89,9 +94,9 @@ impl Registrations {
         let (registered, faults) = Registered::restore(&saved);
         registrations.registered = registered;
         let name = file.as_ref().map(|file| tracing::field::display(file.display()));
-        for fault in &faults {
-            tracing::error!(file = &name, error = fault, "registration not restored");
-        }
+        log_some(faults.iter(), |fault| {
+            tracing::error!(file = &name, error = shorten(fault, MOST_REASON), "registration not restored");
+        });
         if let Some(file) = file.filter(|_| !faults.is_empty()) {
             let is_other = memory::version_of(&saved).is_some_and(|version| version != registered::VERSION);
             disk::set_aside(&file, if is_other { Unusable::UnknownVersion } else { Unusable::Damaged });
@@ -259,7 +264,7 @@ impl State {
 /// Puts a file in the place of what it was, all of it or nothing, beside those who serve.
 async fn write(file: PathBuf, contents: Vec<u8>) -> Result<(), String> {
     let name = file.display().to_string();
-    let written = tokio::task::spawn_blocking(move || disk::replace(&file, &contents, Durability::Disk)).await;
+    let written = tokio::task::spawn_blocking(move || files::replace(&file, &contents, Durability::Disk)).await;
     written.map_err(io::Error::from).and_then(|written| written).map_err(|error| {
         tracing::error!(file = name, %error, "file not saved");
         format!("{name}: {error}")

@@ -9,7 +9,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     ffi::OsString,
-    fs, io,
+    fs, io, mem,
     path::{Component, Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -20,14 +20,27 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::stamp::Stamp;
+use crate::files::{self, Stamp};
 
 /// Watches files until dropped.
 pub(super) struct Watch {
+    watched: Mutex<Watched>,
+    wanted: Mutex<Wanted>,
+    changed: Changed,
+}
+
+/// What is to be followed as soon as what was to be followed before is.
+#[derive(Default)]
+struct Wanted {
+    next: Option<Followed>,
+    /// Whether a thread sees to that.
+    is_in_work: bool,
+}
+
+struct Watched {
     watcher: Box<dyn Watcher + Send>,
     /// The folders that are watched, by their real paths, as they were then.
     folders: BTreeMap<PathBuf, Stamp>,
-    changed: Changed,
 }
 
 /// What is to be followed.
@@ -90,28 +103,31 @@ impl Watch {
             Ok(watcher) => Box::new(watcher),
             Err(error) => polling(&changed, &error)?,
         };
-        Ok(Self { watcher, folders: BTreeMap::new(), changed })
+        Ok(Self { watched: Watched { watcher, folders: BTreeMap::new() }.into(), wanted: Mutex::default(), changed })
     }
 
-    /// Follows these instead of those so far.
-    pub fn follow(&mut self, followed: Followed) {
-        let mut ways = Ways::default();
-        followed.folders.iter().for_each(|folder| ways.add_folder(folder));
-        followed.files.iter().for_each(|file| ways.add_file(file));
-        *self.changed.interest.lock() = ways.interest;
-        let Followed { stamps, comparisons, .. } = followed;
+    /// Follows these instead of those so far, beside the caller: looking for the folders may take as long as a file system
+    /// likes.
+    pub fn follow(self: Arc<Self>, mut followed: Followed) {
+        let (stamps, comparisons) = (mem::take(&mut followed.stamps), mem::take(&mut followed.comparisons));
         *self.changed.compared.lock() = Compared { stamps: stamps.into(), comparisons };
-        if let Err(error) = self.change_to(&ways.watched) {
-            match polling(&self.changed, &error) {
-                Ok(watcher) => {
-                    self.watcher = watcher;
-                    self.folders.clear();
-                    if let Err(error) = self.change_to(&ways.watched) {
-                        tracing::error!(%error, "cannot watch files; changes are noticed after some seconds");
-                    }
-                }
-                Err(error) => tracing::error!(%error, "cannot watch files; changes are noticed after some seconds"),
-            }
+        let mut wanted = self.wanted.lock();
+        wanted.next = Some(followed);
+        if !mem::replace(&mut wanted.is_in_work, true) {
+            drop(wanted);
+            tokio::task::spawn_blocking(move || self.follow_wanted());
+        }
+    }
+
+    fn follow_wanted(&self) {
+        loop {
+            let next = {
+                let mut wanted = self.wanted.lock();
+                wanted.is_in_work = wanted.next.is_some();
+                wanted.next.take()
+            };
+            let Some(next) = next else { return };
+            self.watched.lock().follow(next, &self.changed);
         }
     }
 
@@ -120,12 +136,38 @@ impl Watch {
         self.changed.paths.lock().replace(BTreeSet::new())
     }
 
+    /// Tells of a change that may be anything.
+    pub fn note_change(&self) {
+        self.changed.note(None);
+    }
+
     /// For [`compare`].
     pub fn compared(&self) -> Comparing {
         Comparing(self.changed.clone())
     }
+}
 
-    fn change_to(&mut self, folders: &BTreeSet<PathBuf>) -> notify::Result<()> {
+impl Watched {
+    fn follow(&mut self, followed: Followed, changed: &Changed) {
+        let mut ways = Ways::default();
+        followed.folders.iter().for_each(|folder| ways.add_folder(folder));
+        followed.files.iter().for_each(|file| ways.add_file(file));
+        *changed.interest.lock() = ways.interest;
+        if let Err(error) = self.change_to(&ways.watched, changed) {
+            match polling(changed, &error) {
+                Ok(watcher) => {
+                    self.watcher = watcher;
+                    self.folders.clear();
+                    if let Err(error) = self.change_to(&ways.watched, changed) {
+                        tracing::error!(%error, "cannot watch files; changes are noticed after some seconds");
+                    }
+                }
+                Err(error) => tracing::error!(%error, "cannot watch files; changes are noticed after some seconds"),
+            }
+        }
+    }
+
+    fn change_to(&mut self, folders: &BTreeSet<PathBuf>, changed: &Changed) -> notify::Result<()> {
         let gone: Vec<_> = self.folders.keys().filter(|folder| !folders.contains(*folder)).cloned().collect();
         for folder in gone {
             // It may be gone from the disk as well, and then is not watched any more.
@@ -149,7 +191,7 @@ impl Watch {
                 Err(error) => return Err(error),
             }
             // What has changed in it after it was read, and before it was watched, nobody has told.
-            self.changed.note(None);
+            changed.note(None);
         }
         Ok(())
     }
@@ -161,7 +203,9 @@ pub(super) async fn compare(Comparing(changed): Comparing, stopping: Cancellatio
     while stopping.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
         let compared = changed.compared.lock().clone();
         let begun = Instant::now();
-        let Ok(paths) = tokio::task::spawn_blocking(move || compared.changed_paths()).await else { continue };
+        let paths = tokio::task::spawn_blocking(|| files::patiently(PATIENCE, move || compared.changed_paths()));
+        let Some(paths) = stopping.run_until_cancelled(paths).await else { return };
+        let Ok(paths) = paths else { continue };
         // However many files there are, this takes no more than a hundredth of a core.
         pause = COMPARE_INTERVAL.max(100 * begun.elapsed()).min(LONGEST_COMPARE_INTERVAL);
         if !paths.is_empty() {
@@ -353,6 +397,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// How often files are compared with what they were when they were read, if there are not very many.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(2);
 const LONGEST_COMPARE_INTERVAL: Duration = Duration::from_secs(60);
+/// How long one comparison may take.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {

@@ -25,6 +25,8 @@ use tokio_rustls::rustls::{
     server::ParsedCertificate,
 };
 
+use crate::files;
+
 /// The authorities that an upstream's certificate may come from. It must bear the upstream's name in any case.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) enum Trust {
@@ -155,7 +157,8 @@ fn has_no_names(error: &rustls::Error) -> bool {
 }
 
 fn read_authorities(file: &Path) -> Result<Vec<CertificateDer<'static>>, CaFileProblem> {
-    let authorities: Vec<_> = CertificateDer::pem_file_iter(file)?.collect::<Result<_, _>>()?;
+    let (text, _) = files::read(file, files::SMALL).map_err(pem::Error::Io)?;
+    let authorities: Vec<_> = CertificateDer::pem_slice_iter(&text).collect::<Result<_, _>>()?;
     if authorities.is_empty() {
         return Err(pem::Error::NoItemsFound.into());
     }

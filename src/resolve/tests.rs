@@ -196,7 +196,7 @@ fn hosts(line: &str) -> Overlays {
         hosts: vec![file.path().to_owned()],
         ..zone::Config::default()
     };
-    zone::Files::load(&config, &[], None, &crate::copies::Copies::default()).files.overlays()
+    zone::Files::load(&config, &[], None, &crate::files::Copies::default()).files.overlays()
 }
 
 #[test]

@@ -18,6 +18,7 @@ use tokio_rustls::{
 };
 
 use super::{Config, Service, tcp::Spoken};
+use crate::files;
 
 /// What encrypted listeners show to prove who we are. A reload replaces it under them.
 #[derive(Debug, Default)]
@@ -75,11 +76,12 @@ pub fn load_certificate(config: &Config) -> Result<Option<Certificate>, Certific
         let file = file.clone();
         move |error| CertificateError::File { file, error, key, what }
     };
-    let chain: Vec<_> = CertificateDer::pem_file_iter(certificate)
-        .and_then(Iterator::collect)
+    let read = |file: &PathBuf| files::read(file, files::SMALL).map(|(text, _)| text).map_err(pem::Error::Io);
+    let chain: Vec<_> = read(certificate)
+        .and_then(|text| CertificateDer::pem_slice_iter(&text).collect())
         .and_then(|chain: Vec<_>| if chain.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(chain) })
         .map_err(fault(certificate, "certificate", "our certificate and those between it and its authority"))?;
-    let key = PrivateKeyDer::from_pem_file(private_key).map_err(fault(
+    let key = read(private_key).and_then(|text| PrivateKeyDer::from_pem_slice(&text)).map_err(fault(
         private_key,
         "private_key",
         "the private key of the certificate",

@@ -18,7 +18,7 @@ pub use acl::Acl;
 pub use config::{Config, ListenAddress, Problem, Service};
 pub use connections::Connections;
 pub use cookie::Secret;
-pub use encrypted::{CertificateError, Identity, load_certificate, spoken};
+pub use encrypted::{Certificate, CertificateError, Identity, load_certificate, spoken};
 pub use face::{Desk, Face, Incoming, Taken};
 pub use kernel::KernelDrops;
 pub use limit::Config as RateLimitConfig;

@@ -1,17 +1,15 @@
 //! What a master file says, before it takes the form in which it is served: records in two allocations, by owner.
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use super::{Problem, Rrset, error::Findings, names::Names, rdata::are_equal};
 use crate::{
-    copies::Version,
+    files::{self, Stamp, Version},
     location::Location,
-    stamp::Stamp,
     wire::{Name, Rtype},
 };
 
@@ -35,6 +33,8 @@ pub(super) struct Contents {
     pub files: Vec<PathBuf>,
     /// Where files are read from.
     pub origin: Origin,
+    /// How many more bytes its files may have.
+    bytes_left: u64,
 }
 
 /// Where a file and its includes are read from.
@@ -69,7 +69,7 @@ pub(super) type Stamps = Vec<(PathBuf, Option<Stamp>)>;
 
 impl Contents {
     /// Nothing yet.
-    pub fn new(apex: &Name, origin: Origin) -> Self {
+    pub fn new(apex: &Name, origin: Origin, most_bytes: u64) -> Self {
         Self {
             apex: apex.clone(),
             names: Names::default(),
@@ -80,6 +80,7 @@ impl Contents {
             octets: Vec::new(),
             files: Vec::new(),
             origin,
+            bytes_left: most_bytes,
         }
     }
 
@@ -88,10 +89,14 @@ impl Contents {
         if let Origin::Copy(version) = &self.origin {
             return version.bytes(path).map(<[u8]>::to_vec).ok_or_else(|| io::ErrorKind::NotFound.into());
         }
-        let (bytes, stamp) = match read_file(path) {
+        let (bytes, stamp) = match files::read(path, self.bytes_left) {
             Ok((bytes, stamp)) => (Ok(bytes), Some(stamp)),
-            Err(error) => (Err(error), Stamp::of(path).ok()),
+            Err(error) => {
+                let stamp = stamp_of_unreadable(path, &error);
+                (Err(error), stamp)
+            }
         };
+        self.bytes_left -= bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
         self.stamps.push((path.to_path_buf(), stamp));
         if let (Origin::Kept(version), Ok(bytes)) = (&mut self.origin, &bytes) {
             version.push(path, bytes);
@@ -189,15 +194,9 @@ impl Contents {
     }
 }
 
-/// Reads a regular file whole: anything else might never end.
-pub(super) fn read_file(path: &Path) -> io::Result<(Vec<u8>, Stamp)> {
-    // Looked at before it is opened, for opening a pipe waits for its writer.
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
-    let mut file = File::open(path)?;
-    let metadata = file.metadata()?;
-    let mut bytes = Vec::with_capacity(metadata.len() as usize + 1);
-    file.read_to_end(&mut bytes)?;
-    Ok((bytes, Stamp::new(&metadata)))
+/// The stamp of a file that cannot be read. One that may soon be readable, though nothing about it changes, has none: so it is
+/// tried again.
+pub(super) fn stamp_of_unreadable(path: &Path, error: &io::Error) -> Option<Stamp> {
+    let is_passing = error.kind() == io::ErrorKind::WouldBlock;
+    Stamp::of(path).ok().filter(|_| !is_passing)
 }

@@ -65,6 +65,10 @@ impl<'a> Entries<'a> {
                         entry.line = self.line;
                     }
                     match word_end(bytes, start, words) {
+                        Ok(end) if end - start > MAX_WORD_BYTES => {
+                            entry.fault.get_or_insert(Problem::LongWord);
+                            self.at = end;
+                        }
                         Ok(end) => {
                             words.push(&self.text[start..end]);
                             self.at = end;
@@ -122,6 +126,9 @@ fn has_pairs(word: &str) -> bool {
 fn is_blank(byte: Option<&u8>) -> bool {
     matches!(byte, Some(b' ' | b'\t'))
 }
+
+/// Twice the 65,535 octets of the longest RDATA, each written as `\DDD`.
+pub(super) const MAX_WORD_BYTES: usize = 512 << 10;
 
 #[cfg(test)]
 mod tests {

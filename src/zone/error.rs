@@ -6,6 +6,9 @@ use std::{
     path::PathBuf,
 };
 
+use bytesize::ByteSize;
+
+use super::entry::MAX_WORD_BYTES;
 use crate::{
     location::Location,
     wire::{Class, Name, NameError, Rtype, SuffixError},
@@ -27,6 +30,9 @@ pub enum Problem {
     /// The file cannot be opened or read.
     #[error("cannot be read: {0}; make it a regular file that this user may read")]
     Unreadable(String),
+    /// The file, with the files that it includes, is larger than it may be; it is so with this one.
+    #[error("{}larger than {}; make it smaller, or raise zones.max_file_bytes", of_included(.0), .1.display().iec())]
+    FileTooLarge(Option<PathBuf>, ByteSize),
     /// The folder of zones cannot be listed.
     #[error("the folder cannot be listed: {0}; create it, or correct zones.directory")]
     NoDirectory(String),
@@ -51,6 +57,9 @@ pub enum Problem {
     /// A `"` without its partner on the same line.
     #[error("a quotation mark is not closed on its line; close it, or write \\\"")]
     OpenQuote,
+    /// A word that is too long for any record.
+    #[error("a word of more than {} KiB; no RDATA has so much", MAX_WORD_BYTES >> 10)]
+    LongWord,
     /// A `(` without its partner.
     #[error("a parenthesis is not closed; add `)`")]
     OpenParenthesis,
@@ -283,13 +292,19 @@ impl Problem {
         }
     }
 
-    /// How many warnings of this kind a file gives with their lines. The others are only counted.
+    fn kind(&self) -> Kind {
+        let rtype = if let Self::BadRdata { rtype, .. } = self { *rtype } else { Rtype(0) };
+        (discriminant(self), rtype)
+    }
+
+    /// How many faults or warnings of this kind a file gives with their lines. The others are only counted.
     fn most_examples(&self) -> usize {
         match self {
             Self::TargetIsAlias { .. } | Self::TtlsDiffer { .. } | Self::Occluded { .. } | Self::BelowDname { .. } => {
                 20
             }
-            _ => 1,
+            _ if self.is_warning() => 1,
+            _ => MOST_EXAMPLES,
         }
     }
 
@@ -298,13 +313,16 @@ impl Problem {
     }
 }
 
-/// What has been found in a file: every fault, and of each kind of warning a few examples and their number.
+/// What faults have in common that are counted together: RDATA is faulty in another way in each type.
+type Kind = (Discriminant<Problem>, Rtype);
+
+/// What has been found in a file: of each kind of fault or warning a few examples and their number.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     errors: Vec<Error>,
     faults: usize,
-    /// How often each kind of warning was found, and the place of its last example.
-    warnings: HashMap<Discriminant<Problem>, (usize, usize)>,
+    /// How often each kind was found, and the place of its last example.
+    kinds: HashMap<Kind, (usize, usize)>,
 }
 
 impl Findings {
@@ -316,11 +334,9 @@ impl Findings {
     pub fn add_many(&mut self, error: Error, count: usize) {
         if !error.problem.is_warning() {
             self.faults += 1;
-            self.errors.push(error);
-            return;
         }
         let most = error.problem.most_examples();
-        let (known, last) = match self.warnings.entry(discriminant(&error.problem)) {
+        let (known, last) = match self.kinds.entry(error.problem.kind()) {
             hash_map::Entry::Occupied(known) => known.into_mut(),
             hash_map::Entry::Vacant(vacant) => vacant.insert((0, 0)),
         };
@@ -338,12 +354,12 @@ impl Findings {
 
     /// How many errors of any kind.
     pub fn count(&self) -> usize {
-        self.faults + self.warnings.values().map(|(count, _)| count).sum::<usize>()
+        self.kinds.values().map(|(count, _)| count).sum()
     }
 
     /// All of them, in the order of the lines.
     pub fn into_errors(mut self) -> Vec<Error> {
-        for (count, last) in self.warnings.into_values() {
+        for (count, last) in self.kinds.into_values() {
             let Some(error) = self.errors.get_mut(last) else { continue };
             let more = count.saturating_sub(error.problem.most_examples());
             if more > 0 {
@@ -361,6 +377,13 @@ impl Findings {
         let errors = self.into_errors();
         if is_refused { Err(errors) } else { Ok(errors) }
     }
+}
+
+/// So many faults of one kind in one file have a line each.
+const MOST_EXAMPLES: usize = 10;
+
+fn of_included(file: &Option<PathBuf>) -> String {
+    file.as_ref().map(|file| format!("{} is included, and with it the zone is ", file.display())).unwrap_or_default()
 }
 
 fn plural(count: usize, noun: &str) -> String {

@@ -10,25 +10,29 @@ use std::{
     borrow::Cow,
     ffi::OsStr,
     fmt::Write,
+    io,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
+use bytesize::ByteSize;
+
 use super::{
-    Mode, Problem,
+    MAX_FILE_BYTES, Mode, Problem,
     contents::{Contents, Entry, Origin},
     entry::Entries,
     generate::{self, Generate},
     rdata::{self, MAX_TTL, is_quoted, read_name, read_octets, read_rtype, read_seconds},
 };
 use crate::{
+    files::access,
     location::Location,
     wire::{Class, Name, Rtype},
 };
 
-/// Reads a file and what it includes.
-pub(super) fn read(path: &Path, apex: &Name, mode: Mode, origin: Origin) -> Contents {
-    let mut reader = Reader::new(apex, mode, origin);
+/// Reads a file and what it includes, which may have so many bytes together.
+pub(super) fn read(path: &Path, apex: &Name, mode: Mode, origin: Origin, most_bytes: u64) -> Contents {
+    let mut reader = Reader::new(apex, mode, origin, most_bytes);
     if let Some(text) = reader.open(path, &Location::file(path)) {
         reader.read_text(path, &text, Scope::new(apex));
     }
@@ -37,7 +41,7 @@ pub(super) fn read(path: &Path, apex: &Name, mode: Mode, origin: Origin) -> Cont
 
 /// Reads a text as if it stood in `path`.
 pub(super) fn parse(path: &Path, text: &str, apex: &Name, mode: Mode) -> Contents {
-    let mut reader = Reader::new(apex, mode, Origin::Disk);
+    let mut reader = Reader::new(apex, mode, Origin::Disk, MAX_FILE_BYTES.1);
     reader.read_text(path, &to_ascii(text.as_bytes()), Scope::new(apex));
     reader.finish()
 }
@@ -68,6 +72,8 @@ impl Scope {
 struct Reader {
     contents: Contents,
     mode: Mode,
+    /// Bytes that the file and what it includes may have.
+    most_bytes: u64,
     soa_minimum: Option<u32>,
     dollar_ttl: Option<u32>,
     last_ttl: Option<u32>,
@@ -78,9 +84,10 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(apex: &Name, mode: Mode, origin: Origin) -> Self {
+    fn new(apex: &Name, mode: Mode, origin: Origin, most_bytes: u64) -> Self {
         Self {
-            contents: Contents::new(apex, origin),
+            contents: Contents::new(apex, origin, most_bytes),
+            most_bytes,
             mode,
             soa_minimum: None,
             dollar_ttl: None,
@@ -106,7 +113,14 @@ impl Reader {
             Err(error) => {
                 let reason =
                     if blame.line.is_some() { format!("{}: {error}", path.display()) } else { error.to_string() };
-                self.contents.findings.add(Problem::Unreadable(reason).at(blame.clone()));
+                let problem = match error.kind() {
+                    io::ErrorKind::FileTooLarge => {
+                        let included = blame.line.is_some().then(|| path.to_path_buf());
+                        Problem::FileTooLarge(included, ByteSize::b(self.most_bytes))
+                    }
+                    _ => Problem::Unreadable(reason),
+                };
+                self.contents.findings.add(problem.at(blame.clone()));
                 None
             }
         }
@@ -218,9 +232,8 @@ impl Reader {
             return Err(Problem::IncludeDepth(MAX_INCLUDE_DEPTH));
         }
         // Names of one file may differ, and seldom is there a need to know.
-        let is_open =
-            |real: PathBuf| scope.trail.iter().any(|above| above.canonicalize().is_ok_and(|above| above == real));
-        if path.canonicalize().is_ok_and(is_open) {
+        let is_open = |real: PathBuf| scope.trail.iter().any(|above| real_path(above).is_ok_and(|above| above == real));
+        if real_path(&path).is_ok_and(is_open) {
             return Err(Problem::IncludeCircle(path));
         }
         if let Some(text) = self.open(&path, here) {
@@ -302,6 +315,11 @@ impl Reader {
     }
 }
 
+/// The path without links.
+fn real_path(path: &Path) -> io::Result<PathBuf> {
+    access(path, || path.canonicalize())
+}
+
 /// The text with octets beyond ASCII written as `\DDD`. A byte order mark before it is no part of it.
 fn to_ascii(bytes: &[u8]) -> Cow<'_, str> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
@@ -373,7 +391,7 @@ mod tests {
         let path = folder.path().join("main.zone");
         std::fs::write(&path, "$TTL 60\nwww A 192.0.2.1\n$INCLUDE more.inc sub\n AAAA 2001:db8::1\n").unwrap();
         std::fs::write(folder.path().join("more.inc"), "$TTL 7\n$ORIGIN x.example.\nmail A 192.0.2.2\n").unwrap();
-        let contents = read(&path, &"example.".parse().unwrap(), Mode::Zone, Origin::Disk);
+        let contents = read(&path, &"example.".parse().unwrap(), Mode::Zone, Origin::Disk, 1 << 20);
         assert_eq!(contents.findings.count(), 0, "{:?}", contents.findings);
         let owners: Vec<Name> = contents.names.iter().map(|wire| Name::from_wire(wire).unwrap()).collect();
         let read = contents.records.iter().map(|e| (owners[e.owner as usize].to_string(), e.rtype, e.ttl));
@@ -403,7 +421,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("x.zone");
             std::fs::write(&path, bytes).unwrap();
-            let contents = read(&path, &"example.".parse().unwrap(), Mode::Zone, Origin::Disk);
+            let contents = read(&path, &"example.".parse().unwrap(), Mode::Zone, Origin::Disk, 1 << 20);
             assert_eq!(contents.findings.faults(), 0, "{:?}", contents.findings);
             contents.records.last().map(|entry| contents.rdata(entry).to_vec()).unwrap()
         };

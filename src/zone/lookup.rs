@@ -8,7 +8,7 @@
 use std::path::Path;
 
 use super::{
-    Error, Mode, Problem, Rrset,
+    DEFAULT_FILE_BYTES, Error, Mode, Problem, Rrset,
     contents::{Contents, Entry, Origin},
     denial_soa, file,
     names::{Names, is_wildcard, wildcard_below},
@@ -44,7 +44,7 @@ enum Place<'a> {
 impl Zone {
     /// Reads a zone from its master file. An error holds every fault that was found.
     pub fn load(file: &Path, apex: &Name) -> Result<Self, Vec<Error>> {
-        Self::build(file::read(file, apex, Mode::Zone, Origin::Disk))
+        Self::build(file::read(file, apex, Mode::Zone, Origin::Disk, DEFAULT_FILE_BYTES))
     }
 
     /// Reads a zone from a text; `file` is what messages call it, and where `$INCLUDE` looks for files.

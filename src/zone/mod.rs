@@ -29,6 +29,7 @@ use std::{
     },
 };
 
+use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 pub use error::{Error, Problem};
@@ -62,7 +63,16 @@ pub struct Config {
     /// file: a name with an IPv4 address alone has no IPv6 address. Default false: the file owns the name for all types.
     /// Applies at reload.
     pub hosts_fallthrough: bool,
+
+    /// The most bytes of a zone or overlay file, with the files that it includes, and of a hosts file, from 64 KiB to 4 GiB. A
+    /// larger file is a faulty one. Reading takes up to ten times as much memory. Default "64MiB". Applies at reload.
+    pub max_file_bytes: ByteSize,
 }
+
+/// A value of the section `[zones]` that is out of range.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("max_file_bytes is {0}; choose from 64 KiB to 4 GiB")]
+pub struct OutOfRange(ByteSize);
 
 /// One override zone, section `[[zone]]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -94,7 +104,8 @@ pub enum Mode {
 impl Default for Config {
     fn default() -> Self {
         let hosts = vec![PathBuf::from("/etc/hosts")];
-        Self { directory: None, hosts, order: Vec::new(), hosts_fallthrough: false }
+        let max_file_bytes = ByteSize::b(DEFAULT_FILE_BYTES);
+        Self { directory: None, hosts, order: Vec::new(), hosts_fallthrough: false, max_file_bytes }
     }
 }
 
@@ -102,6 +113,12 @@ impl Config {
     /// The folder of master files, whether or not it exists.
     pub fn directory(&self) -> &Path {
         self.directory.as_deref().unwrap_or(Path::new("/etc/watershed/zones"))
+    }
+
+    /// What is wrong with its values.
+    pub fn problem(&self) -> Option<OutOfRange> {
+        let (least, most) = MAX_FILE_BYTES;
+        (!(least..=most).contains(&self.max_file_bytes.as_u64())).then_some(OutOfRange(self.max_file_bytes))
     }
 }
 
@@ -148,6 +165,10 @@ fn next_generation() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
+
+/// The least and the most of [`Config::max_file_bytes`].
+const MAX_FILE_BYTES: (u64, u64) = (64 << 10, 4 << 30);
+const DEFAULT_FILE_BYTES: u64 = 64 << 20;
 
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,7 @@
 use std::{collections::HashMap, path::Path, sync::Arc};
 
 use super::{
-    Error, Hosts, Mode, Problem, Rrset,
+    DEFAULT_FILE_BYTES, Error, Hosts, Mode, Problem, Rrset,
     contents::{Contents, Entry, Origin},
     denial_soa, file,
     names::{Names, is_wildcard, wildcard_below},
@@ -200,7 +200,7 @@ enum Action {
 impl Overlay {
     /// Reads an overlay from its master file. An error holds every fault that was found.
     pub fn load(file: &Path, apex: &Name) -> Result<Self, Vec<Error>> {
-        Self::build(file::read(file, apex, Mode::Overlay, Origin::Disk))
+        Self::build(file::read(file, apex, Mode::Overlay, Origin::Disk, DEFAULT_FILE_BYTES))
     }
 
     /// Reads an overlay from a text; `file` is what messages call it, and where `$INCLUDE` looks for files.

@@ -7,20 +7,21 @@
 
 use std::{
     collections::HashSet,
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use bytesize::ByteSize;
+
 use super::{
     Config, Error, Hosts, Mode, Ordered, Overlay, Overlays, Problem, Zone,
-    contents::{Contents, Origin, Stamps, read_file},
+    contents::{Contents, Origin, Stamps, stamp_of_unreadable},
     file,
 };
 use crate::{
-    copies::{Copies, Version},
+    files::{self, Copies, Stamp, Version, access, is_absent, is_removed},
     location::Location,
-    stamp::{Stamp, is_absent, is_removed},
     wire::{Name, read_name},
 };
 
@@ -62,6 +63,8 @@ pub struct Outcome {
     pub warnings: Vec<Error>,
     /// The files that were read anew and are good, if copies are kept.
     pub versions: Vec<Version>,
+    /// [`Config::max_file_bytes`].
+    most_bytes: u64,
 }
 
 /// A file or folder with faults.
@@ -124,7 +127,8 @@ impl Files {
         let nothing = Self::default();
         let before = Before { files: previous.unwrap_or(&nothing), copies };
         let files = Self { hosts_fallthrough: config.hosts_fallthrough, ..Self::default() };
-        let mut outcome = Outcome { files, faults: Vec::new(), warnings: Vec::new(), versions: Vec::new() };
+        let most_bytes = config.max_file_bytes.as_u64();
+        let mut outcome = Outcome { files, faults: Vec::new(), warnings: Vec::new(), versions: Vec::new(), most_bytes };
         let mut sources = zones.to_vec();
         sources.extend(outcome.list(config, zones, before));
         let may_be_ordered: Vec<PathBuf> = sources
@@ -315,7 +319,7 @@ impl Outcome {
             return last_good();
         }
         let origin = if before.copies.are_kept() { Origin::Kept(Version::default()) } else { Origin::Disk };
-        let mut contents = file::read(&source.path, &source.apex, source.mode, origin);
+        let mut contents = file::read(&source.path, &source.apex, source.mode, origin, self.most_bytes);
         let stamps = std::mem::take(&mut contents.stamps);
         let records = contents.records.len();
         let origin = std::mem::replace(&mut contents.origin, Origin::Disk);
@@ -335,7 +339,8 @@ impl Outcome {
         // A file that was removed and is still configured has no last good version at a start: it was meant to go.
         let last_good = last_good().or_else(|| {
             let version = before.copies.find(&source.path).filter(|_| !is_removed(&source.path))?;
-            let contents = file::read(&source.path, &source.apex, source.mode, Origin::Copy(version));
+            let origin = Origin::Copy(version);
+            let contents = file::read(&source.path, &source.apex, source.mode, origin, self.most_bytes);
             let records = contents.records.len();
             Some(Loaded { source: source.clone(), stamps: None, records, value: Arc::new(build(contents).ok()?) })
         });
@@ -355,7 +360,7 @@ impl Outcome {
             self.files.hosts.push(unchanged);
             return;
         }
-        let hosts = match read_file(path) {
+        let hosts = match files::read(path, self.most_bytes) {
             Ok((bytes, stamp)) => {
                 if before.copies.are_kept() {
                     let mut version = Version::default();
@@ -378,8 +383,12 @@ impl Outcome {
                 Loaded { source, stamps: Some(vec![(path.to_path_buf(), None)]), records: 0, value: Arc::new(hosts) }
             }
             Err(error) => {
-                let stamps = vec![(path.to_path_buf(), Stamp::of(path).ok())];
-                let faults = vec![Problem::Unreadable(error.to_string()).at(Location::file(path))];
+                let stamps = vec![(path.to_path_buf(), stamp_of_unreadable(path, &error))];
+                let problem = match error.kind() {
+                    io::ErrorKind::FileTooLarge => Problem::FileTooLarge(None, ByteSize::b(self.most_bytes)),
+                    _ => Problem::Unreadable(error.to_string()),
+                };
+                let faults = vec![problem.at(Location::file(path))];
                 let known = before.files.hosts.iter().find(|loaded| loaded.source == source).cloned();
                 let last_good = known.or_else(|| {
                     let version = before.copies.find(path)?;
@@ -434,7 +443,7 @@ fn are_unchanged(stamps: &Stamps) -> bool {
 
 /// The zone and overlay files in a folder, in the order of their names.
 fn list_directory(directory: &Path) -> io::Result<Vec<Result<Source, Error>>> {
-    let mut paths: Vec<PathBuf> = fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
+    let mut paths: Vec<PathBuf> = files::list(directory)?.into_iter().map(|entry| entry.path).collect();
     paths.sort();
     Ok(paths.into_iter().filter_map(source_of).collect())
 }
@@ -468,12 +477,13 @@ fn is_meant(entry: &Path, path: &Path) -> bool {
 /// The names of the files in a folder that are neither listed by [`list_directory`] nor among those read, `read`, and that
 /// are no leftovers of editors either.
 fn list_passed_over(directory: &Path, read: &Stamps) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    let Ok(entries) = files::list(directory) else { return Vec::new() };
     let mut names: Vec<String> = entries
-        .flatten()
-        .map(|entry| entry.path())
+        .into_iter()
+        .map(|entry| entry.path)
         .filter(|path| path.extension().is_none_or(|extension| extension != "zone" && extension != "overlay"))
-        .filter(|path| !read.iter().any(|(known, _)| known == path) && path.is_file())
+        .filter(|path| !read.iter().any(|(known, _)| known == path))
+        .filter(|path| access(path, || path.metadata()).is_ok_and(|metadata| metadata.is_file()))
         .map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned())
         .filter(|name| !name.starts_with(['.', '#']) && !name.ends_with('~'))
         .collect();
@@ -483,6 +493,8 @@ fn list_passed_over(directory: &Path, read: &Stamps) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const SOA: &str = "@ 60 IN SOA @ nobody.invalid. 1 1h 20m 1w 1m\n";

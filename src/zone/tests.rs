@@ -57,7 +57,7 @@ fn examples_are_read_in_silence() {
         &Config { directory: Some(directory), hosts: Vec::new(), ..Config::default() },
         &[],
         None,
-        &crate::copies::Copies::default(),
+        &crate::files::Copies::default(),
     );
     assert_eq!((outcome.faults, outcome.warnings), (Vec::new(), Vec::new()));
     assert!(outcome.files.zones().count() >= 1);

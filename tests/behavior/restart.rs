@@ -254,19 +254,18 @@ fn open_gate(gate: &Path) -> fs::File {
 fn a_process_that_reads_its_files_for_long_and_is_refused_gets_no_query() {
     let house = House::new();
     let daemon = house.setup(2).reachable_by_all().start();
-    let gate = make_gate(&daemon);
+    let records: String = (0..100_000).map(|number| format!("h{number} A 192.0.2.1\n")).collect();
+    daemon.write("long.zone", &format!("$TTL 60\n@ SOA ns host 1 2 3 4 60\n@ NS ns\nns A 192.0.2.53\n{records}"));
+    daemon.write("no.pem", "no certificate\n");
     // More workers want more sockets, which the kernel gives queries as soon as they are there.
     daemon.edit_config(|config| {
-        let gate = gate.display();
-        let tls = format!("tls_listen = [\"127.0.0.1:0\"]\ncertificate = \"{gate}\"\nprivate_key = \"{gate}\"");
-        config.replace("workers = 2", &format!("workers = 8\n{tls}"))
+        let tls = "tls_listen = [\"127.0.0.1:0\"]\ncertificate = \"DIR/no.pem\"\nprivate_key = \"DIR/no.pem\"";
+        let zone = "\n[[zone]]\napex = \"long.example\"\nfile = \"DIR/long.zone\"\n";
+        config.replace("workers = 2", &format!("workers = 8\n{tls}")) + zone
     });
     let stream = Stream::start(house.address);
     signal(daemon.pid(), "USR2");
-    let mut file = open_gate(&gate);
     stream.wait_for_more(100);
-    file.write_all(b"no certificate\n").unwrap();
-    drop(file);
     daemon.wait_for_log(0, |line| line.contains("not handed over"));
     stream.wait_for_more(50);
     stream.end();

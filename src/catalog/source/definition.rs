@@ -346,6 +346,8 @@ impl<D> Reader<'_, D> {
         let is_of_service = std::ptr::eq(keys, &keys::FILE) && keys::SERVICE.find(key).0 != Known::No;
         let remedy = match is_of_service {
             true => "a service is written as {\"service\": {...}}".to_owned(),
+            // Among so many errors nobody reads them all, and the search takes a while.
+            false if self.errors.len() > MOST_REMEDIES => keys::remedy(None),
             false => keys::remedy(keys.closest(key)),
         };
         self.blame(value, Problem::UnknownKey { what: keys.what, key: key.to_owned(), remedy });
@@ -471,6 +473,9 @@ impl<D> Reader<'_, D> {
         self.errors.push(Error { location: self.at(value), problem });
     }
 }
+
+/// So many unknown keys are compared with those that may be meant.
+const MOST_REMEDIES: usize = 100;
 
 /// The checks that a key of a service declares. One that says nothing is none, if it stands alone, as Consul has it.
 pub(super) fn declared_checks<'v>(key: &str, value: &'v Value) -> impl Iterator<Item = &'v Value> + use<'v> {

@@ -5,12 +5,14 @@
 //! read again.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
-    fs, io,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    io,
+    mem::discriminant,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use bytesize::ByteSize;
 use rpds::RedBlackTreeMapSync;
 
 use super::{
@@ -27,9 +29,8 @@ use crate::{
         model::{Check, Host, Instance, InstanceKey, Node, NodeKey, Registration},
         registry::{CheckKey, Part, Set},
     },
-    copies::{Copies, Version},
+    files::{self, Copies, Stamp, Version, access, is_folder, is_removed},
     location::Location,
-    stamp::{Stamp, is_removed},
 };
 
 pub use super::{definition::Define, index::Owner};
@@ -116,6 +117,9 @@ pub enum Problem {
     /// The file cannot be opened or read.
     #[error("cannot be read: {0}; make it a regular file that this user may read")]
     Unreadable(String),
+    /// The file is larger than it may be.
+    #[error("larger than {}; split it, or raise catalog.files.max_file_bytes", .0.display().iec())]
+    FileTooLarge(ByteSize),
     /// A folder cannot be listed.
     #[error("the folder cannot be listed: {0}; create it, or correct catalog.files.directory")]
     NoDirectory(String),
@@ -199,6 +203,14 @@ pub enum Problem {
     /// A sidecar that a service cannot have.
     #[error("{0}")]
     Sidecar(&'static str),
+    /// The last example of faults or warnings of one kind, of which there are more.
+    #[error("{first}; and {more} more of the kind")]
+    More {
+        /// The example.
+        first: Box<Problem>,
+        /// How many more.
+        more: usize,
+    },
     /// A check of a service that is not there.
     #[error("the check is for service id `{0}`, which no file defines; define it, or correct service_id")]
     NoService(Arc<str>),
@@ -235,10 +247,11 @@ impl<D> Default for Files<D> {
 
 impl<D> Files<D> {
     /// Reads what is in a folder. `previous` is what has been loaded so far; what has not changed is taken from there, and
-    /// nothing outside of the scope is looked at. The last good version of a file that `previous` does not have is looked for
+    /// nothing outside of the scope is looked at. No file may have more bytes than `most_bytes`. The last good version of a file that `previous` does not have is looked for
     /// among the copies.
     pub fn load(
         directory: &Path,
+        most_bytes: u64,
         previous: Option<&Self>,
         scope: Scope<'_>,
         copies: &Copies,
@@ -255,10 +268,10 @@ impl<D> Files<D> {
         };
         let paths = changed.unwrap_or_else(|| outcome.list_all(directory, copies));
         for path in paths {
-            outcome.load_one(&path, copies, define);
+            outcome.load_one(&path, most_bytes, copies, define);
         }
         outcome.faults.extend(outcome.files.faulty.values().flat_map(|faulty| faulty.faults.iter().cloned()));
-        outcome.faults.extend(outcome.files.index.faults());
+        outcome.faults.extend(count_many(outcome.files.index.faults()));
         outcome
     }
 
@@ -419,8 +432,13 @@ impl<D> Files<D> {
         let mut definitions = BTreeSet::new();
         for path in changed.iter().filter(|path| path.starts_with(directory) || directory.starts_with(path)) {
             let is_known_folder = path.parent().is_some_and(|folder| self.folders.contains_key(folder));
-            let is_link = path.is_symlink() || self.links.contains(path);
-            if !is_known_folder || self.folders.contains_key(path) || path.is_dir() || is_link || is_link_of_links(path)
+            let is_symlink = || access(path, || path.symlink_metadata()).is_ok_and(|metadata| metadata.is_symlink());
+            let is_link = self.links.contains(path) || is_symlink();
+            if !is_known_folder
+                || self.folders.contains_key(path)
+                || is_folder(path)
+                || is_link
+                || is_link_of_links(path)
             {
                 return None;
             }
@@ -498,8 +516,7 @@ impl<D> Outcome<D> {
             return false;
         }
         listing.folders.insert(folder.to_owned(), Stamp::of(folder).ok());
-        let entries = fs::read_dir(folder).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
-        let entries = match entries {
+        let entries = match files::list(folder) {
             Ok(entries) => entries,
             Err(error) => {
                 blame(Problem::NoDirectory(error.to_string()));
@@ -508,12 +525,12 @@ impl<D> Outcome<D> {
         };
         let mut is_all = true;
         for entry in entries {
-            let path = entry.path();
+            let path = entry.path;
             // Only a link has to be followed to know what it is.
-            let is_link = entry.file_type().is_ok_and(|known| known.is_symlink());
-            let is_folder = match entry.file_type() {
-                Ok(known) if !known.is_symlink() => known.is_dir(),
-                _ => path.is_dir(),
+            let is_link = entry.file_type.is_some_and(|known| known.is_symlink());
+            let is_folder = match entry.file_type {
+                Some(known) if !known.is_symlink() => known.is_dir(),
+                _ => is_folder(&path),
             };
             if is_hidden(&path) {
                 continue;
@@ -529,8 +546,8 @@ impl<D> Outcome<D> {
         is_all
     }
 
-    fn load_one(&mut self, path: &Path, copies: &Copies, define: Define<'_, D>) {
-        let stamp = Stamp::of(path).ok();
+    fn load_one(&mut self, path: &Path, most_bytes: u64, copies: &Copies, define: Define<'_, D>) {
+        let mut stamp = Stamp::of(path).ok();
         // One that has gone says nothing any more; but if its folder is gone too, nobody knows what was meant.
         if stamp.is_none() && is_removed(path) {
             self.forgive(path);
@@ -544,14 +561,18 @@ impl<D> Outcome<D> {
         if known.is_some_and(|known| known.is_whole && known.stamp.is_some() && known.stamp == stamp) {
             return self.forgive(path);
         }
-        let read = read_file(path);
-        let parsed = read.as_ref().map_err(|fault| vec![Error::of_file(path, fault.clone())]);
-        let parsed = parsed.and_then(|bytes| parse(path, bytes, &|| self.files.ports_but_of(path), define));
+        let read = files::read(path, most_bytes);
+        if read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            // It may soon be readable, though nothing about it changes.
+            stamp = None;
+        }
+        let parsed = read.as_ref().map_err(|error| vec![Error::of_unreadable(path, error, most_bytes)]);
+        let parsed = parsed.and_then(|(bytes, _)| parse(path, bytes, &|| self.files.ports_but_of(path), define));
         let faults = match parsed {
             Ok(parsed) => {
                 self.unused.extend(parsed.unused);
                 self.warnings.extend(parsed.warnings);
-                if let Some(bytes) = read.ok().filter(|_| copies.are_kept()) {
+                if let Some((bytes, _)) = read.ok().filter(|_| copies.are_kept()) {
                     let mut version = Version::default();
                     version.push(path, &bytes);
                     self.versions.push(version);
@@ -615,9 +636,15 @@ struct Listing {
 impl Error {
     fn of_file(path: &Path, fault: Fault) -> Self {
         let location = Location { line: fault.line, ..Location::file(path) };
-        let problem =
-            if fault.line.is_some() { Problem::Syntax(fault.message) } else { Problem::Unreadable(fault.message) };
-        Self { location, problem }
+        Self { location, problem: Problem::Syntax(fault.message) }
+    }
+
+    fn of_unreadable(path: &Path, error: &io::Error, most_bytes: u64) -> Self {
+        let problem = match error.kind() {
+            io::ErrorKind::FileTooLarge => Problem::FileTooLarge(ByteSize::b(most_bytes)),
+            _ => Problem::Unreadable(error.to_string()),
+        };
+        Self { location: Location::file(path), problem }
     }
 }
 
@@ -694,19 +721,37 @@ fn parse<D>(
         reader.errors.sort_by_key(|error| error.location.line);
         // A sidecar is read within its service and as a service.
         reader.errors.dedup();
-        return Err(reader.errors);
+        return Err(count_many(reader.errors));
     }
     reader.warnings.dedup();
-    Ok(Parsed { contents, refused: refused.collect(), warnings: reader.warnings, unused: reader.unused })
+    let (refused, warnings) = (count_many(refused.collect()), count_many(reader.warnings));
+    Ok(Parsed { contents, refused, warnings, unused: reader.unused })
 }
 
-fn read_file(path: &Path) -> Result<Vec<u8>, Fault> {
-    let unreadable = |error: io::Error| Fault { line: None, message: error.to_string() };
-    // Looked at before it is opened, for opening a pipe waits for its writer.
-    if !fs::metadata(path).map_err(unreadable)?.is_file() {
-        return Err(unreadable(io::Error::other("not a regular file")));
+/// The errors, but of each kind in each file a few with their lines and the number of the others.
+fn count_many(errors: Vec<Error>) -> Vec<Error> {
+    if errors.len() <= MOST_EXAMPLES {
+        return errors;
     }
-    fs::read(path).map_err(unreadable)
+    // How many of a kind there are, and the place of the last that is kept.
+    let mut kinds = HashMap::new();
+    let mut kept: Vec<Error> = Vec::new();
+    for error in errors {
+        let kind = (error.location.file.clone(), discriminant(&error.problem));
+        let (count, last) = kinds.entry(kind).or_insert((0, 0));
+        *count += 1;
+        if *count <= MOST_EXAMPLES {
+            *last = kept.len();
+            kept.push(error);
+        }
+    }
+    for (count, last) in kinds.into_values().filter(|(count, _)| *count > MOST_EXAMPLES) {
+        if let Some(error) = kept.get_mut(last) {
+            let first = Box::new(error.problem.clone());
+            error.problem = Problem::More { first, more: count - MOST_EXAMPLES };
+        }
+    }
+    kept
 }
 
 /// The value in a file; nothing if there is nothing in it.
@@ -723,6 +768,8 @@ fn read_value(path: &Path, bytes: &[u8]) -> Result<Option<super::value::Value>, 
     if is_json { json::read(text) } else { hcl::read(text) }.map(Some)
 }
 
+/// So many faults of one kind in one file have a line each.
+const MOST_EXAMPLES: usize = 10;
 /// Deeper folders hold no definitions.
 const MAX_DEPTH: usize = 16;
 

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use super::*;
 use crate::{
@@ -48,13 +48,13 @@ impl Folder {
     }
 
     fn load(&self, previous: Option<&Files<String>>) -> Outcome<String> {
-        Files::load(self.0.path(), previous, Scope::All, &Copies::default(), &define)
+        Files::load(self.0.path(), 1 << 20, previous, Scope::All, &Copies::default(), &define)
     }
 
     /// As `load`, but looks only at what has one of these names.
     fn load_some(&self, previous: &Files<String>, names: &[&str]) -> Outcome<String> {
         let changed = names.iter().map(|name| self.0.path().join(name)).collect();
-        Files::load(self.0.path(), Some(previous), Scope::Changed(&changed), &Copies::default(), &define)
+        Files::load(self.0.path(), 1 << 20, Some(previous), Scope::Changed(&changed), &Copies::default(), &define)
     }
 
     /// The faults as the operator reads them, but for the folder.
@@ -423,4 +423,17 @@ fn a_sidecar_is_a_service_with_a_port_that_it_keeps() {
     folder.write("b.json", &service("b", r#"{"id": "own"}"#));
     let fourth = folder.load(Some(&third.files));
     assert!(folder.faults(&fourth)[0].starts_with("b.json:1: A SidecarService cannot specify an ID"));
+}
+
+#[test]
+fn many_faults_of_one_kind_are_counted() {
+    let folder = Folder::new(&[]);
+    let services: Vec<_> = (0..10_000).map(|n| format!("{{\"name\": \"a\", \"id\": \"{n}\", \"odd\": 1}}")).collect();
+    folder.write("many.json", &format!("{{\"services\": [\n{}\n]}}", services.join(",\n")));
+    folder.write("few.json", "{\"service\": {\"nam\": 1}}");
+    let faults: Vec<_> = folder.load(None).faults.iter().map(ToString::to_string).collect();
+    let many: Vec<_> = faults.iter().filter(|fault| fault.contains("many.json")).collect();
+    assert_eq!(many.len(), 10, "{many:?}");
+    assert!(many[9].ends_with("; and 9990 more of the kind") && many[9].contains("many.json:11: "), "{}", many[9]);
+    assert!(faults.iter().any(|fault| fault.contains("few.json:1: unknown key `nam`")), "{faults:?}");
 }

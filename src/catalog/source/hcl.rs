@@ -4,6 +4,8 @@
 //! ends or nothing stands between two items does not matter. `connect { sidecar_service {} }`, which Consul's manual
 //! writes, is no HCL of the second version. What looks like a template, `${...}`, is text.
 
+use std::collections::HashMap;
+
 use serde_json::Number;
 
 use super::{
@@ -30,6 +32,8 @@ impl<'a> Reader<'a> {
     /// The items up to `}` or, in the outermost body, to the end. Those of the same key become a list.
     fn fields(&mut self, opened: Option<usize>, depth: usize) -> Result<Vec<(String, Value)>, Fault> {
         let mut fields: Vec<(String, Value)> = Vec::new();
+        // Where each key is, once there are many.
+        let mut places = HashMap::new();
         loop {
             self.skip_blanks()?;
             match (self.peek(), opened) {
@@ -42,9 +46,22 @@ impl<'a> Reader<'a> {
                 (Some(','), _) if !fields.is_empty() => drop(self.take()),
                 _ => {
                     let (key, value) = self.item(depth)?;
-                    match fields.iter_mut().find(|(known, _)| *known == key) {
-                        None => fields.push((key, value)),
+                    let known = if fields.len() < FEW {
+                        fields.iter().position(|(known, _)| *known == key)
+                    } else {
+                        if places.is_empty() {
+                            places = fields.iter().zip(0..).map(|((key, _), place)| (key.clone(), place)).collect();
+                        }
+                        places.get(&key).copied()
+                    };
+                    match known.and_then(|place| fields.get_mut(place)) {
                         Some((_, known)) => append(known, value),
+                        None => {
+                            if !places.is_empty() {
+                                places.insert(key.clone(), fields.len());
+                            }
+                            fields.push((key, value));
+                        }
                     }
                 }
             }
@@ -296,6 +313,8 @@ fn read_number(word: &str) -> Option<Number> {
     }
 }
 
+/// So many keys are found by looking at each.
+const FEW: usize = 32;
 /// No definition nests its values any deeper.
 const MAX_DEPTH: usize = 64;
 const TOO_DEEP: &str = "values are nested too deep; nobody needs that";

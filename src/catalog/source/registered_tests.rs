@@ -154,7 +154,7 @@ fn a_file_outranks_a_registration_as_long_as_it_is_there() {
         r#"{"services": [{"name": "web", "check": {"id": "c", "ttl": "1s"}}], "check": {"id": "n", "ttl": "1s"}}"#;
     std::fs::write(folder.path().join("web.json"), text).unwrap();
     let define = |value: &Value| Ok(Declaration::deserialize(value).unwrap().define(Scripts::Refused).unwrap());
-    let files = Files::load(folder.path(), None, Scope::All, &crate::copies::Copies::default(), &define).files;
+    let files = Files::load(folder.path(), 1 << 20, None, Scope::All, &crate::files::Copies::default(), &define).files;
     let none = Files::default();
 
     let mut registered = Registered::default();

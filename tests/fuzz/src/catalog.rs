@@ -15,7 +15,7 @@ use watershed::{
         },
     },
     clock::Moment,
-    copies::Copies,
+    files::Copies,
     wire::{Asker, Class, Question, ReplyOptions, Rtype, Ttls, write_reply},
 };
 
@@ -31,7 +31,7 @@ pub(crate) fn definitions(octets: &[u8]) {
     let extension = if octets.bit() { "json" } else { "hcl" };
     let folder = Scratch::new();
     folder.file(&format!("fuzz.{extension}"), octets.0);
-    let outcome = Files::load(folder.path(), None, Scope::All, &Copies::default(), &define);
+    let outcome = Files::load(folder.path(), 1 << 20, None, Scope::All, &Copies::default(), &define);
     for fault in &outcome.faults {
         assert!(fault.location.line.is_none_or(|line| line <= octets.0.len() + 1), "{fault}");
         assert!(!fault.to_string().is_empty());

@@ -1,7 +1,8 @@
 //! The section `[catalog.consul]`: where the agents are, and how they are asked.
 
-use std::{fmt, fs, net::IpAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
 
+use bytesize::ByteSize;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{self, SeqAccess, Visitor},
@@ -9,6 +10,7 @@ use serde::{
 use url::Url;
 
 use super::client::{FileError, resolve};
+use crate::files::read_text;
 
 /// A Consul agent that is followed over its HTTP API, section `[catalog.consul]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -48,6 +50,9 @@ pub struct Config {
     /// How long a request waits for a change before it is made anew. Default "5m", from "1s" to "10m". Applies at reload.
     #[serde(with = "humantime_serde")]
     pub wait: Duration,
+    /// The most bytes of a response, from 1 MiB to 1 GiB. A larger one is not believed, and what the agent said before stays.
+    /// Default "64MiB". Applies at reload.
+    pub max_response_bytes: ByteSize,
 }
 
 impl Default for Config {
@@ -64,6 +69,7 @@ impl Default for Config {
             partition: None,
             stale: true,
             wait: Duration::from_secs(300),
+            max_response_bytes: ByteSize::mib(64),
         }
     }
 }
@@ -74,6 +80,9 @@ impl Config {
         let mut problems = Vec::new();
         if !(Duration::from_secs(1)..=Duration::from_secs(600)).contains(&self.wait) {
             problems.push(("wait", format!("{:?}", self.wait), "from \"1s\" to \"10m\""));
+        }
+        if !(ByteSize::mib(1)..=ByteSize::gib(1)).contains(&self.max_response_bytes) {
+            problems.push(("max_response_bytes", self.max_response_bytes.to_string(), "from 1 MiB to 1 GiB"));
         }
         for url in self.address.urls().iter().filter(|url| resolve(host_of(url)).is_empty()) {
             problems.push(("address", url.to_string(), "a host that is an address, or has a line in /etc/hosts"));
@@ -103,7 +112,7 @@ impl Config {
     /// The token, if there is one.
     pub(super) fn read_token(&self) -> Result<Option<String>, FileError> {
         let Some(file) = &self.token_file else { return Ok(self.token.clone()) };
-        let text = fs::read_to_string(file).map_err(|cause| FileError::Token { file: file.clone(), cause })?;
+        let text = read_text(file).map_err(|cause| FileError::Token { file: file.clone(), cause })?;
         Ok(Some(text.trim().to_owned()))
     }
 }
@@ -200,9 +209,9 @@ mod tests {
 
     #[test]
     fn every_value_that_does_not_serve_is_reported() {
-        let config: Config = toml::from_str("wait = '11m'\nkey_file = 'c'").unwrap();
+        let config: Config = toml::from_str("wait = '11m'\nmax_response_bytes = '1kB'\nkey_file = 'c'").unwrap();
         let keys: Vec<_> = config.problems().into_iter().map(|(key, ..)| key).collect();
-        assert_eq!(keys, ["wait", "cert_file"]);
+        assert_eq!(keys, ["wait", "max_response_bytes", "cert_file"]);
         assert_eq!(Config::default().problems(), []);
     }
 }

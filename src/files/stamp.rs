@@ -7,6 +7,8 @@ use std::{
     path::Path,
 };
 
+use super::patience::access;
+
 /// The identity, size and times of a file or folder, links followed.
 ///
 /// The status change time shows changes that keep size and modification time, and changes of permissions.
@@ -22,7 +24,7 @@ pub struct Stamp {
 impl Stamp {
     /// The stamp of what a path leads to now.
     pub fn of(path: &Path) -> io::Result<Self> {
-        fs::metadata(path).map(|metadata| Self::new(&metadata))
+        access(path, || fs::metadata(path)).map(|metadata| Self::new(&metadata))
     }
 
     /// The stamp of an open file.
@@ -44,12 +46,17 @@ impl Stamp {
 
 /// Returns true if a file was removed: its folder is there, and nothing has its name, not even a link to nowhere.
 pub fn is_removed(path: &Path) -> bool {
-    is_absent(path) && path.parent().is_some_and(|folder| folder.as_os_str().is_empty() || folder.is_dir())
+    is_absent(path) && path.parent().is_some_and(|folder| folder.as_os_str().is_empty() || is_folder(folder))
+}
+
+/// Whether a path leads to a folder.
+pub fn is_folder(path: &Path) -> bool {
+    access(path, || fs::metadata(path)).is_ok_and(|metadata| metadata.is_dir())
 }
 
 /// Returns true if nothing has this name, not even a link to nowhere.
 pub fn is_absent(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    access(path, || fs::symlink_metadata(path)).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 #[cfg(test)]

@@ -8,13 +8,15 @@
 use std::{
     collections::HashSet,
     ffi::OsStr,
-    fs::{self, OpenOptions},
-    io::{self, Write},
-    os::unix::{
-        ffi::OsStrExt,
-        fs::{DirBuilderExt, OpenOptionsExt},
-    },
+    fs, io,
+    os::unix::{ffi::OsStrExt, fs::DirBuilderExt},
     path::{Path, PathBuf},
+};
+
+use super::{
+    patience::access,
+    read::{list, read},
+    replace::{Durability, remove_leftovers, replace},
 };
 
 /// A folder of copies, or none.
@@ -105,6 +107,7 @@ impl Copies {
             return Ok(saved);
         }
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        remove_leftovers(folder);
         // Each sync of thousands of files would take minutes on a slow disk; their checksums tell what a crash has damaged.
         let is_synced = versions.len() <= MOST_SYNCED;
         for version in versions {
@@ -120,10 +123,10 @@ impl Copies {
                 continue;
             }
             let bytes = encode(version);
-            if fs::read(&file).is_ok_and(|known| known == bytes) {
+            if read(&file, bytes.len() as u64).is_ok_and(|(known, _)| known == bytes) {
                 continue;
             }
-            write(&file, &bytes, is_synced)?;
+            replace(&file, &bytes, if is_synced { Durability::Contents } else { Durability::Process })?;
             total_bytes = total_after;
             saved.written += 1;
         }
@@ -133,37 +136,19 @@ impl Copies {
     /// The files of copies.
     fn files(&self) -> io::Result<Vec<PathBuf>> {
         let Some(folder) = &self.folder else { return Ok(Vec::new()) };
-        let entries = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
-        let paths = entries.into_iter().map(|entry| entry.path());
+        let paths = list(folder)?.into_iter().map(|entry| entry.path);
         Ok(paths.filter(|path| path.extension().is_some_and(|extension| extension == EXTENSION)).collect())
     }
 
     fn read(&self, file: &Path) -> Option<Version> {
-        let bytes = fs::read(file).ok()?;
+        let (bytes, _) = read(file, MOST_BYTES).ok()?;
         let version = decode(&bytes);
         if version.is_none() {
             tracing::warn!(file = %file.display(), "damaged or of another format; set aside and ignored");
-            let _ = fs::rename(file, file.with_extension("damaged"));
+            let _ = access(file, || fs::rename(file, file.with_extension("damaged")));
         }
         version
     }
-}
-
-fn write(file: &Path, bytes: &[u8], is_synced: bool) -> io::Result<()> {
-    // Another process may write the same copy: during a hand-over there are two.
-    let part = file.with_extension(format!("{}.part", std::process::id()));
-    let write = || {
-        let mut options = OpenOptions::new();
-        let mut written = options.write(true).create(true).truncate(true).mode(0o600).open(&part)?;
-        written.write_all(bytes)?;
-        if is_synced {
-            written.sync_data()?;
-        }
-        fs::rename(&part, file)
-    };
-    write().inspect_err(|_| {
-        let _ = fs::remove_file(&part);
-    })
 }
 
 fn encode(version: &Version) -> Vec<u8> {

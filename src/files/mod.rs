@@ -1,0 +1,20 @@
+//! Files of the operator: read whole, within limits, and without waiting for what may never come.
+//!
+//! A path may lead to anything: a pipe without a writer, a device, a sparse file of any size, a file under a lease, a network
+//! file system that does not answer. So every file is opened and read here. What was opened is examined, not its path, which
+//! may lead elsewhere a moment later. A read that does not come back costs its file alone: [`patiently`].
+//!
+//! Here are also what tells a changed file from an unchanged one ([`Stamp`]), the last good version of each data file on the
+//! disk ([`Copies`]), and how a file is replaced as a whole ([`replace`]).
+
+mod copies;
+mod patience;
+mod read;
+mod replace;
+mod stamp;
+
+pub use copies::{Copies, Saved, Version};
+pub use patience::{access, patiently};
+pub use read::{Listed, SMALL, list, read, read_text};
+pub use replace::{Durability, remove_leftovers, replace};
+pub use stamp::{Stamp, is_absent, is_folder, is_removed};
