@@ -159,7 +159,7 @@ impl NewService {
             return Err(Refused::Address);
         }
         let is_check = |key: &str| matches!(&*plain(key), "check" | "checks");
-        let mut written = to_json(value);
+        let mut written = write_once(value);
         let fields = value.table().unwrap_or_default();
         let declared = fields.iter().filter(|(key, _)| is_check(key));
         let declared = declared.flat_map(|(key, value)| declared_checks(key, value));
@@ -323,6 +323,7 @@ impl Registered {
         self.sidecars.remove(id);
         let Some((owner, unit)) = self.units.remove_entry(&Some(Arc::from(id))) else { return BTreeSet::new() };
         unit.checks.keys().for_each(|id| drop(self.owners.remove(id)));
+        self.bytes -= unit.maintenance_bytes(&owner);
         self.bytes -= unit.service.map_or(0, |service| service.bytes());
         self.bytes -= unit.checks.values().map(Entry::bytes).sum::<usize>();
         BTreeSet::from([owner])
@@ -350,8 +351,13 @@ impl Registered {
         let default = format!(
             "Maintenance mode is enabled for this {what}, but no reason was provided. This is a default message."
         );
-        let unit = self.units.entry(owner.clone()).or_default();
-        unit.maintenance = reason.map(|reason| if reason.is_empty() { default.into() } else { reason.into() });
+        let reason: Option<Arc<str>> =
+            reason.map(|reason| if reason.is_empty() { default.into() } else { reason.into() });
+        let before = self.units.get(&owner).map_or(0, |unit| unit.maintenance_bytes(&owner));
+        let after = reason.as_ref().map_or(0, |reason| bytes_of_maintenance(&owner, reason));
+        self.has_room_for(after, before)?;
+        self.units.entry(owner.clone()).or_default().maintenance = reason;
+        self.bytes = self.bytes + after - before;
         self.forget_if_empty(&owner);
         Ok(BTreeSet::from([owner]))
     }
@@ -499,7 +505,11 @@ impl Registered {
         for value in maintenance {
             let value = to_json(value);
             let (owner, reason) = (value["ServiceID"].as_str(), value["Reason"].as_str().unwrap_or_default());
-            registered.units.entry(owner.map(Into::into)).or_default().maintenance = Some(reason.into());
+            let owner = owner.map(Into::into);
+            let unit = registered.units.entry(owner.clone()).or_default();
+            let before = unit.maintenance_bytes(&owner);
+            unit.maintenance = Some(reason.into());
+            registered.bytes = registered.bytes + unit.maintenance_bytes(&owner) - before;
         }
         (registered, faults)
     }
@@ -566,6 +576,11 @@ impl Registered {
 }
 
 impl Unit {
+    /// What its maintenance takes.
+    fn maintenance_bytes(&self, owner: &Owner) -> usize {
+        self.maintenance.as_ref().map_or(0, |reason| bytes_of_maintenance(owner, reason))
+    }
+
     /// Whether registering this would change nothing.
     fn is_like(&self, new: &NewService, others: OtherChecks) -> bool {
         let is_known = |check: &Entry<definition::Check<Definition>>| {
@@ -636,7 +651,7 @@ impl<T> Entry<T> {
 impl Entry<definition::Check<Definition>> {
     /// Written so that it stands for itself, wherever it stood.
     fn of_check(read: definition::Check<Definition>, value: &Value) -> Self {
-        let mut fields = match to_json(value) {
+        let mut fields = match write_once(value) {
             Json::Object(fields) => fields,
             _ => Map::new(),
         };
@@ -682,6 +697,10 @@ fn reading<T>(
     }
 }
 
+fn bytes_of_maintenance(owner: &Owner, reason: &str) -> usize {
+    owner.as_deref().map_or(0, str::len) + reason.len() + MAINTENANCE_BYTES
+}
+
 fn refusal(problem: Problem) -> Refused {
     match problem {
         Problem::NoName => Refused::NoServiceName,
@@ -705,6 +724,21 @@ fn list<'a>(key: &str, items: impl Iterator<Item = &'a str>, text: &mut String) 
     text.push(']');
 }
 
+/// A definition in which no key stands twice, however it is written: the last counts, as when it is read. What is saved has its
+/// keys in another order.
+fn write_once(value: &Value) -> Json {
+    let Some(fields) = value.table() else { return to_json(value) };
+    let mut last = BTreeMap::new();
+    for (key, value) in fields {
+        last.insert(plain(key), (key, value));
+    }
+    let has_keys_of_ours = |known: &str| matches!(known, "weights" | "connect" | "proxy");
+    let written = last.into_iter().map(|(known, (key, value))| {
+        (key.clone(), if has_keys_of_ours(&known) { write_once(value) } else { to_json(value) })
+    });
+    Json::Object(written.collect())
+}
+
 pub(super) fn to_json(value: &Value) -> Json {
     match &value.kind {
         Kind::Null => Json::Null,
@@ -716,6 +750,8 @@ pub(super) fn to_json(value: &Value) -> Json {
     }
 }
 
+/// What is saved of a maintenance besides the id and the reason.
+const MAINTENANCE_BYTES: usize = 32;
 /// What all definitions may take as text; in memory it is several times that.
 const MOST_BYTES: usize = 32 << 20;
 /// Of what is saved.

@@ -330,3 +330,46 @@ fn external_nodes_are_saved_with_the_rest_and_bounded_with_it() {
 fn service_of(text: &str) -> NewService {
     service(text).unwrap()
 }
+
+#[test]
+fn reasons_of_maintenance_count() {
+    let mut registered = Registered::default();
+    let files = Files::default();
+    for name in ["a", "b"] {
+        put(&mut registered, &format!(r#"{{"Name": "{name}"}}"#));
+    }
+    let empty = registered.bytes;
+    let reason = "x".repeat(20 << 20);
+    let maintain = |registered: &mut Registered, id: &str, reason: Option<&str>| {
+        registered.maintain(Some(id.into()), reason, &files).map(drop)
+    };
+    maintain(&mut registered, "a", Some(&reason)).unwrap();
+    maintain(&mut registered, "a", Some(&reason)).unwrap();
+    assert_eq!(maintain(&mut registered, "b", Some(&reason)), Err(Refused::Full));
+    let (restored, faults) = Registered::restore(&registered.save());
+    assert_eq!((restored.bytes, faults), (registered.bytes, vec![]));
+    maintain(&mut registered, "a", None).unwrap();
+    assert_eq!(registered.bytes, empty);
+    maintain(&mut registered, "b", Some(&reason)).unwrap();
+    registered.drop_service("a");
+    registered.drop_service("b");
+    assert_eq!(registered.bytes, 0);
+}
+
+#[test]
+fn keys_that_differ_only_in_case_mean_the_same_after_a_restart() {
+    for text in [
+        r#"{"id": "x", "ID": "y", "Name": "a"}"#,
+        r#"{"ID": "x", "id": "y", "NAME": "b", "name": "a", "Port": 1, "port": 2, "Meta": {"k": "1", "K": "2"}}"#,
+        r#"{"Name": "a", "Weights": {"Passing": 5, "passing": 7}}"#,
+        r#"{"Name": "a", "Check": {"TTL": "1h", "Name": "b", "name": "c", "Notes": "x", "notes": "y"}}"#,
+    ] {
+        let mut registered = Registered::default();
+        put(&mut registered, text);
+        let (restored, faults) = Registered::restore(&registered.save());
+        assert_eq!(faults, Vec::<String>::new(), "{text}");
+        let files = Files::default();
+        assert_eq!(show(&restored, &files), show(&registered, &files), "{text}");
+        assert_eq!(restored.save(), registered.save(), "{text}");
+    }
+}
