@@ -35,6 +35,9 @@ pub enum Manner {
     Silent,
     /// As Consul does, but without an index.
     Unindexed,
+    /// The list of a service's instances has so many entries, each with a check whose output has 100 KB; with its length in the
+    /// header, or in chunks.
+    Huge { entries: usize, is_chunked: bool },
 }
 
 /// An agent on an address of its own; it ends when this is dropped.
@@ -144,7 +147,11 @@ impl Shared {
                 )
             };
             let response = match manner {
-                Manner::Well | Manner::Unindexed => head("200 OK", length) + &body,
+                Manner::Huge { entries, is_chunked } if path.contains("/v1/health/service/") => {
+                    write_huge(&mut stream, index, entries, is_chunked)?;
+                    continue;
+                }
+                Manner::Well | Manner::Unindexed | Manner::Huge { .. } => head("200 OK", length) + &body,
                 Manner::Slow(span) => {
                     thread::sleep(span);
                     head("200 OK", length) + &body
@@ -210,6 +217,29 @@ impl Shared {
         };
         (state.manner, state.index, body)
     }
+}
+
+/// A list of instances of one service, at 192.0.2.200.
+fn write_huge(stream: &mut TcpStream, index: u64, entries: usize, is_chunked: bool) -> std::io::Result<()> {
+    let output = "x".repeat(100_000);
+    let entry = |number: usize| {
+        let separator = if number == 0 { "[" } else { "," };
+        let end = if number + 1 == entries { "]" } else { "" };
+        format!(
+            r#"{separator}{{"Node": {NODE}, "Service": {{"ID": "{number:06}", "Service": "web", "Address": "192.0.2.200"}},
+                "Checks": [{{"CheckID": "c", "Name": "c", "Status": "passing", "ServiceID": "{number:06}",
+                "Output": "{output}"}}]}}{end}"#
+        )
+    };
+    let length: usize = if is_chunked { 0 } else { (0..entries).map(|number| entry(number).len()).sum() };
+    let framing =
+        if is_chunked { "Transfer-Encoding: chunked".to_owned() } else { format!("Content-Length: {length}") };
+    stream.write_all(format!("HTTP/1.1 200 OK\r\nX-Consul-Index: {index}\r\n{framing}\r\n\r\n").as_bytes())?;
+    for text in (0..entries).map(entry) {
+        let chunk = if is_chunked { format!("{:x}\r\n{text}\r\n", text.len()) } else { text };
+        stream.write_all(chunk.as_bytes())?;
+    }
+    if is_chunked { stream.write_all(b"0\r\n\r\n") } else { Ok(()) }
 }
 
 const NODE: &str = r#"{"Node": "n", "Address": "192.0.2.1", "Datacenter": "dc1", "ModifyIndex": 5}"#;

@@ -4,10 +4,14 @@
 //! the keys that all have is none of Consul's, and nothing of such a response is believed; but one with an address that is
 //! none is left out alone.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt, io};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{SeqAccess, Visitor},
+};
+use serde_json::de::{IoRead, Read, SliceRead};
 
 use super::{Config, Fault};
 use crate::catalog::{
@@ -123,6 +127,15 @@ impl What {
 
     /// Reads the body of a response of success.
     pub fn read(&self, body: &[u8]) -> Result<Reply, Fault> {
+        self.read_json(SliceRead::new(body))
+    }
+
+    /// Reads the body of a response of success as it comes.
+    pub fn read_stream(&self, body: impl io::Read) -> Result<Reply, Fault> {
+        self.read_json(IoRead::new(body))
+    }
+
+    fn read_json<'de>(&self, body: impl Read<'de>) -> Result<Reply, Fault> {
         Ok(match self {
             Self::Agent => {
                 let agent: AgentShape = parse(body)?;
@@ -155,12 +168,12 @@ impl What {
                 Reply::Query(Some(Execution {
                     ttl: GoDuration::parse(&found.dns.ttl).map(|ttl| ttl.0.as_secs().min(MAX_TTL) as u32),
                     service: found.service,
-                    entries: found.nodes.into_iter().filter_map(EntryShape::entry).collect(),
+                    entries: found.nodes.0,
                 }))
             }
             Self::Members(_) => {
-                let entries: Vec<EntryShape> = parse(body)?;
-                Reply::Members(entries.into_iter().filter_map(EntryShape::entry).collect())
+                let entries: Entries = parse(body)?;
+                Reply::Members(entries.0)
             }
         })
     }
@@ -178,8 +191,36 @@ impl What {
     }
 }
 
-fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Fault> {
-    serde_json::from_slice(body).map_err(|error| Fault::Json(error.to_string()))
+fn parse<'de, T: Deserialize<'de>>(body: impl Read<'de>) -> Result<T, Fault> {
+    let mut json = serde_json::Deserializer::new(body);
+    let parsed = T::deserialize(&mut json).and_then(|parsed| json.end().map(|()| parsed));
+    parsed.map_err(|error| Fault::Json(error.to_string()))
+}
+
+/// Entries, each brought into its final form as it comes: a list of all as they were written would take as much memory again.
+#[derive(Default)]
+struct Entries(Vec<Entry>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Each;
+        impl<'de> Visitor<'de> for Each {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of instances")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut shapes: A) -> Result<Entries, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(shape) = shapes.next_element::<EntryShape>()? {
+                    entries.extend(shape.entry());
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_seq(Each)
+    }
 }
 
 /// Takes `null` for what is empty.
@@ -316,7 +357,7 @@ struct CheckShape {
 struct ExecutionShape {
     service: String,
     #[serde(default, deserialize_with = "nullable")]
-    nodes: Vec<EntryShape>,
+    nodes: Entries,
     #[serde(rename = "DNS", default, deserialize_with = "nullable")]
     dns: DnsShape,
 }

@@ -5,20 +5,19 @@
 //! [`MOST_CONNECTIONS`].
 
 use std::{
-    fs,
     future::pending,
-    io,
+    io::{self, BufReader},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, Request, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::{
-    body::Incoming,
+    body::{Body, Incoming},
     client::conn::http1::{self, SendRequest},
 };
 use hyper_util::rt::TokioIo;
@@ -26,7 +25,7 @@ use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    sync::Semaphore,
+    sync::{Semaphore, mpsc},
 };
 use tokio_rustls::{
     TlsConnector,
@@ -46,6 +45,7 @@ use super::{
     api::{Reply, Response, What},
     config::host_of,
 };
+use crate::files;
 
 /// What sends requests to the agents of one section.
 pub(super) struct Client {
@@ -54,6 +54,8 @@ pub(super) struct Client {
     /// Connections that wait for a request, each with the place of its address.
     idle: Mutex<Vec<(usize, Connection)>>,
     permits: Semaphore,
+    /// For responses that are too large to be held.
+    large: Semaphore,
 }
 
 /// What is wrong with the files that the section `[catalog.consul]` names.
@@ -89,6 +91,9 @@ struct Connection {
     is_open: bool,
 }
 
+/// The head of a response and what it says.
+type Exchanged = Result<(http::response::Parts, Result<Reply, Fault>), Fault>;
+
 type Driver = http1::Connection<TokioIo<Box<dyn Stream>>, Empty<Bytes>>;
 
 /// A stream with TLS or without.
@@ -107,6 +112,7 @@ impl Client {
             tls: tls.map(|config| TlsConnector::from(Arc::new(config))),
             idle: Mutex::new(Vec::new()),
             permits: Semaphore::new(MOST_CONNECTIONS),
+            large: Semaphore::new(MOST_LARGE),
         })
     }
 
@@ -122,7 +128,7 @@ impl Client {
         };
         let outcome = match kept {
             // The agent may have closed it while nobody looked: then it has not seen the request.
-            Some(mut connection) => match connection.exchange(request()?).await {
+            Some(mut connection) => match connection.exchange(request()?, self, what).await {
                 Err(Fault::Http(_)) => None,
                 outcome => Some((connection, outcome)),
             },
@@ -132,11 +138,11 @@ impl Client {
             Some(outcome) => outcome,
             None => {
                 let mut connection = self.connect(url).await?;
-                let outcome = connection.exchange(request()?).await;
+                let outcome = connection.exchange(request()?, self, what).await;
                 (connection, outcome)
             }
         };
-        let (parts, body) = outcome?;
+        let (parts, reply) = outcome?;
         {
             let mut idle = self.idle.lock();
             idle.retain(|(of, _)| *of == place);
@@ -144,21 +150,62 @@ impl Client {
                 idle.push((place, connection));
             }
         }
-        let status = parts.status.as_u16();
         let index = parts.headers.get(INDEX).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let reply = reply?;
         if !parts.status.is_success() {
-            let reply = what.read_denial(status, &body);
-            let text = || String::from_utf8_lossy(&body[..body.len().min(200)]).trim().to_owned();
-            return reply
-                .map(|reply| Response { reply, index: index.unwrap_or(0) })
-                .ok_or_else(|| Fault::Status { status, text: text() });
+            return Ok(Response { reply, index: index.unwrap_or(0) });
         }
-        let reply = what.read(&body)?;
         let needs_index = matches!(reply, Reply::Services(_) | Reply::Nodes(_) | Reply::Members(_));
         match index {
             None if needs_index => Err(Fault::NoIndex),
             index => Ok(Response { reply, index: index.unwrap_or(0) }),
         }
+    }
+
+    /// Reads a response. The inner error is one of what it says, on a connection that is sound.
+    async fn read(&self, what: &What, response: http::Response<Incoming>) -> Exchanged {
+        let (parts, mut body) = response.into_parts();
+        let most_bytes = self.config.max_response_bytes;
+        if body.size_hint().lower() > most_bytes.as_u64() {
+            return Err(Fault::TooLong(most_bytes));
+        }
+        let (start, is_whole) = read_start(&mut body).await?;
+        let reply = if !parts.status.is_success() {
+            // A denial is short; a long one is not read to its end.
+            let status = parts.status.as_u16();
+            let text = || String::from_utf8_lossy(&start[..start.len().min(200)]).trim().to_owned();
+            what.read_denial(status, &start).ok_or_else(|| Fault::Status { status, text: text() })
+        } else if is_whole {
+            what.read(&start)
+        } else {
+            self.read_large(what, start, body).await
+        };
+        Ok((parts, reply))
+    }
+
+    /// Reads a large response as it comes, on a thread of its own: the text is never held as a whole.
+    async fn read_large(&self, what: &What, start: Bytes, mut body: Incoming) -> Result<Reply, Fault> {
+        // The others are not read meanwhile, and so wait at the agent.
+        let _permit = self.large.acquire().await.map_err(|_| Fault::Closed)?;
+        let most_bytes = self.config.max_response_bytes;
+        let mut read_bytes = start.len() as u64;
+        let (frames, coming) = mpsc::channel(FRAMES);
+        let what = what.clone();
+        let reader = BufReader::with_capacity(BUFFER_BYTES, Frames { rest: start, coming });
+        let parser = tokio::task::spawn_blocking(move || what.read_stream(reader));
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(Fault::http)?.into_data() else { continue };
+            read_bytes += data.len() as u64;
+            if read_bytes > most_bytes.as_u64() {
+                return Err(Fault::TooLong(most_bytes));
+            }
+            if frames.send(data).await.is_err() {
+                // It is at fault, which the parser says.
+                break;
+            }
+        }
+        drop(frames);
+        parser.await.map_err(|panic| Fault::Json(panic.to_string()))?
     }
 
     fn request(&self, url: &Url, path: &str) -> Result<Request<Empty<Bytes>>, Fault> {
@@ -201,12 +248,11 @@ impl Client {
 }
 
 impl Connection {
-    async fn exchange(&mut self, request: Request<Empty<Bytes>>) -> Result<(http::response::Parts, Bytes), Fault> {
+    async fn exchange(&mut self, request: Request<Empty<Bytes>>, client: &Client, what: &What) -> Exchanged {
         let exchange = async {
             self.sender.ready().await.map_err(Fault::http)?;
             let response = self.sender.send_request(request).await.map_err(Fault::http)?;
-            let (parts, body) = response.into_parts();
-            Ok((parts, read(body).await?))
+            client.read(what, response).await
         };
         let (driver, is_open) = (&mut self.driver, &mut self.is_open);
         tokio::select! {
@@ -217,16 +263,34 @@ impl Connection {
     }
 }
 
-async fn read(mut body: Incoming) -> Result<Bytes, Fault> {
-    let mut read = bytes::BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(Fault::http)?.into_data() else { continue };
-        if read.len() + data.len() > MOST_BODY_BYTES {
-            return Err(Fault::TooLong);
+/// Reads a body until it ends, which is told, or is large.
+async fn read_start(body: &mut Incoming) -> Result<(Bytes, bool), Fault> {
+    let mut read = BytesMut::new();
+    while read.len() < LARGE_BYTES {
+        let Some(frame) = body.frame().await else { return Ok((read.freeze(), true)) };
+        if let Ok(data) = frame.map_err(Fault::http)?.into_data() {
+            read.extend_from_slice(&data);
         }
-        read.extend_from_slice(&data);
     }
-    Ok(read.freeze())
+    Ok((read.freeze(), false))
+}
+
+/// A body for a parser on another thread, frame by frame.
+struct Frames {
+    rest: Bytes,
+    coming: mpsc::Receiver<Bytes>,
+}
+
+impl io::Read for Frames {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.rest.is_empty() {
+            let Some(next) = self.coming.blocking_recv() else { return Ok(0) };
+            self.rest = next;
+        }
+        let taken = self.rest.split_to(buffer.len().min(self.rest.len()));
+        buffer[..taken.len()].copy_from_slice(&taken);
+        Ok(taken.len())
+    }
 }
 
 /// The addresses of a host: itself if it is one, else what the hosts file says. Nobody else is asked: he might be us.
@@ -234,7 +298,8 @@ pub(super) fn resolve(host: &str) -> Vec<IpAddr> {
     if let Ok(ip) = host.parse() {
         return vec![ip];
     }
-    let mut found = find_host(&fs::read_to_string("/etc/hosts").unwrap_or_default(), host);
+    let hosts = files::read(Path::new("/etc/hosts"), files::SMALL).map(|(hosts, _)| hosts).unwrap_or_default();
+    let mut found = find_host(&String::from_utf8_lossy(&hosts), host);
     if found.is_empty() && host.eq_ignore_ascii_case("localhost") {
         found = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     }
@@ -266,11 +331,9 @@ fn tls_config(config: &Config) -> Result<ClientConfig, FileError> {
     Ok(match (&config.cert_file, &config.key_file) {
         (Some(certificate), Some(key)) => {
             let chain = certificates("cert_file", certificate)?;
-            let key = PrivateKeyDer::from_pem_file(key).map_err(|cause| FileError::Pem {
-                key: "key_file",
-                file: key.clone(),
-                cause,
-            })?;
+            let text = files::read(key, files::SMALL).map_err(pem::Error::Io);
+            let read = text.and_then(|(text, _)| PrivateKeyDer::from_pem_slice(&text));
+            let key = read.map_err(|cause| FileError::Pem { key: "key_file", file: key.clone(), cause })?;
             builder.with_client_auth_cert(chain, key)?
         }
         _ => builder.with_no_client_auth(),
@@ -279,7 +342,9 @@ fn tls_config(config: &Config) -> Result<ClientConfig, FileError> {
 
 fn certificates(key: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
     let error = |cause| FileError::Pem { key, file: file.to_owned(), cause };
-    let found: Vec<_> = CertificateDer::pem_file_iter(file).and_then(Iterator::collect).map_err(error)?;
+    let text = files::read(file, files::SMALL).map_err(pem::Error::Io);
+    let found: Result<Vec<_>, _> = text.and_then(|(text, _)| CertificateDer::pem_slice_iter(&text).collect());
+    let found = found.map_err(error)?;
     if found.is_empty() { Err(error(pem::Error::NoItemsFound)) } else { Ok(found) }
 }
 
@@ -288,8 +353,13 @@ const TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
 /// Every service that is followed, what is followed always, and some for all else.
 pub(super) const MOST_CONNECTIONS: usize = super::plan::MOST_FOLLOWED + 3 + super::plan::MOST_FETCHES;
 const MOST_IDLE: usize = 8;
-/// Ten times the greatest catalog that anybody has spoken of.
-const MOST_BODY_BYTES: usize = 256 << 20;
+/// A response beyond this is read as it comes.
+const LARGE_BYTES: usize = 256 << 10;
+/// So many large responses are read at a time.
+const MOST_LARGE: usize = 2;
+/// So many frames wait for the parser.
+const FRAMES: usize = 4;
+const BUFFER_BYTES: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {

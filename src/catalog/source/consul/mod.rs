@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -87,8 +88,8 @@ enum Fault {
     Json(String),
     #[error("the response has no X-Consul-Index; is there a Consul agent")]
     NoIndex,
-    #[error("the response is too long")]
-    TooLong,
+    #[error("the response is larger than {}; raise catalog.consul.max_response_bytes", .0.display().iec())]
+    TooLong(ByteSize),
     #[error("no answer within {0:?}")]
     Timeout(Duration),
     #[error("the token cannot be read: {0}")]
@@ -155,6 +156,8 @@ impl Agent {
         contact(&plan);
         let mut running = JoinSet::new();
         let mut aborts: HashMap<u64, AbortHandle> = HashMap::new();
+        // When a response was last said to be too large.
+        let mut too_long = None;
         loop {
             let now = Moment::now();
             let todo = plan.advance(now);
@@ -198,6 +201,12 @@ impl Agent {
                         if let Ok((id, outcome)) = ended {
                             aborts.remove(&id);
                             levels.add_catalog_request(outcome.is_ok());
+                            if let Err(error @ Fault::TooLong(_)) = &outcome
+                                && too_long.is_none_or(|told: Instant| told.elapsed() >= TOO_LONG_INTERVAL)
+                            {
+                                too_long = Some(Instant::now());
+                                tracing::warn!(source = "consul", %error, "not believed; what it said before stays");
+                            }
                             plan.take_in(id, outcome, Moment::now());
                         }
                         next = running.try_join_next();
@@ -281,5 +290,7 @@ impl Fault {
     }
 }
 
+/// A response that is too large is asked for again and again, and told of once a minute.
+const TOO_LONG_INTERVAL: Duration = Duration::from_secs(60);
 /// A clock that stands still is no reason to sleep forever.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
