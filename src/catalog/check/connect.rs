@@ -50,6 +50,8 @@ pub(super) struct Dial<'a> {
     deadline: Instant,
     /// Whether the host of the target has shown a sign of life.
     is_reached: AtomicBool,
+    /// The address of the first connection, to which all further ones go.
+    peer: OnceLock<SocketAddr>,
 }
 
 /// A stream with TLS or without.
@@ -110,12 +112,15 @@ impl Default for Dialer {
 
 impl<'a> Dial<'a> {
     pub fn new(dialer: &'a Dialer, deadline: Instant) -> Self {
-        Self { dialer, deadline, is_reached: AtomicBool::new(false) }
+        Self { dialer, deadline, is_reached: AtomicBool::new(false), peer: OnceLock::new() }
     }
 
     /// Opens a connection.
     pub async fn connect(&self, target: &Target) -> Result<TcpStream, Error> {
-        let addresses = self.resolve(target).await?;
+        let addresses = match self.peer.get() {
+            Some(peer) => vec![*peer],
+            None => self.resolve(target).await?,
+        };
         let mut failure = Error::NoAddress { host: target.host.clone() };
         for (index, &address) in addresses.iter().enumerate() {
             // An address that does not answer must leave time for the others.
@@ -126,6 +131,7 @@ impl<'a> Dial<'a> {
                 Ok(stream) if is_ourselves(stream.local_addr(), address) => failure = refused(address),
                 Ok(stream) => {
                     self.is_reached.store(true, Ordering::Relaxed);
+                    self.peer.get_or_init(|| address);
                     return Ok(stream);
                 }
                 Err(cause) => failure = Error::Connect { address, cause },

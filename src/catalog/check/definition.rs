@@ -347,7 +347,7 @@ impl Declaration {
         if let Some(credentials) = take_credentials(&mut url) {
             headers.entry(header::AUTHORIZATION).or_insert(credentials);
         }
-        headers.entry(header::USER_AGENT).or_insert(HeaderValue::from_static("Consul Health Check"));
+        headers.entry(header::USER_AGENT).or_insert(HeaderValue::from_static(USER_AGENT));
         headers.entry(header::ACCEPT).or_insert(HeaderValue::from_static("text/plain, text/*, */*"));
         let redirects = if self.disable_redirects { Redirects::Take } else { Redirects::Follow };
         Some(Http { url, method: parsed.ok()?, headers, body: self.body.clone().unwrap_or_default(), redirects, tls })
@@ -437,6 +437,9 @@ const SCRIPT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Longest output that is kept.
 const OUTPUT_BYTES: usize = 4096;
+
+/// What our checks call themselves: Consul's words, which servers may know.
+pub const USER_AGENT: &str = "Consul Health Check";
 
 #[cfg(test)]
 #[path = "definition_tests.rs"]

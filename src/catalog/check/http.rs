@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use http::{HeaderMap, HeaderName, Method, header};
+use http::{HeaderName, Method, header};
 use tokio::io::AsyncWriteExt;
 use url::Url;
 
@@ -13,7 +13,11 @@ use super::{
 };
 use crate::catalog::health::Status;
 
-/// Sends the request, and follows where it is sent on to.
+/// Sends the request, and follows redirects within the server.
+///
+/// A redirect to another scheme, host or port is not followed, unlike in Consul: the server that is checked would choose what
+/// this host asks, such as pages that only loopback may see, and read the answer in the output of the check. The connection
+/// goes to the same address each time (see [`Dial`]), whatever the name of the host means by then.
 pub(super) async fn probe(http: &Http, limit: usize, dial: &Dial<'_>) -> Result<(Status, String), Error> {
     let mut request = http.clone();
     for _ in 0..=MAX_REDIRECTS {
@@ -25,6 +29,10 @@ pub(super) async fn probe(http: &Http, limit: usize, dial: &Dial<'_>) -> Result<
                     _ => Status::Critical,
                 };
                 return Ok((judged, format!("HTTP {} {}: {line} Output: {body}", http.method, http.url)));
+            }
+            Answer::Elsewhere(_, url) if url.origin() != request.url.origin() => {
+                let text = "it redirects to another server, which is not followed";
+                return Err(Error::Response(format!("HTTP {} {}: {text}", http.method, http.url)));
             }
             Answer::Elsewhere(status, url) => redirect(&mut request, status, url),
         }
@@ -105,7 +113,7 @@ fn location<R>(response: &Response<R>, base: &Url) -> Option<Url> {
     base.join(location).ok().filter(|url| matches!(url.scheme(), "http" | "https"))
 }
 
-/// As every HTTP client does: the body and its method survive 307 and 308 only, secrets only the same host.
+/// As every HTTP client does: the body and its method survive 307 and 308 only.
 fn redirect(request: &mut Http, status: u16, url: Url) {
     let keeps_method = matches!(status, 307 | 308);
     if !keeps_method {
@@ -115,20 +123,10 @@ fn redirect(request: &mut Http, status: u16, url: Url) {
             request.method = Method::GET;
         }
     }
-    if url.origin() != request.url.origin() {
-        remove_secrets(&mut request.headers);
-    }
     request.url = url;
 }
 
-fn remove_secrets(headers: &mut HeaderMap) {
-    // A host given by hand was meant for the first server, too.
-    for name in [header::AUTHORIZATION, header::COOKIE, header::HOST] {
-        headers.remove(name);
-    }
-}
-
-/// As in Go.
-const MAX_REDIRECTS: usize = 10;
+/// Within one server there is no need for more. Consul follows 10.
+const MAX_REDIRECTS: usize = 3;
 /// What is read of a body at most, so that a server is not cut off while it writes a usual one.
 const MAX_BODY_BYTES: u64 = 1 << 20;

@@ -9,6 +9,7 @@ use http::{HeaderMap, Request, Version};
 
 use super::{
     connect::{Dial, Error},
+    definition::USER_AGENT,
     definition::{Target, Tls},
 };
 
@@ -33,7 +34,7 @@ pub(super) async fn grpc(target: &Target, tls: Option<&Tls>, service: &str, dial
         .version(Version::HTTP_2)
         .header("content-type", "application/grpc")
         .header("te", "trailers")
-        .header("user-agent", "Consul Health Check")
+        .header("user-agent", USER_AGENT)
         .body(())
         .map_err(|error| Error::Response(error.to_string()))?;
     let exchange = async {

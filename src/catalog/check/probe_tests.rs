@@ -169,11 +169,11 @@ async fn http_sends_what_the_definition_says() {
 }
 
 #[tokio::test]
-async fn http_redirects_are_followed_unless_they_are_disabled() {
-    let (elsewhere, served_there) = serve(vec!["HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_owned()]).await;
+async fn http_redirects_are_followed_within_the_server_unless_they_are_disabled() {
     let (port, served) = serve(vec![
         "HTTP/1.1 307 Temporary Redirect\r\nLocation: /b\r\nContent-Length: 0\r\n\r\n".to_owned(),
-        format!("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:{elsewhere}/c\r\nContent-Length: 0\r\n\r\n"),
+        "HTTP/1.1 302 Found\r\nLocation: /c\r\nContent-Length: 0\r\n\r\n".to_owned(),
+        "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_owned(),
         "HTTP/1.1 302 Found\r\nLocation: /b\r\nContent-Length: 0\r\n\r\n".to_owned(),
     ])
     .await;
@@ -186,15 +186,36 @@ async fn http_redirects_are_followed_unless_they_are_disabled() {
     let here = served.await.unwrap();
     assert!(here[0].starts_with("POST /a ") && here[0].ends_with("\r\n\r\nx"), "{}", here[0]);
     assert!(here[1].starts_with("POST /b ") && here[1].contains("authorization: "), "{}", here[1]);
-    let there = &served_there.await.unwrap()[0];
-    assert!(there.starts_with("GET /c ") && !there.contains("authorization: "), "{there}");
+    assert!(here[2].starts_with("GET /c ") && here[2].contains("authorization: "), "{}", here[2]);
+}
+
+#[tokio::test]
+async fn http_redirects_to_another_server_are_not_followed() {
+    let (victim, port) = listen().await;
+    for location in [
+        format!("http://127.0.0.1:{port}/v1/agent/maintenance?enable=true"),
+        format!("//127.0.0.1:{port}/"),
+        format!("http://localhost:{port}/"),
+        format!("https://127.0.0.1:{port}/"),
+    ] {
+        let (own, _served) = serve(vec![format!("HTTP/1.1 307 X\r\nLocation: {location}\r\n\r\n")]).await;
+        for method in ["GET", "PUT"] {
+            let outcome = check(json!({"http": format!("http://127.0.0.1:{own}/"), "method": method})).await;
+            assert_eq!(outcome.status, Critical, "{location}: {outcome:?}");
+            let is_told = outcome.output.contains("redirects to another server") || method == "PUT";
+            assert!(is_told, "{location}: {outcome:?}");
+        }
+    }
+    let visit = tokio::time::timeout(Duration::from_millis(50), victim.accept()).await;
+    assert!(visit.is_err(), "nothing has connected to the other server");
 }
 
 #[tokio::test]
 async fn http_redirects_end_somewhere() {
-    let (port, _served) = serve(vec!["HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n".to_owned(); 20]).await;
+    let (port, served) = serve(vec!["HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n".to_owned(); 4]).await;
     let outcome = check(json!({"http": format!("http://127.0.0.1:{port}/")})).await;
-    assert!(outcome.output.ends_with("more than 10 redirects"), "{outcome:?}");
+    assert!(outcome.output.ends_with("more than 3 redirects"), "{outcome:?}");
+    assert_eq!(served.await.unwrap().len(), 4);
 }
 
 #[tokio::test]

@@ -20,6 +20,7 @@ use super::{
     json,
 };
 use crate::catalog::{
+    check::USER_AGENT,
     health::Status,
     source::{
         external::{Addition, Removal},
@@ -141,6 +142,10 @@ impl FromRequestParts<Api> for Teller {
         let denied = |text: &str| Refusal(StatusCode::FORBIDDEN, format!("Permission denied: {text}"));
         if is_foreign(&parts.headers, parts.uri.authority()) {
             return Err(denied("a page of another site must not change anything here"));
+        }
+        // Whoever is checked, or registers a check, may otherwise use this host's own rights.
+        if parts.headers.get(header::USER_AGENT).is_some_and(|agent| agent.as_bytes() == USER_AGENT.as_bytes()) {
+            return Err(denied("a health check must not change anything here"));
         }
         let served = api.served()?;
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip().to_canonical());
