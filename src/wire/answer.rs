@@ -180,27 +180,26 @@ fn write_sections(mut message: Vec<u8>, sections: [&Vec<Record>; 3]) -> Vec<u8> 
 
 pub(super) fn write_record(record: &Record, out: &mut Vec<u8>, names: &mut Names) {
     names.write(record.owner.wire(), out);
-    match rdata::fields(record.rtype) {
-        // Names in the RDATA of later types must not be compressed (RFC 3597 §4).
-        Some(fields) if rdata::may_compress(record.rtype) => {
-            write_fixed_fields(record, out);
-            let rdata_at = out.len();
-            let mut rest = &*record.rdata;
-            for field in fields {
-                let length = field.length(rest, 0).unwrap_or(rest.len()).min(rest.len());
-                let (part, tail) = rest.split_at(length);
-                match field {
-                    Field::Name if Name::from_wire(part).is_ok() => names.write(part, out),
-                    _ => out.extend_from_slice(part),
-                }
-                rest = tail;
-            }
-            out.extend_from_slice(rest);
-            let rdlength = (out.len() - rdata_at) as u16;
-            put_u16(out, rdata_at - 2, rdlength);
+    // Names in the RDATA of later types must not be compressed (RFC 3597 §4).
+    let Some(fields) = rdata::may_compress(record.rtype).then(|| rdata::fields(record.rtype)).flatten() else {
+        write_body(record, out);
+        return;
+    };
+    write_fixed_fields(record, out);
+    let rdata_at = out.len();
+    let mut rest = &*record.rdata;
+    for field in fields {
+        let length = field.length(rest, 0).unwrap_or(rest.len()).min(rest.len());
+        let (part, tail) = rest.split_at(length);
+        match field {
+            Field::Name if Name::from_wire(part).is_ok() => names.write(part, out),
+            _ => out.extend_from_slice(part),
         }
-        _ => write_body(record, out),
+        rest = tail;
     }
+    out.extend_from_slice(rest);
+    let rdlength = (out.len() - rdata_at) as u16;
+    put_u16(out, rdata_at - 2, rdlength);
 }
 
 /// All of a record but its owner, names in it uncompressed.
@@ -210,10 +209,12 @@ pub(super) fn write_body(record: &Record, out: &mut Vec<u8>) {
 }
 
 fn write_fixed_fields(record: &Record, out: &mut Vec<u8>) {
-    out.extend_from_slice(&record.rtype.0.to_be_bytes());
-    out.extend_from_slice(&record.class.0.to_be_bytes());
-    out.extend_from_slice(&record.ttl.to_be_bytes());
-    out.extend_from_slice(&(record.rdata.len() as u16).to_be_bytes());
+    let mut fields = [0; 10];
+    fields[..2].copy_from_slice(&record.rtype.0.to_be_bytes());
+    fields[2..4].copy_from_slice(&record.class.0.to_be_bytes());
+    fields[4..8].copy_from_slice(&record.ttl.to_be_bytes());
+    fields[8..].copy_from_slice(&(record.rdata.len() as u16).to_be_bytes());
+    out.extend_from_slice(&fields);
 }
 
 /// The names written so far, to be pointed at: a tree of labels, which grows from the root.
