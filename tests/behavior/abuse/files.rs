@@ -81,6 +81,10 @@ fn whatever_takes_the_place_of_a_file_costs_itself_alone() {
     let most = daemon.resident_kib() + (40 << 10);
     for trap in [Trap::Pipe, Trap::Sparse, Trap::Device, Trap::Folder] {
         for (name, _, question, answer) in GOOD {
+            // A folder among definition files is one in which there may be more of them, whatever its name.
+            if matches!(trap, Trap::Folder) && name.starts_with("consul.d/") {
+                continue;
+            }
             let case = format!("{trap:?} {name}");
             let path = daemon.folder().join(name);
             let text = fs::read_to_string(&path).unwrap();
