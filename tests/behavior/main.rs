@@ -30,6 +30,7 @@ mod first_results;
 mod forged;
 mod garbage;
 mod header;
+mod hickory;
 mod link_local;
 mod listening;
 mod master_files;
