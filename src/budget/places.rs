@@ -8,11 +8,12 @@
 //! sixteen networks, since many programs share its address.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     net::IpAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -70,14 +71,19 @@ pub struct Place {
 #[derive(Default)]
 struct Open {
     seats: HashMap<u64, Arc<Seat>>,
-    by_client: HashMap<IpAddr, usize>,
-    by_network: HashMap<IpAddr, usize>,
+    by_client: HashMap<IpAddr, Arc<AtomicUsize>>,
+    by_network: HashMap<IpAddr, Arc<AtomicUsize>>,
     next: u64,
+    /// The most that there were since memory was last given back.
+    peak: usize,
 }
 
 struct Seat {
     client: IpAddr,
     network: IpAddr,
+    /// How many the client has, and the network.
+    of_client: Arc<AtomicUsize>,
+    of_network: Arc<AtomicUsize>,
     account: Account,
     /// When it was last active, in milliseconds; later than any time while its client waits for us.
     touched: AtomicU64,
@@ -92,6 +98,17 @@ impl Places {
     /// How many are open.
     pub fn count(&self) -> usize {
         self.open.lock().seats.len()
+    }
+
+    /// True once after there were many connections and most of them are gone: the allocator may have memory to give back, for
+    /// each has buffers that are not charged.
+    pub fn has_emptied(&self) -> bool {
+        let mut open = self.open.lock();
+        let has_emptied = open.peak >= WORTH_RELEASING && open.seats.len() <= open.peak / 4;
+        if has_emptied {
+            open.peak = open.seats.len();
+        }
+        has_emptied
     }
 
     /// Takes a place for a connection of this peer and tells whether another connection was displaced for it. An error says
@@ -137,29 +154,31 @@ impl Default for Places {
 
 impl Open {
     fn of_client(&self, peer: IpAddr) -> usize {
-        self.by_client.get(&client_of(peer)).copied().unwrap_or(0)
+        self.by_client.get(&client_of(peer)).map_or(0, |count| count.load(Relaxed))
     }
 
     fn sit(&mut self, peer: IpAddr, account: Account, now: u64) -> (u64, Arc<Seat>) {
         let (client, network) = (client_of(peer), prefix_of(peer, 24, 48));
-        let seat = Arc::new(Seat { client, network, account, touched: now.into() });
+        let of_client = self.by_client.entry(client).or_default().clone();
+        let of_network = self.by_network.entry(network).or_default().clone();
+        for count in [&of_client, &of_network] {
+            count.fetch_add(1, Relaxed);
+        }
+        let seat = Arc::new(Seat { client, network, of_client, of_network, account, touched: now.into() });
         let number = self.next;
         self.next += 1;
         self.seats.insert(number, seat.clone());
-        *self.by_client.entry(client).or_default() += 1;
-        *self.by_network.entry(network).or_default() += 1;
+        self.peak = self.peak.max(self.seats.len());
         (number, seat)
     }
 
     fn leave(&mut self, number: u64) {
         let Some(seat) = self.seats.remove(&number) else { return };
-        for (counts, key) in [(&mut self.by_client, seat.client), (&mut self.by_network, seat.network)] {
-            if let Some(count) = counts.get_mut(&key) {
-                *count -= 1;
-                if *count == 0 {
-                    counts.remove(&key);
-                }
-            }
+        if seat.of_client.fetch_sub(1, Relaxed) == 1 {
+            self.by_client.remove(&seat.client);
+        }
+        if seat.of_network.fetch_sub(1, Relaxed) == 1 {
+            self.by_network.remove(&seat.network);
         }
     }
 
@@ -167,14 +186,13 @@ impl Open {
     fn displace(&self, only: Option<IpAddr>) -> bool {
         let is_chosen = |seat: &Seat| only.is_none_or(|client| seat.client == client) && !seat.account.is_revoked();
         let staying = self.seats.iter().filter(|(_, seat)| is_chosen(seat));
-        let count_of = |counts: &HashMap<IpAddr, usize>, key: IpAddr| {
-            let weight = if key.is_loopback() { 1 } else { LOOPBACK_NETWORKS };
-            counts.get(&key).copied().unwrap_or(0) * weight
-        };
         let chosen = staying.min_by_key(|&(&number, seat)| {
-            let of_network = count_of(&self.by_network, seat.network);
-            let of_client = count_of(&self.by_client, seat.client);
-            (usize::MAX - of_network, usize::MAX - of_client, seat.touched.load(Relaxed), number)
+            // The /64 of ::1 has nobody else in it.
+            let is_loopback = seat.client.is_loopback() || seat.client.is_unspecified();
+            let weight = if is_loopback { 1 } else { LOOPBACK_NETWORKS };
+            let [of_network, of_client] =
+                [&seat.of_network, &seat.of_client].map(|count| Reverse(count.load(Relaxed) * weight));
+            (of_network, of_client, seat.touched.load(Relaxed), number)
         });
         chosen.inspect(|(_, seat)| seat.account.revoke()).is_some()
     }
@@ -209,6 +227,8 @@ impl Drop for Place {
 /// How long a new connection waits for the socket of the one that it displaces to be closed, which takes the time to schedule a
 /// task.
 const MOST_WAIT_FOR_PLACE: Duration = Duration::from_secs(1);
+/// The buffers of fewer connections the allocator may keep.
+const WORTH_RELEASING: usize = 128;
 /// As many networks loopback counts as.
 const LOOPBACK_NETWORKS: usize = 16;
 /// Later than any time.
@@ -279,6 +299,18 @@ mod tests {
         places[1].occupy();
         assert_eq!(displaced(&all, &mut places, "2001:db8:0:5::1", most).await, Some(2));
         assert_eq!(all.count(), 5);
+    }
+
+    #[tokio::test]
+    async fn memory_is_given_back_once_after_many_connections() {
+        let (all, most) = (Arc::<Places>::default(), most(1000, 1000));
+        let mut places = Vec::new();
+        for _ in 0..WORTH_RELEASING {
+            places.push(enter(&all, "192.0.2.1", most).await.ok().unwrap().0);
+        }
+        assert!(!all.has_emptied(), "all are there");
+        places.truncate(10);
+        assert!(all.has_emptied() && !all.has_emptied());
     }
 
     #[tokio::test]

@@ -109,3 +109,18 @@ fn a_prefix_keeps_the_first_bits() {
         assert_eq!(prefix.to_string(), expected, "{address}");
     }
 }
+
+#[test]
+fn the_ends_of_a_range_belong_to_it() {
+    for (open_files, connection_kib, expected) in [
+        (0, 4096, ""),
+        (64, 128, ""),
+        (1_048_576, 1 << 20, ""),
+        (63, 4096, "open_files is 63; choose from 64 to 1048576"),
+        (0, 127, "connection_bytes is 127.0 KiB; choose from 128.0 KiB to 1.0 GiB"),
+    ] {
+        let config = Config { open_files, connection_bytes: ByteSize::kib(connection_kib), ..Config::default() };
+        let problems: Vec<String> = config.problems().iter().map(ToString::to_string).collect();
+        assert_eq!(problems.join("\n"), expected);
+    }
+}

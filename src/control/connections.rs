@@ -66,6 +66,11 @@ impl Connections {
         self.places.count()
     }
 
+    /// See [`Places::has_emptied`].
+    pub fn has_emptied(&self) -> bool {
+        self.places.has_emptied()
+    }
+
     /// How many requests wait for a change.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Relaxed)

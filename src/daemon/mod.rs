@@ -600,8 +600,10 @@ impl Daemon {
     /// Asks upstreams that are down, or seem to be, whether they answer, and sees to queries that nobody sees to any more.
     fn probe_upstreams(&self) {
         let (face, stopping) = (self.face.clone(), self.stopping.clone());
+        let (streams, http) = (self.serving.connections().clone(), self.connections.clone());
         self.tasks.spawn(run_lasting("probes", move || {
             let (face, stopping) = (face.clone(), stopping.clone());
+            let (streams, http) = (streams.clone(), http.clone());
             async move {
                 let mut ticks = tokio::time::interval(PROBE_INTERVAL);
                 let mut release_at: Option<Moment> = None;
@@ -619,7 +621,8 @@ impl Daemon {
                         }
                     }
                     face.deliver(face.resolver().abandon_lost(now));
-                    let has_emptied = face.budget().has_emptied();
+                    let has_emptied =
+                        [face.budget().has_emptied(), streams.has_emptied(), http.has_emptied()].contains(&true);
                     if has_emptied || release_at.is_some_and(|at| now >= at) {
                         // Once more when the exchanges for the clients that are gone have ended as well.
                         release_at = has_emptied.then_some(now + DRAIN);

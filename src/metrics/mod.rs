@@ -44,8 +44,8 @@ impl Metrics {
             declare.counters("server_kernel_drops_total", "Datagrams that the kernel dropped before we saw them: the buffers of the listener were full.", &["listener"], |b, put| b.each_listener(put)),
             declare.counters("server_unsent_total", "UDP replies that the system refused to send: no way to the client, or no room.", &[], |b, put| put(&[], b.sum(|c| &c.unsent))),
             declare.counters("server_worker_failures_total", "Times a worker failed or panicked, and began anew with its sockets.", &[], |b, put| put(&[], b.sum(|c| &c.worker_failures))),
-            declare.counters("server_tcp_refused_total", "TCP connections closed on our side before their end: refused by the ACL, more than one client may have, more than its network may open in a second, displaced by another, too slow to send or to take.", &["reason"], |b, put| b.row(|c| &c.refusals, &Refusal::LABELS, put)),
-            declare.gauges("server_tcp_connections", "Open TCP connections of clients.", &[], |b, put| put(&[], b.levels.tcp_connections.read())),
+            declare.counters("server_tcp_refused_total", "TCP and QUIC connections closed on our side before their end: refused by the ACL, more than one client may have, more than its network may open in a second, displaced by another, too slow to send or to take.", &["reason"], |b, put| b.row(|c| &c.refusals, &Refusal::LABELS, put)),
+            declare.gauges("server_tcp_connections", "Open TCP and QUIC connections of clients.", &[], |b, put| put(&[], b.levels.tcp_connections.read())),
 
             declare.gauges("budget_held_bytes", "Bytes that wait for remote parties.", &[], |b, put| put(&[], b.levels.budget_held.read())),
             declare.counters("budget_exceeded_total", "Connections closed because the data that waited for them exceeded a limit: that of a connection, of a client or of all clients.", &["limit"], |b, put| b.levels.budget_exceeded.put(["connection", "client", "total"], put)),

@@ -32,6 +32,11 @@ impl Connections {
         self.places.count()
     }
 
+    /// See [`Places::has_emptied`].
+    pub fn has_emptied(&self) -> bool {
+        self.places.has_emptied()
+    }
+
     /// Takes a place for a connection of this peer and tells whether another connection was displaced for it. An error says
     /// why the connection has to be closed.
     pub(super) async fn enter(&self, peer: IpAddr, config: &Config) -> Result<(Place, bool), Refusal> {
