@@ -142,7 +142,9 @@ fn an_upstream_has_no_say_over_names_of_other_rules() {
         }
     });
     for (upstream, suffix) in [(&corp, ".corp.example. "), (&consul, ".consul. "), (&evil, ".evil.example. ")] {
-        assert!(upstream.asked().iter().all(|asked| asked.contains(suffix)), "{suffix}: {:?}", upstream.asked());
+        // One that leaves queries unanswered is asked for the root, to see whether it is there.
+        let is_right = |asked: &String| asked.contains(suffix) || asked == ". NS";
+        assert!(upstream.asked().iter().all(is_right), "{suffix}: {:?}", upstream.asked());
     }
     let kept = [".corp.", ".consul.", ".evil.", ".static.", ".overlaid."];
     assert!(public.asked().iter().all(|asked| !kept.iter().any(|part| asked.contains(part))), "{:?}", public.asked());
