@@ -90,6 +90,8 @@ fn wait_until_all_is_known(consul: &Consul) {
     let count = |path: &str| consul.get(path).as_object().map_or(0, serde_json::Map::len);
     let services = count("/v1/agent/services");
     let checks = count("/v1/agent/checks");
+    // It tells of its node last.
+    let meta = consul.get("/v1/agent/self")["Meta"].clone();
     wait_until("what the agent knows in its catalog", START_LIMIT, || {
         let node = consul.get(&format!("/v1/catalog/node/{NODE}"));
         let known = consul.get(&format!("/v1/health/node/{NODE}"));
@@ -101,6 +103,7 @@ fn wait_until_all_is_known(consul: &Consul) {
         let known = known.as_array().unwrap();
         // The catalog has the health of the node besides.
         let is_whole = node["Services"].as_object().map_or(0, serde_json::Map::len) >= services
+            && node["Node"]["Meta"] == meta
             && known.len() > checks
             && known.iter().all(is_same);
         is_whole.then_some(())
