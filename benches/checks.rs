@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use socket2::SockRef;
 use tokio_util::sync::CancellationToken;
 use watershed::catalog::{
     check::{Check, Declaration, Dialer, Id, Limits, Runner, Scripts},
@@ -66,6 +67,8 @@ fn on_core() -> Duration {
 /// A server that counts whom it accepts.
 fn serve(protocol: Protocol) -> (SocketAddr, Arc<AtomicU64>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    // The first round comes within 100 ms. A shorter queue would drop connections, which are tried again after a second.
+    SockRef::from(&listener).listen(2 * CHECKS as i32).expect("a longer queue");
     let address = listener.local_addr().expect("it is bound");
     let accepted = Arc::new(AtomicU64::new(0));
     let count = accepted.clone();
