@@ -187,7 +187,7 @@ impl Open {
         let is_chosen = |seat: &Seat| only.is_none_or(|client| seat.client == client) && !seat.account.is_revoked();
         let staying = self.seats.iter().filter(|(_, seat)| is_chosen(seat));
         let chosen = staying.min_by_key(|&(&number, seat)| {
-            // The /64 of ::1 has nobody else in it.
+            // The /64 of ::1 holds no other address of a client.
             let is_loopback = seat.client.is_loopback() || seat.client.is_unspecified();
             let weight = if is_loopback { 1 } else { LOOPBACK_NETWORKS };
             let [of_network, of_client] =

@@ -61,7 +61,7 @@ struct Sender {
     patience: Duration,
 }
 
-/// A body that its request shares with whoever discards what is left of it.
+/// A body shared by its request and by the task that discards the unread rest.
 #[derive(Clone)]
 struct Lent(Arc<Mutex<Incoming>>);
 

@@ -89,7 +89,7 @@ pub fn run(loaded: Loaded) -> Result<()> {
         .build()
         .context("cannot start the task threads; see `ulimit -u`")?;
     let outcome = runtime.block_on(async {
-        // Before anything else: a signal that nobody hears ends the process.
+        // Before anything else: a signal without a handler ends the process.
         let mut signals = Signals::new().context("cannot hear signals")?;
         let mut daemon = tokio::select! {
             // Beside this task: files may keep it waiting.
@@ -321,7 +321,7 @@ impl Daemon {
                         (Err(_), Some(Cause::Change)) => tracing::error!("{NOT_TAKEN_IN}"),
                         (Ok(Outcome::Reload(read)), Some(Cause::Reload(done))) => self.end_reload(read, done).await,
                         (Err(_), Some(Cause::Reload(done))) => self.end_reload(Err(at_fault()), done).await,
-                        // What was read is what there was cause for.
+                        // Never: what is read follows from the cause.
                         (_, _) => {}
                     }
                 }
@@ -597,7 +597,7 @@ impl Daemon {
         self.http.serve(&self.loaded.config, bound, shown, &self.stopping)
     }
 
-    /// Asks upstreams that are down, or seem to be, whether they answer, and sees to queries that nobody sees to any more.
+    /// Probes upstreams that are down or seem to be, and settles queries whose task has panicked.
     fn probe_upstreams(&self) {
         let (face, stopping) = (self.face.clone(), self.stopping.clone());
         let (streams, http) = (self.serving.connections().clone(), self.connections.clone());

@@ -57,6 +57,8 @@ pub(super) enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reason {
     Network,
+    /// It never left this host, for want of descriptors or memory. That says nothing of the upstream.
+    Unsent,
     Silence,
     Reply,
 }

@@ -95,6 +95,8 @@ pub struct Outcome {
 pub struct Failure {
     /// What to tell the client: SERVFAIL or REFUSED, with an extended error.
     pub response: Response,
+    /// True if any query left this host. If none did, that says nothing of the upstreams.
+    pub was_sent: bool,
 }
 
 /// How long a client waits before it is given a stale answer (RFC 8767 §5).

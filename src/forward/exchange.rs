@@ -144,7 +144,7 @@ impl Exchange {
             }
             Event::Reply { attempt, wire } if self.is_waiting(attempt) => self.on_reply(attempt, wire, now, rng),
             Event::Unsent { attempt } if self.is_waiting(attempt) => {
-                self.fail_attempt(attempt, Reason::Network, now, rng);
+                self.fail_attempt(attempt, Reason::Unsent, now, rng);
             }
             // Of an attempt that is over.
             Event::Failed { .. } | Event::Unsent { .. } | Event::Reply { .. } => {}
@@ -493,7 +493,8 @@ impl Exchange {
         };
         let last: Vec<usize> = (0..self.attempts.len()).filter(is_last).collect();
         let count = |reason| last.iter().filter(|&&index| self.attempts[index].state == State::Failed(reason)).count();
-        let (network, silent, replied) = (count(Reason::Network), count(Reason::Silence), count(Reason::Reply));
+        let network = count(Reason::Network) + count(Reason::Unsent);
+        let (silent, replied) = (count(Reason::Silence), count(Reason::Reply));
         let code = if network > 0 && silent + replied == 0 { EDE_NETWORK_ERROR } else { EDE_NO_REACHABLE_AUTHORITY };
         let parts = [(silent, "silent"), (network, "unreachable"), (replied, "failing")];
         let parts: Vec<String> =
@@ -511,7 +512,8 @@ impl Exchange {
         let mut response = best.unwrap_or_else(|| Response::error(&self.question, Rcode::SERVFAIL, &[]));
         response.set_flag(flag::AA, false);
         response.add_error(&error);
-        Outcome { response: Err(Failure { response }), upstream: None }
+        let was_sent = self.attempts.iter().any(|attempt| attempt.state != State::Failed(Reason::Unsent));
+        Outcome { response: Err(Failure { response, was_sent }), upstream: None }
     }
 
     fn finish(&mut self, outcome: Outcome) {

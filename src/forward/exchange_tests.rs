@@ -604,3 +604,22 @@ fn an_exchange_that_is_over_stays_over() {
     bench.exchange.handle(Event::Time, bench.now + TIMEOUT, &mut bench.rng);
     assert!(bench.actions().is_empty());
 }
+
+#[test]
+fn a_query_that_could_not_be_sent_says_nothing_of_the_upstreams() {
+    for (unsent, was_sent) in [(&[0, 1][..], false), (&[0], true), (&[1], true)] {
+        let group = group(TWO);
+        let mut bench = Bench::new(&group);
+        bench.actions();
+        for attempt in [0, 1] {
+            match unsent.contains(&attempt) {
+                true => bench.exchange.handle(Event::Unsent { attempt }, bench.now, &mut bench.rng),
+                false => drop(bench.fail(attempt)),
+            }
+            bench.actions();
+        }
+        let failure = bench.outcome.unwrap().response.unwrap_err();
+        assert_eq!(failure.was_sent, was_sent, "{unsent:?}");
+        assert_eq!(extended_errors(&failure.response)[0].0, EDE_NETWORK_ERROR, "{unsent:?}");
+    }
+}

@@ -50,6 +50,9 @@ pub async fn run(mut exchange: Exchange, mut out_of_patience: impl FnMut() + Sen
         let (now, rng) = (Moment::now(), &mut rand::rng());
         match report {
             Ok(Some((attempt, Ok(wire)))) => exchange.handle(Event::Reply { attempt, wire: &wire }, now, rng),
+            Ok(Some((attempt, Err(super::Error::Io(error))))) => {
+                exchange.handle(Event::of_error(attempt, &error), now, rng);
+            }
             Ok(Some((attempt, Err(error)))) => exchange.handle(Event::Failed { attempt, error: &error }, now, rng),
             // The channel does not close: this function holds a sender.
             Ok(None) | Err(_) => exchange.handle(Event::Time, now, rng),
@@ -58,7 +61,8 @@ pub async fn run(mut exchange: Exchange, mut out_of_patience: impl FnMut() + Sen
 }
 
 /// Asks an upstream that is down, or seems to be, for the name servers of the root, which every resolver has at hand. Any
-/// valid reply makes it up again, even REFUSED: it is there. If there is none, one that seems to be down is.
+/// valid reply makes it up again, even REFUSED: it is there. If there is none, one that seems to be down is; but not if the
+/// probe could not be sent.
 pub async fn probe(upstream: Arc<Upstream>) {
     let question = Question { qname: Name::root(), qtype: Rtype::NS, qclass: Class::IN };
     let timeout = if upstream.is_up() { SUSPECT_TIMEOUT } else { PROBE_TIMEOUT };
@@ -66,8 +70,10 @@ pub async fn probe(upstream: Arc<Upstream>) {
     let replies = upstream.begin_probe();
     let group = Arc::new(Group::of_one(upstream.clone()));
     let exchange = Exchange::new(group, &question, options, Moment::now(), &mut rand::rng());
-    run(exchange, || ()).await;
-    upstream.end_probe(replies, Moment::now());
+    let outcome = run(exchange, || ()).await;
+    if outcome.response.map_or_else(|failure| failure.was_sent, |_| true) {
+        upstream.end_probe(replies, Moment::now());
+    }
 }
 
 /// What waits for replies. Dropped, it ends its tasks.

@@ -140,7 +140,7 @@ fn says(qname: &str, qtype: Rtype, records: &[Record]) -> Response {
 
 fn fails(qname: &str) -> Failure {
     let error = ExtendedError { code: 22, text: "made up".into() };
-    Failure { response: Response::error(&question(qname, Rtype::A), Rcode::SERVFAIL, &[error]) }
+    Failure { response: Response::error(&question(qname, Rtype::A), Rcode::SERVFAIL, &[error]), was_sent: true }
 }
 
 /// What is said, and to how many.

@@ -346,7 +346,7 @@ impl<D> Reader<'_, D> {
         let is_of_service = std::ptr::eq(keys, &keys::FILE) && keys::SERVICE.find(key).0 != Known::No;
         let remedy = match is_of_service {
             true => "a service is written as {\"service\": {...}}".to_owned(),
-            // Among so many errors nobody reads them all, and the search takes a while.
+            // Each search takes time, and a list of so many errors is not read to its end.
             false if self.errors.len() > MOST_REMEDIES => keys::remedy(None),
             false => keys::remedy(keys.closest(key)),
         };

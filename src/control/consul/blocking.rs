@@ -179,7 +179,7 @@ fn render(
     Ok(rendered)
 }
 
-/// A response that shares its body: whoever sends it takes the body from the extensions.
+/// A response that shares its body: the sender takes the body from the extensions.
 fn send(body: Arc<Shared>) -> Response {
     let mut response = JSON.into_response();
     response.extensions_mut().insert(body);

@@ -143,7 +143,7 @@ impl FromRequestParts<Api> for Teller {
         if is_foreign(&parts.headers, parts.uri.authority()) {
             return Err(denied("a page of another site must not change anything here"));
         }
-        // Whoever is checked, or registers a check, may otherwise use this host's own rights.
+        // Otherwise a checked server, or a client that registers a check, could use the rights of this host.
         if parts.headers.get(header::USER_AGENT).is_some_and(|agent| agent.as_bytes() == USER_AGENT.as_bytes()) {
             return Err(denied("a health check must not change anything here"));
         }
