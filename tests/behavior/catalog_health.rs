@@ -245,7 +245,7 @@ fn the_catalog_comes_and_goes_with_the_configuration() {
     let setup = Setup::new(&forward("consul", &[agent.address()])).file("consul.d/web.json", &plain("web", 1));
     let daemon = setup.start();
     assert_eq!(daemon.ask("web.service.consul A").one(), "203.0.113.9");
-    daemon.edit_config(|config| CATALOG.replace("DIR", &daemon.folder().display().to_string()) + &config);
+    daemon.edit_config(|config| CATALOG.replace("<DIR>", &daemon.folder().display().to_string()) + &config);
     let refused = daemon.reload();
     assert!(refused.contains("is the catalog's domain"), "{refused}");
     let from_agent = forward("consul", &[agent.address()]);
@@ -317,8 +317,7 @@ fn http_checks_read_what_those_of_consul_read() {
         serde_json::json!({"id": name, "name": name, "http": format!("http://{server}/{name}"), "interval": "5s", "timeout": "10s"})
     });
     let definitions = serde_json::json!({ "checks": checks.collect::<Vec<_>>() }).to_string();
-    let config =
-        "[catalog]\nnode_name = \"monitor1\"\naddress = \"192.0.2.1\"\n[catalog.files]\ndirectory = \"DIR/consul.d\"\n";
+    let config = "[catalog]\nnode_name = \"monitor1\"\naddress = \"192.0.2.1\"\n[catalog.files]\ndirectory = \"<DIR>/consul.d\"\n";
     let daemon = Setup::new(config).file("consul.d/checks.json", &definitions).start();
     for check in serde_json::from_str::<serde_json::Value>(&definitions).unwrap()["checks"].as_array().unwrap() {
         let (status, text) =

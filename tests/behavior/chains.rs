@@ -204,7 +204,7 @@ fn a_chain_is_followed_sixteen_times_and_no_more() {
     let zone = "@ 60 SOA ns host 1 1 1 1 60\n@ 60 NS ns\nns 60 A 192.0.2.9\nlocal 60 CNAME n1.l16.example.\n\
                 far 60 CNAME n0.l16.example.\n";
     let config = forward(".", &[upstream.address()])
-        + "trust_ad = true\n[[zone]]\napex = \"site.example\"\nfile = \"DIR/site.zone\"\n";
+        + "trust_ad = true\n[[zone]]\napex = \"site.example\"\nfile = \"<DIR>/site.zone\"\n";
     let daemon = Setup::new(&config).file("site.zone", zone).start();
     for (question, links) in [
         ("n0.l1.example A", Some(1)),

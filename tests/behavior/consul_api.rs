@@ -24,7 +24,7 @@ fn registering(state: &Path, api: &str) -> String {
 }
 
 const CATALOG: &str = "[catalog]\nnode_name = \"monitor1\"\naddress = \"192.0.2.1\"\n";
-const FILES: &str = "[catalog.files]\ndirectory = \"DIR/consul.d\"\n";
+const FILES: &str = "[catalog.files]\ndirectory = \"<DIR>/consul.d\"\n";
 
 fn state_folder() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("watershed-").tempdir().unwrap()
@@ -972,7 +972,7 @@ fn nothing_is_registered_that_should_not_be() {
     let file = r#"{"service": {"name": "web", "address": "192.0.2.11", "check": {"id": "alive", "ttl": "1h"}}}"#;
     let daemon = Setup::new(&config).file("consul.d/web.json", file).start();
     let script =
-        r#""Interval": "1s", "Args": ["touch", "DIR/ran"]"#.replace("DIR", &state.path().display().to_string());
+        r#""Interval": "1s", "Args": ["touch", "<DIR>/ran"]"#.replace("<DIR>", &state.path().display().to_string());
     for (path, body, expected) in [
         ("agent/service/register", format!(r#"{{"Name": "x", "Check": {{{script}}}}}"#), (400, "Scripts are disabled")),
         ("agent/check/register", format!(r#"{{"Name": "x", {script}}}"#), (400, "Scripts are disabled")),

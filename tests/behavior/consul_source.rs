@@ -556,7 +556,7 @@ fn a_token_opens_what_is_closed_to_others() {
     });
     let recursor = recursor();
     let closed = Setup::new(&(following(consul.http()) + &forward(".", &[recursor.address()]))).start();
-    let config = following(consul.http()) + "token_file = \"DIR/token\"\n" + &forward(".", &[recursor.address()]);
+    let config = following(consul.http()) + "token_file = \"<DIR>/token\"\n" + &forward(".", &[recursor.address()]);
     let open = Setup::new(&config).file("token", &format!("{TOKEN}\n")).start();
     wait_for(&open, "web.service.consul A", &[&address(0)]);
     assert_eq!(closed.ask("web.service.consul A").answer.len(), 0);
@@ -594,14 +594,14 @@ fn an_agent_is_followed_over_tls_if_it_is_who_it_should_be() {
     let recursor = recursor();
     let start = |ca: &str, section: &str| {
         let section = format!(
-            "[catalog.consul]\naddress = \"https://{}:8501\"\nca_file = \"DIR/ca\"\n{section}",
+            "[catalog.consul]\naddress = \"https://{}:8501\"\nca_file = \"<DIR>/ca\"\n{section}",
             consul.http().ip()
         );
         let setup = Setup::new(&(section + &forward(".", &[recursor.address()])));
         setup.file("ca", ca).file("cert", &client_pem).file("key", &client_key).start()
     };
     let (named, certified) =
-        ("server_name = \"server.dc1.consul\"\n", "cert_file = \"DIR/cert\"\nkey_file = \"DIR/key\"\n");
+        ("server_name = \"server.dc1.consul\"\n", "cert_file = \"<DIR>/cert\"\nkey_file = \"<DIR>/key\"\n");
     let good = start(&authority_pem, &(named.to_owned() + certified));
     wait_for(&good, "web.service.consul A", &[&address(0)]);
     for (what, ca, section) in [
@@ -623,7 +623,7 @@ fn two_sources_are_one_catalog() {
     let agent = Agent::new(&[("web", &["10.0.0.1"]), ("db", &["10.0.0.3"])]);
     let recursor = recursor();
     let files =
-        "[catalog]\nnode_name = \"own\"\naddress = \"192.0.2.9\"\n[catalog.files]\ndirectory = \"DIR/consul.d\"\n";
+        "[catalog]\nnode_name = \"own\"\naddress = \"192.0.2.9\"\n[catalog.files]\ndirectory = \"<DIR>/consul.d\"\n";
     let config = files.to_owned() + &following(agent.address()) + &forward(".", &[recursor.address()]);
     let services = r#"{"services": [{"name": "web", "port": 80}, {"name": "local", "port": 81}]}"#;
     let daemon = Setup::new(&config).file("consul.d/web.json", services).start();
@@ -660,8 +660,8 @@ fn the_api_asks_the_agent_for_a_service_by_its_name() {
 #[test]
 fn files_that_cannot_be_used_are_named_at_start() {
     for (section, expected) in [
-        ("address = \"https://192.0.2.1:8501\"\nca_file = \"DIR/none\"\n", "catalog.consul.ca_file"),
-        ("token_file = \"DIR/none\"\n", "catalog.consul.token_file"),
+        ("address = \"https://192.0.2.1:8501\"\nca_file = \"<DIR>/none\"\n", "catalog.consul.ca_file"),
+        ("token_file = \"<DIR>/none\"\n", "catalog.consul.token_file"),
         ("wait = \"1h\"\n", "from \"1s\" to \"10m\""),
         ("address = \"192.0.2.1\"\n", "write one such as \"http://127.0.0.1:8500\""),
     ] {

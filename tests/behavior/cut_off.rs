@@ -42,7 +42,7 @@ impl Site {
         });
         let text = format!("{{\"services\": [{}]}}", services.collect::<Vec<_>>().join(","));
         let catalog = "[catalog]\nnode_name = \"monitor1\"\naddress = \"192.0.2.1\"\n\
-                       [catalog.files]\ndirectory = \"DIR/consul.d\"\n\
+                       [catalog.files]\ndirectory = \"<DIR>/consul.d\"\n\
                        [catalog.service.writer]\npolicy = \"one\"\norder = [\"writer1\", \"writer0\"]\n";
         let config = format!("{catalog}{}", forward(".", &[upstream]));
         let daemon = Setup::new(&config).file("consul.d/all.json", &text).within(&netns).start();

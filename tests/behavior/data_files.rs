@@ -99,11 +99,11 @@ fn kinds() -> Vec<Kind> {
 
 fn config(upstream: &Upstream) -> String {
     forward(".", &[upstream.address()])
-        + &format!("[server]\nlisten = [\"{}\"]\nworkers = 2\nstate_directory = \"DIR/state\"\n", free_address())
+        + &format!("[server]\nlisten = [\"{}\"]\nworkers = 2\nstate_directory = \"<DIR>/state\"\n", free_address())
         + &format!("[control]\nlisten = \"{}\"\n", free_address())
-        + "[zones]\ndirectory = \"DIR/zones\"\nhosts = [\"DIR/hosts\"]\n\
-           [[zone]]\napex = \"explicit.example\"\nfile = \"DIR/explicit.zone\"\n\
-           [catalog]\nnode_name = \"own\"\naddress = \"192.0.2.9\"\n[catalog.files]\ndirectory = \"DIR/consul.d\"\n"
+        + "[zones]\ndirectory = \"<DIR>/zones\"\nhosts = [\"<DIR>/hosts\"]\n\
+           [[zone]]\napex = \"explicit.example\"\nfile = \"<DIR>/explicit.zone\"\n\
+           [catalog]\nnode_name = \"own\"\naddress = \"192.0.2.9\"\n[catalog.files]\ndirectory = \"<DIR>/consul.d\"\n"
 }
 
 /// The address that is answered, or the response code.
@@ -328,7 +328,7 @@ fn bind_serves_the_rest_beside_a_faulty_zone_as_well() {
         (Message::from_wire(&reply).ok()?.data() == ["192.0.2.1"]).then_some(())
     });
     let upstream = Upstream::saying("198.51.100.1");
-    let config = forward(".", &[upstream.address()]) + "[zones]\nhosts = []\ndirectory = \"DIR/zones\"\n";
+    let config = forward(".", &[upstream.address()]) + "[zones]\nhosts = []\ndirectory = \"<DIR>/zones\"\n";
     let setup = Setup::new(&config).file("zones/good.example.zone", &good).file("zones/bad.example.zone", &bad);
     let ours = setup.start();
     for (question, expected) in
@@ -370,7 +370,7 @@ fn a_zones_folder_that_is_missing_at_a_start_keeps_its_zones() {
 fn services_wait_for_the_address_of_their_node() {
     let Some(netns) = Netns::new("") else { return };
     let config = "[server]\nlisten = [\"127.0.0.1:53\"]\n[zones]\nhosts = []\n\
-                  [catalog.files]\ndirectory = \"DIR/consul.d\"\n";
+                  [catalog.files]\ndirectory = \"<DIR>/consul.d\"\n";
     let setup = Setup::new(config).file("consul.d/web.json", r#"{"service": {"name": "web", "port": 80}}"#);
     let setup = setup.file("consul.d/far.json", r#"{"service": {"name": "far", "port": 80, "address": "192.0.2.5"}}"#);
     let daemon = setup.within(&netns).start();

@@ -21,7 +21,7 @@ fn after(setup: Setup, script: &str) -> Option<Setup> {
         return None;
     }
     let folder = setup.folder().display().to_string();
-    let script = format!("{}; exec \"$0\" \"$@\"", script.replace("DIR", &folder));
+    let script = format!("{}; exec \"$0\" \"$@\"", script.replace("<DIR>", &folder));
     Some(setup.by(&["unshare", "--mount", "sh", "-e", "-c", &script]))
 }
 
@@ -72,13 +72,13 @@ fn a_full_disk_costs_what_would_be_saved_and_nothing_else() {
     for (fault, script) in [
         (
             "full",
-            "mkdir DIR/state; mount -t tmpfs -o size=16k tmpfs DIR/state; head -c 16384 /dev/zero >DIR/state/other",
+            "mkdir <DIR>/state; mount -t tmpfs -o size=16k tmpfs <DIR>/state; head -c 16384 /dev/zero ><DIR>/state/other",
         ),
-        ("read-only", "mkdir DIR/state; mount -t tmpfs -o ro tmpfs DIR/state"),
+        ("read-only", "mkdir <DIR>/state; mount -t tmpfs -o ro tmpfs <DIR>/state"),
     ] {
         let api =
             "[catalog]\nnode_name = \"monitor1\"\naddress = \"192.0.2.5\"\n[catalog.api]\nenable_registration = true\n";
-        let server = "[server]\nlisten = [\"127.0.0.1:0\"]\nworkers = 2\nstate_directory = \"DIR/state\"\n";
+        let server = "[server]\nlisten = [\"127.0.0.1:0\"]\nworkers = 2\nstate_directory = \"<DIR>/state\"\n";
         let config = forward(".", &[upstream.address()]) + server + api;
         let Some(setup) = after(Setup::new(&config), script) else { return };
         let daemon = setup.start();
@@ -142,7 +142,7 @@ fn a_damaged_snapshot_is_ignored_and_replaced() {
 #[test]
 fn a_zone_folder_that_vanishes_leaves_its_zones_until_it_is_back() {
     let upstream = Upstream::saying("192.0.2.9");
-    let config = forward(".", &[upstream.address()]) + "[zones]\nhosts = []\ndirectory = \"DIR/zones\"\n";
+    let config = forward(".", &[upstream.address()]) + "[zones]\nhosts = []\ndirectory = \"<DIR>/zones\"\n";
     let daemon = Setup::new(&config).file("zones/site.example.zone", &zone("192.0.2.1")).start();
     assert_eq!(daemon.ask("www.site.example A").one(), "192.0.2.1");
     let zones = daemon.folder().join("zones");
@@ -163,7 +163,7 @@ fn a_zone_folder_that_vanishes_leaves_its_zones_until_it_is_back() {
 
 #[test]
 fn a_file_that_is_half_written_is_not_served() {
-    let config = "[zones]\nhosts = []\ndirectory = \"DIR/zones\"\n";
+    let config = "[zones]\nhosts = []\ndirectory = \"<DIR>/zones\"\n";
     let daemon = Setup::new(&(forward(".", &[free_address()]) + config))
         .file("zones/site.example.zone", &zone("192.0.2.1"))
         .start();
@@ -185,7 +185,7 @@ fn where_the_system_cannot_tell_of_changes_the_files_are_looked_at() {
     if !require::root() {
         return;
     }
-    let config = "[zones]\nhosts = []\ndirectory = \"DIR/zones\"\n";
+    let config = "[zones]\nhosts = []\ndirectory = \"<DIR>/zones\"\n";
     for limit in ["max_inotify_instances", "max_inotify_watches"] {
         let setup = Setup::new(&(forward(".", &[free_address()]) + config))
             .file("zones/site.example.zone", &zone("192.0.2.1"))
@@ -211,7 +211,7 @@ fn the_clock_may_jump_and_no_answer_lives_longer_or_dies() {
     let setup = Setup::new(&forward(".", &[upstream.address()]))
         .file("clock", "+0")
         .env("LD_PRELOAD", &library.display().to_string())
-        .env("FAKETIME_TIMESTAMP_FILE", "DIR/clock")
+        .env("FAKETIME_TIMESTAMP_FILE", "<DIR>/clock")
         .env("FAKETIME_NO_CACHE", "1")
         .env("DONT_FAKE_MONOTONIC", "1");
     let daemon = setup.start();
@@ -242,7 +242,7 @@ fn an_address_may_come_late_go_and_come_back() {
         run(Command::new("ip").args(["-n", netns.name()]).args(command.split(' ')));
     };
     let zone = zone("192.0.2.1");
-    let rule = "[[zone]]\napex = \"site.example\"\nfile = \"DIR/site.zone\"\n";
+    let rule = "[[zone]]\napex = \"site.example\"\nfile = \"<DIR>/site.zone\"\n";
     let listen = "[server]\nlisten = [\"192.0.2.77:53\", \"127.0.0.1:53\"]\nallow = [\"any\"]\nworkers = 2\n";
     // The address is not there yet when the daemon starts.
     let daemon = Setup::new(&format!("{rule}{listen}")).file("site.zone", &zone).within(&netns).start();

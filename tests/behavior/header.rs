@@ -9,7 +9,7 @@ use crate::harness::{
 const ZONE: &str = "$TTL 60\n@ SOA ns host 1 2 3 4 60\n@ NS ns\nns A 192.0.2.53\nwww A 192.0.2.1\n";
 
 fn with_local_zone(upstream: &Upstream) -> Daemon {
-    let zone = "\n[[zone]]\napex = \"local.example\"\nfile = \"DIR/local.example.zone\"\n";
+    let zone = "\n[[zone]]\napex = \"local.example\"\nfile = \"<DIR>/local.example.zone\"\n";
     Setup::new(&(forward(".", &[upstream.address()]) + zone)).file("local.example.zone", ZONE).start()
 }
 

@@ -50,7 +50,7 @@ fn a_wildcard_listener_answers_from_the_address_that_was_asked() {
 fn a_wildcard_listener_answers_from_the_right_one_of_several_ipv6_addresses() {
     let Some(netns) = Netns::new("") else { return };
     let zone = "$TTL 60\n@ SOA ns host 1 2 3 4 60\n@ NS ns\nns A 192.0.2.53\nwww A 192.0.2.1\n";
-    let rule = "[[zone]]\napex = \"site.example\"\nfile = \"DIR/site.zone\"\n";
+    let rule = "[[zone]]\napex = \"site.example\"\nfile = \"<DIR>/site.zone\"\n";
     let listen = "[server]\nlisten = [\"[::]:53\", \"0.0.0.0:53\"]\nallow = [\"any\"]\n";
     let daemon = Setup::new(&format!("{rule}{listen}")).file("site.zone", zone).within(&netns).start();
     for address in ["2001:db8::2", "2001:db8::3", "::1", "127.0.0.5", &netns.guest().to_string()] {
@@ -181,7 +181,7 @@ fn the_query_for_which_systemd_starts_it_is_answered() {
 #[test]
 fn the_service_manager_is_told_of_start_reload_and_end() {
     let upstream = Upstream::saying("192.0.2.1");
-    let setup = Setup::forwarding_to(upstream.address()).env("NOTIFY_SOCKET", "DIR/notify");
+    let setup = Setup::forwarding_to(upstream.address()).env("NOTIFY_SOCKET", "<DIR>/notify");
     let manager = UnixDatagram::bind(setup.folder().join("notify")).unwrap();
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
     let hears = |wanted: &str| {

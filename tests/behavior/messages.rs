@@ -9,7 +9,7 @@ use crate::harness::{daemon::forward, netns::Netns, *};
 #[test]
 fn a_faulty_file_is_refused_with_its_line_and_a_remedy() {
     let rule = "[[forward]]\nsuffixes = [\".\"]\nupstreams = [\"127.0.0.1:1\"]\n";
-    let zone = "[[zone]]\napex = \"site.example\"\nfile = \"DIR/site.zone\"\n";
+    let zone = "[[zone]]\napex = \"site.example\"\nfile = \"<DIR>/site.zone\"\n";
     let soa = "$TTL 60\n@ SOA ns host 1 2 3 4 60\n@ NS ns\nns A 192.0.2.53\n";
     type Case<'a> = (&'a str, String, Option<String>, &'a [&'a str]);
     let cases: [Case; 15] = [
@@ -72,7 +72,7 @@ fn run_with_faults(setup: Setup) -> daemon::Ended {
 fn check_reports_every_fault_and_not_only_the_first() {
     let config = "[server]\nworkers = 5000\nlistn = []\n[cache]\nsize = \"1B\"\n\
                   [[forward]]\nsuffixes = [\"a..b\"]\nupstreams = [\"nonsense\"]\n\
-                  [[zone]]\napex = \"site.example\"\nfile = \"DIR/site.zone\"\n";
+                  [[zone]]\napex = \"site.example\"\nfile = \"<DIR>/site.zone\"\n";
     let zone = "$TTL 60\n@ SOA ns host 1 2 3 4 60\n@ NS ns\nns A 192.0.2.999\nwww AAAA nonsense\n";
     let ended = Setup::new(config).file("site.zone", zone).check();
     assert_eq!(ended.code, Some(2));

@@ -53,7 +53,7 @@ fn every_message_is_accounted_for() {
     let (quick, (_sink, silent)) = (Quick::new(100), sink());
     let server = "allow = [\"127.0.0.0/16\", \"127.1.0.0/16\"]\nmax_in_flight = 64\nmax_in_flight_per_client = 16\n\
                   [server.rate_limit]\nresponses_per_second = 5\nexempt = [\"127.0.0.0/16\", \"127.2.0.0/16\"]\n\
-                  [[zone]]\napex = \"drop.example\"\nfile = \"DIR/drop.overlay\"\nmode = \"overlay\"\n";
+                  [[zone]]\napex = \"drop.example\"\nfile = \"<DIR>/drop.overlay\"\nmode = \"overlay\"\n";
     let overlay = "$TTL 60\nwww CNAME rpz-drop.\n";
     let setup = Setup::new(&config(quick.address(), silent, server)).file("drop.overlay", overlay);
     let daemon = setup.start();
@@ -264,7 +264,7 @@ fn a_network_gets_no_more_replies_than_its_limit_and_true_clients_come_by_tcp() 
 fn a_client_that_does_not_read_is_let_go_and_its_replies_are_bounded() {
     let text = format!("\"{}\" ", "x".repeat(250)).repeat(60);
     let zone = format!("$TTL 60\n@ SOA ns host 1 2 3 4 60\n@ NS ns\nns A 192.0.2.53\nbig TXT {text}\n");
-    let config = "[[zone]]\napex = \"site.example\"\nfile = \"DIR/site.zone\"\n\
+    let config = "[[zone]]\napex = \"site.example\"\nfile = \"<DIR>/site.zone\"\n\
                   [server]\nlisten = [\"127.0.0.1:0\"]\ntcp_message_timeout = \"500ms\"\n";
     let daemon = Setup::new(config).file("site.zone", &zone).start();
     assert_eq!(daemon.tcp(&query("big.site.example TXT")).answer.len(), 1);

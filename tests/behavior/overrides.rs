@@ -8,7 +8,7 @@ const HEAD: &str = "$TTL 300\n@ SOA ns host 1 2 3 4 60\n@ NS ns\nns A 192.0.2.53
 
 /// A daemon with these files in its folder of zones, and everything else forwarded.
 fn with_zones(upstream: &Upstream, files: &[(&str, &str)]) -> Daemon {
-    let zones = "[zones]\ndirectory = \"DIR/zones\"\nhosts = []\n";
+    let zones = "[zones]\ndirectory = \"<DIR>/zones\"\nhosts = []\n";
     let setup = Setup::new(&(forward(".", &[upstream.address()]) + zones)).file("zones/empty.txt", "not a zone");
     files.iter().fold(setup, |setup, (name, text)| setup.file(&format!("zones/{name}"), text)).start()
 }
@@ -173,7 +173,7 @@ fn an_overlay_speaks_for_its_names_alone() {
 #[test]
 fn hosts_files_answer_names_and_addresses() {
     let upstream = Upstream::holding(&[]);
-    let zones = "[zones]\nhosts = [\"DIR/hosts\"]\n";
+    let zones = "[zones]\nhosts = [\"<DIR>/hosts\"]\n";
     let hosts = "# comment\n192.0.2.1 db.example db # behind\n2001:db8::1\tdb.example\n192.0.2.2 DB2.Example\n\n";
     let daemon = Setup::new(&(forward(".", &[upstream.address()]) + zones)).file("hosts", hosts).start();
     for (question, expected) in [
@@ -198,7 +198,7 @@ fn a_loopback_address_of_a_hosts_file_is_for_loopback_clients_only() {
     let Some(netns) = Netns::new("") else { return };
     let upstream = Upstream::at(SocketAddr::new(netns.host(), 5353), upstream::saying("192.0.2.1"));
     let config = forward(".", &[upstream.address()])
-        + "[server]\nlisten = [\"0.0.0.0:53\"]\nallow = [\"any\"]\n[zones]\nhosts = [\"DIR/hosts\"]\n";
+        + "[server]\nlisten = [\"0.0.0.0:53\"]\nallow = [\"any\"]\n[zones]\nhosts = [\"<DIR>/hosts\"]\n";
     let hosts = "127.0.1.1 monitor.example\n192.0.2.9 both.example\n";
     let daemon = Setup::new(&config).file("hosts", hosts).within(&netns).start();
     let from_outside = |question: &str| udp(SocketAddr::new(netns.guest(), 53), &query(question)).one();
@@ -215,7 +215,7 @@ fn a_loopback_address_of_a_hosts_file_is_for_loopback_clients_only() {
 #[test]
 fn a_changed_file_is_picked_up_within_a_second() {
     let upstream = Upstream::saying("198.51.100.1");
-    let zones = "[zones]\ndirectory = \"DIR/zones\"\nhosts = [\"DIR/hosts\"]\n";
+    let zones = "[zones]\ndirectory = \"<DIR>/zones\"\nhosts = [\"<DIR>/hosts\"]\n";
     let zone = |address: &str| format!("{HEAD}www A {address}\n");
     let daemon = Setup::new(&(forward(".", &[upstream.address()]) + zones))
         .file("zones/site.example.zone", &zone("192.0.2.1"))

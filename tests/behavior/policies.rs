@@ -140,7 +140,7 @@ fn compare(bind: &Program, ours: &Daemon, questions: &[&str]) {
 }
 
 fn with_policies(upstream: &Upstream, order: &str, files: &[(&str, &str)]) -> Daemon {
-    let zones = format!("[zones]\ndirectory = \"DIR/zones\"\nhosts = []\norder = [{order}]\n");
+    let zones = format!("[zones]\ndirectory = \"<DIR>/zones\"\nhosts = []\norder = [{order}]\n");
     let setup = Setup::new(&(forward(".", &[upstream.address()]) + &zones));
     files.iter().fold(setup, |setup, (name, text)| setup.file(&format!("zones/{name}"), text)).start()
 }
@@ -197,7 +197,7 @@ fn a_feed_with_the_name_of_its_zone_in_all_owners_blocks_as_in_bind() {
 #[test]
 fn an_alias_of_an_overlay_may_lead_to_a_hosts_file() {
     let upstream = Upstream::holding(UPSTREAM);
-    let zones = "[zones]\ndirectory = \"DIR/zones\"\nhosts = [\"DIR/hosts\"]\n";
+    let zones = "[zones]\ndirectory = \"<DIR>/zones\"\nhosts = [\"<DIR>/hosts\"]\n";
     let ours = Setup::new(&(forward(".", &[upstream.address()]) + zones))
         .file("zones/@site.overlay", "db.example CNAME host1.example.\nhost1.example A 192.0.2.66\n")
         .file("hosts", "192.0.2.1 host1.example\n")

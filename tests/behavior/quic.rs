@@ -20,8 +20,8 @@ fn quic_is_served_to_kdig_through_reload_and_hand_over_until_it_is_closed() {
     let upstream = Upstream::saying("192.0.2.1");
     let [plain, quic, control] = [(); 3].map(|()| free_address());
     let server = format!(
-        "[server]\nlisten = [\"{plain}\"]\nworkers = 2\nquic_listen = [\"{quic}\"]\ncertificate = \"DIR/certificate\"\n\
-         private_key = \"DIR/key\"\n[control]\nlisten = \"{control}\"\n"
+        "[server]\nlisten = [\"{plain}\"]\nworkers = 2\nquic_listen = [\"{quic}\"]\ncertificate = \"<DIR>/certificate\"\n\
+         private_key = \"<DIR>/key\"\n[control]\nlisten = \"{control}\"\n"
     );
     let issue = || rcgen::generate_simple_self_signed(["dns.example".to_owned()]).unwrap();
     let (first, second) = (issue(), issue());

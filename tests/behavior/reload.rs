@@ -50,7 +50,7 @@ fn a_faulty_configuration_changes_nothing_and_names_every_fault() {
     daemon.ask("www.example A");
     daemon.edit_config(|config| {
         let config = config.replace(&upstream.address().to_string(), &elsewhere.address().to_string());
-        config + "\n[cache]\nsize = \"many\"\n[[zone]]\napex = \"x.example\"\nfile = \"DIR/missing.zone\"\n"
+        config + "\n[cache]\nsize = \"many\"\n[[zone]]\napex = \"x.example\"\nfile = \"<DIR>/missing.zone\"\n"
     });
     let log = daemon.reload();
     assert!(log.contains("reload failed"), "{log}");
@@ -99,7 +99,7 @@ fn under_full_load_each_reply_is_wholly_of_one_configuration_and_none_is_lost() 
     let zone = |records: &str| format!("$TTL 60\n@ SOA ns host 1 2 3 4 60\n@ NS ns\nns A 192.0.2.53\n{records}");
     let upstreams = [Upstream::saying("192.0.2.110"), Upstream::saying("192.0.2.120")];
     let rule = |of: usize| {
-        let zone = |name: &str| format!("[[zone]]\napex = \"{name}\"\nfile = \"DIR/{of}/{name}\"\n");
+        let zone = |name: &str| format!("[[zone]]\napex = \"{name}\"\nfile = \"<DIR>/{of}/{name}\"\n");
         zone("site.example") + &zone("corp.example") + &forward(".", &[upstreams[of].address()])
     };
     let mut setup = Setup::new(&rule(0));
@@ -163,7 +163,7 @@ fn under_full_load_each_reply_is_wholly_of_one_configuration_and_none_is_lost() 
             phase.fetch_add(1, Ordering::SeqCst);
             daemon.edit_config(|config| {
                 let folder = daemon.folder().display().to_string();
-                let rule = |of: usize| rule(of).replace("DIR", &folder);
+                let rule = |of: usize| rule(of).replace("<DIR>", &folder);
                 config.replace(&rule((round + 1) % 2), &rule(round % 2))
             });
             assert!(daemon.reload().contains("reloaded"));
@@ -197,7 +197,7 @@ fn zones_and_hosts_are_reloaded_too() {
     let upstream = Upstream::saying("192.0.2.1");
     let zone =
         |address: &str| format!("$TTL 60\n@ SOA ns host 1 2 3 4 60\n@ NS ns\nns A 192.0.2.53\nwww A {address}\n");
-    let section = "[[zone]]\napex = \"site.example\"\nfile = \"DIR/elsewhere/site.txt\"\n";
+    let section = "[[zone]]\napex = \"site.example\"\nfile = \"<DIR>/elsewhere/site.txt\"\n";
     let daemon = Setup::new(&(forward(".", &[upstream.address()]) + section))
         .file("elsewhere/site.txt", &zone("192.0.2.10"))
         .start();
@@ -242,7 +242,7 @@ fn files_of_a_folder_join_the_configuration_and_a_reload_sees_them_come_and_go()
     let daemon = Setup::new(&config)
         .file("conf.d/10-corp.toml", &forward("corp.example", &[dropped.address()]))
         .file("credentials/secrets.toml", "[catalog.api]\nenable_registration = true\ntoken = \"the secret\"\n")
-        .env("CREDENTIALS_DIRECTORY", "DIR/credentials")
+        .env("CREDENTIALS_DIRECTORY", "<DIR>/credentials")
         .start();
     let says = |name: &str| daemon.ask(&format!("{name} A")).data();
     assert_eq!((says("www.example"), says("www.corp.example")), (vec!["192.0.2.1".into()], vec!["192.0.2.2".into()]));

@@ -15,10 +15,10 @@ const WITH_JOURNAL: [&str; 4] =
 
 #[test]
 fn check_lists_what_would_be_served_and_warns_of_what_run_warns_of() {
-    let config = "[zones]\ndirectory = \"DIR/zones\"\nhosts = [\"DIR/hosts\"]\n\
+    let config = "[zones]\ndirectory = \"<DIR>/zones\"\nhosts = [\"<DIR>/hosts\"]\n\
         [catalog.service.wbe]\npolicy = \"one\"\n\
         [catalog.service.web]\npolicy = \"one\"\norder = [\"web-1\", \"web-9\"]\n\
-        [[zone]]\napex = \"alone.example\"\nfile = \"DIR/alone.db\"\n"
+        [[zone]]\napex = \"alone.example\"\nfile = \"<DIR>/alone.db\"\n"
         .to_owned()
         + &forward(".", &[free_address()]);
     let setup = || {
@@ -33,14 +33,14 @@ fn check_lists_what_would_be_served_and_warns_of_what_run_warns_of() {
     let checked = setup().check();
     assert_eq!(checked.code, Some(0), "{}", checked.text);
     for expected in [
-        "zone     corp.example. from DIR/zones/corp.example.zone (2 records)",
-        "zone     alone.example. from DIR/alone.db (1 record)",
-        "overlay  . from DIR/zones/@ads.overlay (1 record)",
-        "hosts    DIR/hosts (2 names)",
+        "zone     corp.example. from <DIR>/zones/corp.example.zone (2 records)",
+        "zone     alone.example. from <DIR>/alone.db (1 record)",
+        "overlay  . from <DIR>/zones/@ads.overlay (1 record)",
+        "hosts    <DIR>/hosts (2 names)",
         "service  web: 2 instances, 2 checks, policy one",
-        "catalog  DIR/consul.d",
+        "catalog  <DIR>/consul.d",
     ] {
-        let (before, after) = expected.split_once("DIR").unwrap_or((expected, ""));
+        let (before, after) = expected.split_once("<DIR>").unwrap_or((expected, ""));
         let is_it = |line: &str| line.starts_with(before) && line.ends_with(after);
         assert!(checked.text.lines().any(is_it), "{expected}\n{}", checked.text);
     }
@@ -254,7 +254,7 @@ fn refusals_are_objects_where_the_log_consists_of_them() {
     };
     let json = ["--log-format", "json"];
     let bad_zone =
-        Setup::new("[zones]\ndirectory = \"DIR/zones\"\nhosts = []\n").file("zones/a.example.zone", "nonsense\n");
+        Setup::new("[zones]\ndirectory = \"<DIR>/zones\"\nhosts = []\n").file("zones/a.example.zone", "nonsense\n");
     for (name, ended, expected) in [
         ("a key", Setup::new("[nonsense]\n").arguments(&json).run_to_end(), "unknown key `nonsense`"),
         ("check", Setup::new("[nonsense]\n").arguments(&json).check(), "unknown key `nonsense`"),

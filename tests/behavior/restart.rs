@@ -259,8 +259,8 @@ fn a_process_that_reads_its_files_for_long_and_is_refused_gets_no_query() {
     daemon.write("no.pem", "no certificate\n");
     // More workers want more sockets, which the kernel gives queries as soon as they are there.
     daemon.edit_config(|config| {
-        let tls = "tls_listen = [\"127.0.0.1:0\"]\ncertificate = \"DIR/no.pem\"\nprivate_key = \"DIR/no.pem\"";
-        let zone = "\n[[zone]]\napex = \"long.example\"\nfile = \"DIR/long.zone\"\n";
+        let tls = "tls_listen = [\"127.0.0.1:0\"]\ncertificate = \"<DIR>/no.pem\"\nprivate_key = \"<DIR>/no.pem\"";
+        let zone = "\n[[zone]]\napex = \"long.example\"\nfile = \"<DIR>/long.zone\"\n";
         config.replace("workers = 2", &format!("workers = 8\n{tls}")) + zone
     });
     let stream = Stream::start(house.address);

@@ -52,9 +52,9 @@ fn the_daemon_makes_no_call_that_its_unit_denies() {
         {"tcp": "127.0.0.1:8653", "interval": "1s"}, {"http": "http://127.0.0.1:8653/live", "interval": "1s"},
         {"ttl": "1h", "status": "passing"}]}]}"#;
     let config = forward(".", &[address])
-        + "[server]\ntls_listen = [\"127.0.0.1:853\"]\nquic_listen = [\"127.0.0.1:853\"]\ncertificate = \"DIR/certificate\"\nprivate_key = \"DIR/key\"\n\
-           listen = [\"127.0.0.1:53\", \"[::1]:53\"]\n[zones]\ndirectory = \"DIR/zones\"\n\
-           hosts = [\"/etc/hosts\"]\n[catalog]\naddress = \"192.0.2.5\"\n[catalog.files]\ndirectory = \"DIR/definitions\"\n\
+        + "[server]\ntls_listen = [\"127.0.0.1:853\"]\nquic_listen = [\"127.0.0.1:853\"]\ncertificate = \"<DIR>/certificate\"\nprivate_key = \"<DIR>/key\"\n\
+           listen = [\"127.0.0.1:53\", \"[::1]:53\"]\n[zones]\ndirectory = \"<DIR>/zones\"\n\
+           hosts = [\"/etc/hosts\"]\n[catalog]\naddress = \"192.0.2.5\"\n[catalog.files]\ndirectory = \"<DIR>/definitions\"\n\
            [catalog.api]\nlisten = \"127.0.0.1:8500\"\nenable_registration = true\n[control]\nlisten = \"127.0.0.1:8653\"\n";
     let tls = rcgen::generate_simple_self_signed(["dns.example".to_owned()]).unwrap();
     let start = || {

@@ -149,10 +149,10 @@ fn no_name_that_is_to_stay_reaches_a_public_recursor_whatever_is_down() {
         forward(".", &[recursor.address()]),
         // Neither agent is there, nor its DNS.
         "[catalog]\nnode_name = \"monitor1\"\naddress = \"192.0.2.9\"\n[catalog.consul]\n".to_owned(),
-        "[[zone]]\napex = \"static.example\"\nfile = \"DIR/static.zone\"\n".to_owned(),
-        "[[zone]]\napex = \"overlaid.example\"\nfile = \"DIR/some.overlay\"\nmode = \"overlay\"\n".to_owned(),
+        "[[zone]]\napex = \"static.example\"\nfile = \"<DIR>/static.zone\"\n".to_owned(),
+        "[[zone]]\napex = \"overlaid.example\"\nfile = \"<DIR>/some.overlay\"\nmode = \"overlay\"\n".to_owned(),
         "[[refuse]]\nsuffixes = [\"secret.example\"]\n".to_owned(),
-        "[zones]\nhosts = [\"DIR/hosts\"]\n".to_owned(),
+        "[zones]\nhosts = [\"<DIR>/hosts\"]\n".to_owned(),
         format!(
             "[server]\nlisten = [\"{guest}:0\"]\nallow = [\"any\"]\nworkers = 2\n[control]\nlisten = \"{guest}:0\"\n"
         ),

@@ -18,8 +18,8 @@ fn the_longest_suffix_wins_whatever_kind_of_rule_it_is() {
         forward("corp.example", &[corp.address()]),
         forward(".", &[public.address()]),
         forward("deep.static.corp.example", &[deep.address()]),
-        "[[zone]]\napex = \"static.corp.example\"\nfile = \"DIR/static.zone\"\n".to_owned(),
-        "[[zone]]\napex = \"corp.example\"\nfile = \"DIR/corp.overlay\"\nmode = \"overlay\"\n".to_owned(),
+        "[[zone]]\napex = \"static.corp.example\"\nfile = \"<DIR>/static.zone\"\n".to_owned(),
+        "[[zone]]\napex = \"corp.example\"\nfile = \"<DIR>/corp.overlay\"\nmode = \"overlay\"\n".to_owned(),
         "[[refuse]]\nsuffixes = [\"secret.corp.example\", \"ads.test\"]\n".to_owned(),
         forward("open.secret.corp.example", &[public.address()]),
     ]
@@ -112,7 +112,7 @@ fn an_alias_is_followed_by_the_rule_of_its_target() {
         "local.corp.example. 60 CNAME www.static.example.",
         "gone.corp.example. 60 CNAME no.static.example.",
     ]);
-    let zone = "[[zone]]\napex = \"static.example\"\nfile = \"DIR/static.zone\"\n";
+    let zone = "[[zone]]\napex = \"static.example\"\nfile = \"<DIR>/static.zone\"\n";
     let config = forward(".", &[public.address()]) + &forward("corp.example", &[corp.address()]) + zone;
     let zone = format!("{DAY}www A 192.0.2.30\nout CNAME app.corp.example.\n");
     let daemon = Setup::new(&config).file("static.zone", &zone).start();
@@ -279,7 +279,7 @@ fn reverse_names_are_routed_like_others() {
     let config = [
         forward(".", &[public.address()]),
         forward("10.in-addr.arpa", &[corp.address()]),
-        "[zones]\nhosts = [\"DIR/hosts\"]\n".to_owned(),
+        "[zones]\nhosts = [\"<DIR>/hosts\"]\n".to_owned(),
     ]
     .concat();
     let daemon = Setup::new(&config).file("hosts", "10.0.2.1 db.corp.example db\n").start();
@@ -315,7 +315,7 @@ fn a_network_stands_for_its_reverse_zones_and_the_smaller_one_wins() {
 fn a_name_outside_ascii_is_asked_for_in_its_other_form() {
     let upstream = Upstream::saying("192.0.2.1");
     let config = forward("bücher.example", &[upstream.address()])
-        + "[[refuse]]\nsuffixes = [\"straße.example\"]\n[zones]\nhosts = []\ndirectory = \"DIR/zones\"\n";
+        + "[[refuse]]\nsuffixes = [\"straße.example\"]\n[zones]\nhosts = []\ndirectory = \"<DIR>/zones\"\n";
     let zone = "@ 60 SOA ns host 1 1 1 1 60\n@ 60 NS ns\nns 60 A 192.0.2.9\n";
     let daemon = Setup::new(&config).file("zones/müller.example.zone", zone).start();
     assert_eq!(daemon.ask("www.xn--bcher-kva.example A").one(), "192.0.2.1");
@@ -335,7 +335,7 @@ fn a_name_in_a_hosts_file_falls_through_for_other_types_if_it_may() {
         "7.2.0.192.in-addr.arpa. 60 TXT \"a text\"",
         "7.2.0.192.in-addr.arpa. 60 PTR evil.example.",
     ]);
-    let zones = "[zones]\nhosts = [\"DIR/hosts\"]\nhosts_fallthrough = true\n";
+    let zones = "[zones]\nhosts = [\"<DIR>/hosts\"]\nhosts_fallthrough = true\n";
     let daemon = Setup::new(&(forward(".", &[upstream.address()]) + "block_special = false\n" + zones))
         .file("hosts", "192.0.2.7 db.example only.example\n")
         .start();

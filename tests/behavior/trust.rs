@@ -105,8 +105,8 @@ fn an_upstream_has_no_say_over_names_of_other_rules() {
         forward("corp.example", &[corp.address()]),
         forward("consul", &[consul.address()]),
         forward("evil.example", &[evil.address()]),
-        "[[zone]]\napex = \"static.example\"\nfile = \"DIR/static.zone\"\n".to_owned(),
-        "[[zone]]\napex = \"overlaid.example\"\nfile = \"DIR/some.overlay\"\nmode = \"overlay\"\n".to_owned(),
+        "[[zone]]\napex = \"static.example\"\nfile = \"<DIR>/static.zone\"\n".to_owned(),
+        "[[zone]]\napex = \"overlaid.example\"\nfile = \"<DIR>/some.overlay\"\nmode = \"overlay\"\n".to_owned(),
     ];
     let daemon = Setup::new(&config.concat())
         .file("static.zone", "$TTL 60\n@ SOA ns host 1 2 3 4 60\n@ NS ns\nns A 192.0.2.53\n* A 192.0.2.30\n")

@@ -35,9 +35,9 @@ fn write_revision(folder: &Path, number: u8) {
     fs::write(folder.join("hosts"), format!("192.0.2.{number} host.example\n")).unwrap();
 }
 
-const CONFIG: &str = "[zones]\ndirectory = \"DIR/data/zones\"\nhosts = [\"DIR/data/hosts\"]\n\
+const CONFIG: &str = "[zones]\ndirectory = \"<DIR>/data/zones\"\nhosts = [\"<DIR>/data/hosts\"]\n\
                       [catalog]\nnode_name = \"own\"\naddress = \"192.0.2.9\"\n\
-                      [catalog.files]\ndirectory = \"DIR/data/consul.d\"\n";
+                      [catalog.files]\ndirectory = \"<DIR>/data/consul.d\"\n";
 
 #[track_caller]
 fn all_become(daemon: &Daemon, number: u8) {

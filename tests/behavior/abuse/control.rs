@@ -158,7 +158,7 @@ fn what_waits_for_http_clients_is_bounded_and_live_answers_all_the_while() {
     if !is_within_namespace("abuse::control::what_waits_for_http_clients_is_bounded_and_live_answers_all_the_while") {
         return;
     }
-    let config = "[[zone]]\napex = \"site.example\"\nfile = \"DIR/site.zone\"\n\
+    let config = "[[zone]]\napex = \"site.example\"\nfile = \"<DIR>/site.zone\"\n\
                   [server]\nlisten = [\"127.0.0.1:0\"]\nworkers = 2\n\
                   [control]\nlisten = \"0.0.0.0:0\"\nconnections = 40\nconnections_per_client = 20\n\
                   [catalog.api]\nlisten = \"[::]:0\"\nenable_registration = true\n\

@@ -15,9 +15,9 @@ const ZONE: &str = "$TTL 60\n@ SOA ns host 1 2 3 4 60\n@ NS ns\nns A 192.0.2.53\
 
 /// All kinds of data files, and a zone that stays as it is.
 fn setup() -> Setup {
-    let config = "[catalog]\nnode_name = \"monitor1\"\naddress = \"192.0.2.1\"\n[catalog.files]\ndirectory = \"DIR/consul.d\"\n\
-                  [zones]\ndirectory = \"DIR/zones\"\nhosts = [\"DIR/hosts\"]\n\
-                  [server]\nlisten = [\"127.0.0.1:0\"]\nstate_directory = \"DIR/state\"\n";
+    let config = "[catalog]\nnode_name = \"monitor1\"\naddress = \"192.0.2.1\"\n[catalog.files]\ndirectory = \"<DIR>/consul.d\"\n\
+                  [zones]\ndirectory = \"<DIR>/zones\"\nhosts = [\"<DIR>/hosts\"]\n\
+                  [server]\nlisten = [\"127.0.0.1:0\"]\nstate_directory = \"<DIR>/state\"\n";
     let setup =
         Setup::new(config).file("state/keep", "").file("zones/honest.example.zone", ZONE).file("hosts", GOOD[2].1);
     let setup = setup.file("zones/more.inc", GOOD[3].1);
@@ -129,7 +129,7 @@ fn small_files_that_are_large_are_refused() {
     for key in ["upstream_ca", "include", "main"] {
         let config = match key {
             "upstream_ca" => {
-                "[[forward]]\nsuffixes = [\".\"]\nupstreams = [\"tls://192.0.2.1\"]\nca_file = \"DIR/large\"\n"
+                "[[forward]]\nsuffixes = [\".\"]\nupstreams = [\"tls://192.0.2.1\"]\nca_file = \"<DIR>/large\"\n"
             }
             "include" => "include = [\"large\"]\n",
             _ => "",

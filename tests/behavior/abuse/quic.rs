@@ -43,9 +43,9 @@ fn half_sent_streams_are_bounded_and_an_honest_client_is_answered() {
     let quic = free_address();
     let certified = rcgen::generate_simple_self_signed(["dns.example".to_owned()]).unwrap();
     let config = format!(
-        "[[zone]]\napex = \"site.example\"\nfile = \"DIR/site.zone\"\n\
-         [server]\nlisten = [\"127.0.0.1:0\"]\nworkers = 2\nquic_listen = [\"{quic}\"]\ncertificate = \"DIR/certificate\"\n\
-         private_key = \"DIR/key\"\ntcp_message_timeout = \"1m\"\n\
+        "[[zone]]\napex = \"site.example\"\nfile = \"<DIR>/site.zone\"\n\
+         [server]\nlisten = [\"127.0.0.1:0\"]\nworkers = 2\nquic_listen = [\"{quic}\"]\ncertificate = \"<DIR>/certificate\"\n\
+         private_key = \"<DIR>/key\"\ntcp_message_timeout = \"1m\"\n\
          [limits]\nconnection_bytes = \"1MiB\"\nclient_bytes = \"4MiB\"\ntotal_bytes = \"16MiB\"\n"
     );
     let zone = "$TTL 60\n@ SOA ns host 1 2 3 4 60\n@ NS ns\nns A 192.0.2.53\nwww A 192.0.2.1\n";

@@ -58,7 +58,7 @@ fn rss_mib(daemon: &Daemon) -> u64 {
 fn replies_that_are_never_read_are_bounded_in_bytes() {
     let config = format!(
         "[[forward]]\nsuffixes = [\".\"]\nupstreams = [\"tcp://{}\"]\n\
-         [[zone]]\napex = \"site.example\"\nfile = \"DIR/site.zone\"\n\
+         [[zone]]\napex = \"site.example\"\nfile = \"<DIR>/site.zone\"\n\
          [cache]\nsize = \"8MiB\"\n[server]\nlisten = [\"127.0.0.1:0\"]\ntcp_connections_per_client = 512\n\
          [limits]\nconnection_bytes = \"2MiB\"\nclient_bytes = \"8MiB\"\ntotal_bytes = \"24MiB\"\n",
         long_winded()
@@ -111,7 +111,7 @@ fn a_displaced_connection_counts_until_its_socket_is_closed() {
     let text = format!("\"{}\" ", "x".repeat(250)).repeat(200);
     let zone =
         format!("$TTL 60\n@ SOA ns host 1 2 3 4 60\n@ NS ns\nns A 192.0.2.53\nbig TXT {text}\nwww A 192.0.2.1\n");
-    let config = "[[zone]]\napex = \"site.example\"\nfile = \"DIR/site.zone\"\n\
+    let config = "[[zone]]\napex = \"site.example\"\nfile = \"<DIR>/site.zone\"\n\
                   [server]\nlisten = [\"127.0.0.1:0\"]\ntcp_connections = 40\ntcp_message_timeout = \"1m\"\n";
     let daemon = Setup::new(config).file("site.zone", &zone).start();
     let descriptors = || fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();

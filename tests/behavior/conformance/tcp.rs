@@ -287,7 +287,7 @@ fn a_connection_stays_open_while_an_answer_is_owed_on_it() {
 #[test]
 fn a_query_that_gets_no_reply_leaves_its_connection_open() {
     let upstream = Upstream::saying("192.0.2.1");
-    let config = forward(".", &[upstream.address()]) + "[zones]\ndirectory = \"DIR\"\n";
+    let config = forward(".", &[upstream.address()]) + "[zones]\ndirectory = \"<DIR>\"\n";
     let daemon = Setup::new(&config).file("@drop.overlay", "dropped.example CNAME rpz-drop.\n").start();
     let mut client = Tcp::connect(daemon.address());
     client.send(&[&query("dropped.example A"), &query("www.example A")]);

@@ -4,7 +4,7 @@ use super::Setup;
 
 /// Our own node is `monitor1`, at an address of documentation; the files lie in the folder `consul.d`.
 pub const CATALOG: &str = "[catalog]\nnode_name = \"monitor1\"\naddress = \"192.0.2.1\"\n\
-                           [catalog.files]\ndirectory = \"DIR/consul.d\"\n";
+                           [catalog.files]\ndirectory = \"<DIR>/consul.d\"\n";
 
 /// A daemon with these definition files, and no upstream.
 pub fn with_definitions(config: &str, files: &[(&str, &str)]) -> Setup {

@@ -49,7 +49,7 @@ pub struct Ended {
 }
 
 impl Setup {
-    /// A configuration, in which `DIR` stands for the daemon's folder. Sections that a test does not care for are
+    /// A configuration, in which `<DIR>` stands for the daemon's folder. Sections that a test does not care for are
     /// added: any port, two workers, no files of the machine.
     pub fn new(config: &str) -> Self {
         let mut config = config.to_owned();
@@ -91,7 +91,7 @@ impl Setup {
     }
 
     pub fn env(mut self, name: &str, value: &str) -> Self {
-        self.environment.push((name.to_owned(), value.replace("DIR", &self.folder.path().display().to_string())));
+        self.environment.push((name.to_owned(), value.replace("<DIR>", &self.folder.path().display().to_string())));
         self
     }
 
@@ -502,9 +502,7 @@ fn write(folder: &Path, name: &str, text: &str) {
     let path: PathBuf = folder.join(name);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let draft = path.with_extension("draft");
-    // systemd's variable has the letters in its name, too.
-    let parts = text.split("CREDENTIALS_DIRECTORY").map(|part| part.replace("DIR", &folder.display().to_string()));
-    fs::write(&draft, parts.collect::<Vec<_>>().join("CREDENTIALS_DIRECTORY")).unwrap();
+    fs::write(&draft, text.replace("<DIR>", &folder.display().to_string())).unwrap();
     fs::rename(&draft, &path).unwrap();
 }
 
