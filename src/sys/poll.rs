@@ -1,13 +1,16 @@
 //! Waiting for many sockets at once: `epoll`, level-triggered, and the `eventfd` that ends a wait from outside.
-#![allow(unsafe_code)]
 
 use std::{
     io,
     mem::MaybeUninit,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
-    ptr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
     time::Duration,
+};
+
+use rustix::{
+    event::{EventfdFlags, Timespec, epoll, eventfd},
+    io::{Errno, read, write},
 };
 
 /// A set of sockets to wait for until one can be read.
@@ -27,29 +30,17 @@ pub struct Waker {
 impl Poller {
     /// An empty set.
     pub fn new() -> io::Result<Self> {
-        // SAFETY: takes no pointer; the result is checked.
-        let epoll = check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
-        // SAFETY: `epoll` was just opened and nobody else owns it.
-        Ok(Self { epoll: unsafe { OwnedFd::from_raw_fd(epoll) } })
+        Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)? })
     }
 
     /// Adds a socket; `token` is what [`wait`](Self::wait) reports when it can be read, or has failed.
     pub fn add(&self, socket: BorrowedFd<'_>, token: u64) -> io::Result<()> {
-        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: token };
-        // SAFETY: both descriptors are open while borrowed, and `event` lives through the call.
-        check(unsafe {
-            libc::epoll_ctl(self.epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, socket.as_raw_fd(), &raw mut event)
-        })?;
-        Ok(())
+        Ok(epoll::add(&self.epoll, socket, epoll::EventData::new_u64(token), epoll::EventFlags::IN)?)
     }
 
     /// Takes a socket out of the set.
     pub fn remove(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
-        // SAFETY: both descriptors are open while borrowed; the event is not used by EPOLL_CTL_DEL.
-        check(unsafe {
-            libc::epoll_ctl(self.epoll.as_raw_fd(), libc::EPOLL_CTL_DEL, socket.as_raw_fd(), ptr::null_mut())
-        })?;
-        Ok(())
+        Ok(epoll::delete(&self.epoll, socket)?)
     }
 
     /// Waits until a socket can be read or `timeout` is over, whole milliseconds rounded up; `None` waits for ever.
@@ -58,19 +49,15 @@ impl Poller {
     pub fn wait(&self, tokens: &mut Vec<u64>, timeout: Option<Duration>) -> io::Result<()> {
         tokens.clear();
         // Three kilobytes, of which a wait seldom needs more than the beginning: not worth filling with zeros.
-        let mut events = [const { MaybeUninit::<libc::epoll_event>::uninit() }; EVENTS_PER_WAIT];
-        let millis = timeout.map_or(-1, |t| t.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32);
-        // SAFETY: `events` has room for as many events as the third argument says, and lives through the call.
-        let count = check(unsafe {
-            libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr().cast(), EVENTS_PER_WAIT as i32, millis)
+        let mut events = [const { MaybeUninit::uninit() }; EVENTS_PER_WAIT];
+        let timeout = timeout.map(|timeout| timeout.min(LONGEST_WAIT)).map(|timeout| Timespec {
+            tv_sec: timeout.as_secs().cast_signed(),
+            tv_nsec: timeout.subsec_nanos().into(),
         });
-        match count {
-            Ok(count) => tokens.extend(events.iter().take(count as usize).map(|event| {
-                // SAFETY: the kernel has written as many events as it has counted.
-                unsafe { event.assume_init_ref() }.u64
-            })),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+        match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
+            Ok((ready, _)) => tokens.extend(ready.iter().map(|event| event.data.u64())),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
         Ok(())
     }
@@ -79,24 +66,19 @@ impl Poller {
 impl Waker {
     /// Not yet woken.
     pub fn new() -> io::Result<Self> {
-        // SAFETY: takes no pointer; the result is checked.
-        let event = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
-        // SAFETY: `event` was just opened and nobody else owns it.
-        Ok(Self { event: Arc::new(unsafe { OwnedFd::from_raw_fd(event) }) })
+        Ok(Self { event: Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?) })
     }
 
     /// Makes the descriptor readable until [`clear`](Self::clear).
     pub fn wake(&self) {
-        let one = 1u64;
-        // SAFETY: eight octets are read from `one`, which has eight. A full counter is awake already.
-        unsafe { libc::write(self.event.as_raw_fd(), (&raw const one).cast(), 8) };
+        // The write fails only if the counter is full. The descriptor is readable then.
+        let _ = write(&self.event, &1u64.to_ne_bytes());
     }
 
     /// Makes the descriptor unreadable again.
     pub fn clear(&self) {
-        let mut count = 0u64;
-        // SAFETY: eight octets are written to `count`, which has eight. An empty counter is an error nobody minds.
-        unsafe { libc::read(self.event.as_raw_fd(), (&raw mut count).cast(), 8) };
+        // The read fails only if the counter is zero. The descriptor is unreadable then.
+        let _ = read(&self.event, &mut [0; 8]);
     }
 }
 
@@ -106,13 +88,10 @@ impl AsFd for Waker {
     }
 }
 
-/// The error number of a call that returned less than zero.
-fn check(result: i32) -> io::Result<i32> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
 /// More ready sockets than this are reported by the next wait.
 const EVENTS_PER_WAIT: usize = 256;
+/// The longest timeout that every kernel takes: it counts milliseconds in an `int` (epoll_wait(2)).
+const LONGEST_WAIT: Duration = Duration::from_millis(i32::MAX as u64);
 
 #[cfg(test)]
 mod tests {
