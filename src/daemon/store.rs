@@ -4,31 +4,23 @@
 //! (`FileDescriptorStoreMax=` in the unit, FDSTORE in sd_notify(3)). Without a manager, or without room in its store, nothing
 //! is kept.
 
-use std::{env, io, net::SocketAddr, os::fd::BorrowedFd, os::unix::net::UnixDatagram};
+use std::{net::SocketAddr, os::fd::BorrowedFd};
 
 use sd_notify::NotifyState;
 
-use crate::sys;
-
 /// Has a socket of this address kept. One that is kept already is kept once.
 pub(super) fn keep(address: SocketAddr, socket: BorrowedFd<'_>) {
-    let Some(path) = env::var_os("NOTIFY_SOCKET") else { return };
     let name = name(address);
-    // A socket that has failed or heard an end is to stay: it is for us to say when one goes.
-    let text = format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0\n");
-    let send = || -> io::Result<()> {
-        let manager = UnixDatagram::unbound()?;
-        manager.connect(&path)?;
-        sys::send_message(&manager, text.as_bytes(), Some(socket))
-    };
-    if let Err(error) = send() {
+    // FDPOLL=0: the manager keeps a socket that has failed or that was shut down. We remove it ourselves.
+    let message = [NotifyState::FdStore, NotifyState::FdName(&name), NotifyState::Custom("FDPOLL=0")];
+    if let Err(error) = sd_notify::notify_with_fds(&message, &[socket]) {
         tracing::warn!(%address, %error, "the service manager does not keep a socket; a restart may lose queries");
     }
 }
 
 /// Has the sockets of an address kept no longer.
 pub(super) fn forget(address: SocketAddr) {
-    super::notify_manager(&[NotifyState::Custom(&format!("FDSTOREREMOVE=1\nFDNAME={}", name(address)))]);
+    super::notify_manager(&[NotifyState::FdStoreRemove, NotifyState::FdName(&name(address))]);
 }
 
 /// The name under which sockets of an address are kept; such a name has no colon.
