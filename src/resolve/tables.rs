@@ -1,9 +1,11 @@
 //! What a reload swaps as one value: who answers which name.
 
 use std::{
-    hash::{DefaultHasher, Hash, Hasher},
+    hash::{Hash, Hasher},
     sync::Arc,
 };
+
+use siphasher::sip::SipHasher13;
 
 use super::Client;
 use crate::{
@@ -312,7 +314,8 @@ impl Tables {
 impl Route {
     /// The route of a rule. Its identity says whom it asks and how long answers live, not where it stands in the file.
     pub fn new(rule: &forward::Rule, group: Arc<Group>, lifetimes: Policy) -> Self {
-        let mut identity = DefaultHasher::new(); // without a seed: it is the same in every process
+        // Snapshots of the cache hold it, so it is the same in every process and in every build.
+        let mut identity = SipHasher13::new();
         for upstream in &rule.upstreams {
             upstream.to_string().hash(&mut identity);
         }

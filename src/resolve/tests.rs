@@ -167,6 +167,16 @@ fn rule(suffixes: &str, upstream: &str, serve_stale: u64) -> (Vec<Name>, Route) 
     (suffixes, Route::new(&rule, group, lifetimes))
 }
 
+/// Snapshots of the cache hold it, and another build of the daemon reads them.
+#[test]
+fn a_route_has_the_same_identity_in_every_build() {
+    let id = |suffixes, upstream, serve_stale| rule(suffixes, upstream, serve_stale).1.id;
+    assert_eq!(id("'.'", "192.0.2.1", 0), RuleId(9_884_281_984_601_333_180));
+    assert_eq!(id("'.'", "192.0.2.1", 0), id("'corp.test'", "192.0.2.1", 0));
+    assert_ne!(id("'.'", "192.0.2.1", 0), id("'.'", "192.0.2.2", 0));
+    assert_ne!(id("'.'", "192.0.2.1", 0), id("'.'", "192.0.2.1", 1));
+}
+
 /// `.` goes to one server, `corp.test` to another; `site.example` is a zone here.
 fn rules() -> Rules {
     Rules {
