@@ -15,6 +15,7 @@ use data_encoding::HEXLOWER_PERMISSIVE;
 use rand::Rng;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use siphasher::sip::SipHasher24;
+use subtle::ConstantTimeEq;
 
 use crate::wire::{COOKIE_BYTES, Cookie};
 
@@ -58,12 +59,16 @@ pub fn renew(secrets: &[Secret], shown: &[u8], client: IpAddr, now: u32) -> Opti
     let own = secrets.first()?;
     if let Ok(data) = <[u8; COOKIE_BYTES]>::try_from(shown)
         && let Some((before, hash)) = data.split_first_chunk::<HASH_AT>()
+        && let Some(&hash) = hash.first_chunk()
         && before[VERSION_AT] == VERSION
     {
         let &[.., t0, t1, t2, t3] = before;
         // Serial numbers (RFC 1982): older ones have a positive age, those of a clock that is ahead a negative one.
         let age = now.wrapping_sub(u32::from_be_bytes([t0, t1, t2, t3])).cast_signed();
-        let is_of = |secret: &Secret| is_same(&secret.hash(before, client), hash);
+        // In constant time: how long it takes reveals nothing of the hash.
+        let is_of = |secret: &Secret| -> bool {
+            u64::from_ne_bytes(secret.hash(before, client)).ct_eq(&u64::from_ne_bytes(hash)).into()
+        };
         if (-MOST_AHEAD_SECS..=MOST_AGE_SECS).contains(&age) && secrets.iter().any(is_of) {
             let is_lasting = age <= RENEWED_AGE_SECS && is_of(own);
             let data = if is_lasting { data } else { fresh(own, &data, client, now)? };
@@ -82,12 +87,6 @@ fn fresh(secret: &Secret, shown: &[u8], client: IpAddr, now: u32) -> Option<[u8;
     data[..HASH_AT].copy_from_slice(&before);
     data[HASH_AT..].copy_from_slice(&secret.hash(&before, client));
     Some(data)
-}
-
-/// The time that takes tells nothing of where the two differ.
-fn is_same(a: &[u8], b: &[u8]) -> bool {
-    let differing = a.iter().zip(b).fold(0, |differing, (a, b)| differing | (a ^ b));
-    a.len() == b.len() && std::hint::black_box(differing) == 0
 }
 
 impl fmt::Debug for Secret {
