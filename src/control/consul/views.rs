@@ -12,6 +12,7 @@ use std::{
 use axum::http::StatusCode;
 use serde::Serialize;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::{Asked, Refusal, Served};
 use crate::catalog::{
@@ -741,15 +742,14 @@ fn host_text(host: &Host) -> String {
     }
 }
 
-/// A UUID (RFC 9562, version 8) that a node has wherever and whenever it is asked for: two FNV-1a hashes of its key.
+/// The UUID of a node: a hash of its datacenter and name (RFC 9562 §5.5), so that every daemon gives it the same.
 fn node_id(key: &NodeKey) -> String {
-    let name = || key.datacenter().bytes().chain([0]).chain(key.name().bytes());
-    let hash = |basis: u64| name().fold(basis, |hash, octet| (hash ^ u64::from(octet)).wrapping_mul(0x100_0000_01b3));
-    let high = (hash(0xcbf2_9ce4_8422_2325) & !0xf000) | 0x8000;
-    let low = (hash(0x8422_2325_cbf2_9ce4) & !(3 << 62)) | (2 << 62);
-    let digits = format!("{high:016x}{low:016x}");
-    [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
+    let name = [key.datacenter(), key.name()].join("\0");
+    Uuid::new_v5(&NODES, name.as_bytes()).to_string()
 }
+
+/// The namespace of nodes' UUIDs.
+const NODES: Uuid = Uuid::from_u128(0x9c2d_6f0b_51a8_4e37_8d14_e7b3_0a96_c25f);
 
 /// The Consul whose API this is: Nomad and consul-esm compare it with the version that they need.
 const CONSUL_VERSION: &str = "1.8.7";
@@ -759,3 +759,20 @@ const REVISION: &str = concat!("watershed-", env!("CARGO_PKG_VERSION"));
 const MAINTENANCE: &str = "maintenance";
 /// Of Consul's servers.
 const SERVER_PORT: u16 = 8300;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_the_same_uuid_everywhere() {
+        let id = |datacenter, name| node_id(&NodeKey::new(datacenter, name));
+        let uuid = Uuid::parse_str(&id("dc1", "db-1")).unwrap();
+        assert_eq!(uuid.get_version_num(), 5);
+        assert_eq!(uuid.to_string(), "067063bf-65e7-5a58-9b5f-022dffa43d2a");
+        assert_eq!(id("dc1", "db-1"), id("DC1", "DB-1"));
+        for (datacenter, name) in [("dc1", "db-2"), ("dc2", "db-1"), ("dc1d", "b-1")] {
+            assert_ne!(uuid.to_string(), id(datacenter, name), "{datacenter} {name}");
+        }
+    }
+}
