@@ -16,6 +16,7 @@ pub mod files;
 pub mod location;
 pub mod metrics;
 pub mod sys;
+pub mod tls;
 pub mod wire;
 
 // Floor 1: the parts of the heart, which do not know each other.

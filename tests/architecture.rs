@@ -17,6 +17,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("location", 0),
     ("metrics", 0),
     ("sys", 0),
+    ("tls", 0),
     ("wire", 0),
     ("cache", 1),
     ("catalog", 1),
@@ -40,7 +41,6 @@ const FENCES: &[(&str, &[&str])] = &[
     ("unsafe ", &["sys/"]),
     ("prometheus::", &["metrics/"]),
     ("domain::", &["zone/rdata/"]),
-    ("reqwest", &["catalog/"]),
     ("anyhow", &["daemon", "cli", "main.rs"]),
     ("axum", &["control/"]),
 ];

@@ -128,7 +128,7 @@ impl Serving {
     }
 
     fn serve_stream(&self, service: Service, tcp: &TcpListener, closing: &CancellationToken) -> Result<()> {
-        let spoken = server::spoken(service, self.identity.clone()).context("cannot serve TLS")?;
+        let spoken = server::spoken(service, self.identity.clone());
         let listener = tokio::net::TcpListener::from_std(tcp.try_clone()?).context("cannot serve TCP")?;
         let (listener, face, connections) = (Arc::new(listener), self.face.clone(), self.connections.clone());
         let until = closing.clone();

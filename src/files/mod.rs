@@ -5,16 +5,18 @@
 //! may lead elsewhere a moment later. A read that does not come back costs its file alone: [`patiently`].
 //!
 //! Here are also what tells a changed file from an unchanged one ([`Stamp`]), the last good version of each data file on the
-//! disk ([`Copies`]), and how a file is replaced as a whole ([`replace`]).
+//! disk ([`Copies`]), how a file is replaced as a whole ([`replace`]), and how certificates are read.
 
 mod copies;
 mod patience;
+mod pem;
 mod read;
 mod replace;
 mod stamp;
 
 pub use copies::{Copies, Saved, Version};
 pub use patience::{access, patiently};
+pub use pem::{read_certificates, read_private_key};
 pub use read::{Listed, SMALL, list, read, read_text};
 pub use replace::{Durability, remove_leftovers, replace};
 pub use stamp::{Stamp, is_absent, is_folder, is_removed};

@@ -513,10 +513,9 @@ mod tests {
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate =
             rcgen::CertificateParams::new([name.to_owned()]).unwrap().signed_by(&key, &authority).unwrap();
-        let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
-        let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
         let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let config = config.with_single_cert(vec![certificate.der().clone()], key).unwrap();
+        let config =
+            crate::tls::server().with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key).unwrap();
         (TlsAcceptor::from(Arc::new(config)), Trust::Only(vec![authority.der().clone()]))
     }
 

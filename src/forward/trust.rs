@@ -17,15 +17,11 @@ use tokio_rustls::rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_name,
     },
-    crypto::{CryptoProvider, ring},
-    pki_types::{
-        CertificateDer, ServerName, UnixTime,
-        pem::{self, PemObject},
-    },
+    pki_types::{CertificateDer, ServerName, UnixTime, pem},
     server::ParsedCertificate,
 };
 
-use crate::files;
+use crate::{files, tls};
 
 /// The authorities that an upstream's certificate may come from. It must bear the upstream's name in any case.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -62,13 +58,11 @@ impl Trust {
 
     /// The settings of TLS for connections. Sessions are resumed between those that share them.
     pub fn client_config(&self) -> Result<ClientConfig, rustls::Error> {
-        let provider = Arc::new(ring::default_provider());
-        let verifier = Arc::new(self.verifier(Arc::clone(&provider))?);
-        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-        Ok(config.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
+        let verifier = Arc::new(self.verifier()?);
+        Ok(tls::client().dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
     }
 
-    fn verifier(&self, provider: Arc<CryptoProvider>) -> Result<Verifier, rustls::Error> {
+    fn verifier(&self) -> Result<Verifier, rustls::Error> {
         let mut roots = RootCertStore::empty();
         let listed = match self {
             Self::Public => {
@@ -80,7 +74,7 @@ impl Trust {
                 authorities.clone()
             }
         };
-        let authorities = WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build();
+        let authorities = WebPkiServerVerifier::builder_with_provider(roots.into(), tls::provider()).build();
         let authorities = authorities.map_err(|error| rustls::Error::General(error.to_string()))?;
         Ok(Verifier { authorities, listed })
     }
@@ -157,11 +151,7 @@ fn has_no_names(error: &rustls::Error) -> bool {
 }
 
 fn read_authorities(file: &Path) -> Result<Vec<CertificateDer<'static>>, CaFileProblem> {
-    let (text, _) = files::read(file, files::SMALL).map_err(pem::Error::Io)?;
-    let authorities: Vec<_> = CertificateDer::pem_slice_iter(&text).collect::<Result<_, _>>()?;
-    if authorities.is_empty() {
-        return Err(pem::Error::NoItemsFound.into());
-    }
+    let authorities = files::read_certificates(file)?;
     Trust::Only(authorities.clone()).client_config()?;
     Ok(authorities)
 }
@@ -221,7 +211,7 @@ mod tests {
             let stranger = self_signed(&["dns.example"], is_ca(), 2025..2035);
             let expect = |shown: &CertificateDer<'_>, name: &'static str, year, expected: Result<(), &str>| {
                 let trust = Trust::Only(vec![named.clone(), nameless.clone()]);
-                let verifier = trust.verifier(Arc::new(ring::default_provider())).unwrap();
+                let verifier = trust.verifier().unwrap();
                 let name = ServerName::try_from(name).unwrap();
                 let found = verifier.verify_server_cert(shown, &[], &name, &[], year_of(year)).map(drop);
                 match (found, expected) {
@@ -256,7 +246,7 @@ mod tests {
             params.signed_by(&rcgen::KeyPair::generate().unwrap(), &authority).unwrap().der().clone()
         };
         let (listed, sibling) = (issue(), issue());
-        let verifier = Trust::Only(vec![listed.clone()]).verifier(Arc::new(ring::default_provider())).unwrap();
+        let verifier = Trust::Only(vec![listed.clone()]).verifier().unwrap();
         let name = ServerName::try_from("dns.example").unwrap();
         let is_believed = |shown| verifier.verify_server_cert(shown, &[], &name, &[], UnixTime::now()).is_ok();
         assert!(is_believed(&listed) && !is_believed(&sibling));

@@ -6,19 +6,15 @@ use arc_swap::ArcSwapOption;
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
-        self, ServerConfig,
-        crypto::ring::default_provider,
-        pki_types::{
-            CertificateDer, PrivateKeyDer,
-            pem::{self, PemObject},
-        },
+        self,
+        pki_types::pem,
         server::{ClientHello, ResolvesServerCert},
         sign::CertifiedKey,
     },
 };
 
 use super::{Config, Service, tcp::Spoken};
-use crate::files;
+use crate::{files, tls};
 
 /// What encrypted listeners show to prove who we are. A reload replaces it under them.
 #[derive(Debug, Default)]
@@ -76,17 +72,17 @@ pub fn load_certificate(config: &Config) -> Result<Option<Certificate>, Certific
         let file = file.clone();
         move |error| CertificateError::File { file, error, key, what }
     };
-    let read = |file: &PathBuf| files::read(file, files::SMALL).map(|(text, _)| text).map_err(pem::Error::Io);
-    let chain: Vec<_> = read(certificate)
-        .and_then(|text| CertificateDer::pem_slice_iter(&text).collect())
-        .and_then(|chain: Vec<_>| if chain.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(chain) })
-        .map_err(fault(certificate, "certificate", "our certificate and those between it and its authority"))?;
-    let key = read(private_key).and_then(|text| PrivateKeyDer::from_pem_slice(&text)).map_err(fault(
+    let chain = files::read_certificates(certificate).map_err(fault(
+        certificate,
+        "certificate",
+        "our certificate and those between it and its authority",
+    ))?;
+    let key = files::read_private_key(private_key).map_err(fault(
         private_key,
         "private_key",
         "the private key of the certificate",
     ))?;
-    match CertifiedKey::from_der(chain, key, &default_provider()) {
+    match CertifiedKey::from_der(chain, key, &tls::provider()) {
         Ok(certified) => Ok(Some(Arc::new(certified))),
         Err(error) => {
             Err(CertificateError::Pair { certificate: certificate.clone(), private_key: private_key.clone(), error })
@@ -95,19 +91,17 @@ pub fn load_certificate(config: &Config) -> Result<Option<Certificate>, Certific
 }
 
 /// What a TCP listener needs to speak what it shall.
-pub fn spoken(service: Service, identity: Arc<Identity>) -> Result<Spoken, rustls::Error> {
+pub fn spoken(service: Service, identity: Arc<Identity>) -> Spoken {
     let acceptor = |protocol: &[u8]| {
-        let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()));
-        let builder = builder.with_safe_default_protocol_versions()?.with_no_client_auth();
-        let mut config = builder.with_cert_resolver(identity);
+        let mut config = tls::server().with_no_client_auth().with_cert_resolver(identity);
         config.alpn_protocols = vec![protocol.to_vec()];
-        Ok(TlsAcceptor::from(Arc::new(config)))
+        TlsAcceptor::from(Arc::new(config))
     };
     match service {
         // QUIC has no connections of TCP.
-        Service::Plain | Service::Quic => Ok(Spoken::Plain),
-        Service::Tls => acceptor(b"dot").map(Spoken::Tls),
-        Service::Https => acceptor(b"h2").map(Spoken::Https),
+        Service::Plain | Service::Quic => Spoken::Plain,
+        Service::Tls => Spoken::Tls(acceptor(b"dot")),
+        Service::Https => Spoken::Https(acceptor(b"h2")),
     }
 }
 

@@ -25,6 +25,7 @@ use crate::{
     server::{Connections, Face, https, serve_quic, serve_tcp},
     wire::{Class, Name, Question, Rcode, Rtype},
 };
+use tokio_rustls::rustls::pki_types::{CertificateDer, pem::PemObject};
 
 /// Our listeners in front of an upstream, with a certificate for `dns.example`.
 pub(in crate::server) struct House {
@@ -69,7 +70,7 @@ impl House {
         let closing = CancellationToken::new();
         let [(tls_listener, tls), (https_listener, https)] = [listen().await, listen().await];
         for (service, listener) in [(Service::Tls, tls_listener), (Service::Https, https_listener)] {
-            let spoken = spoken(service, identity.clone()).unwrap();
+            let spoken = spoken(service, identity.clone());
             tokio::spawn(serve_tcp(listener.into(), spoken, face.clone(), Arc::default(), closing.clone()));
         }
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -216,11 +217,7 @@ async fn an_idle_connection_of_https_ends_with_its_listener() {
     .await;
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(house.folder.path().join("authority.pem")).unwrap()).unwrap();
-    let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let mut config = tls::client().with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
     let stream = tokio::net::TcpStream::connect(house.https).await.unwrap();
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));

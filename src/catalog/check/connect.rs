@@ -20,7 +20,7 @@ use tokio_rustls::{
     rustls::{
         self, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
         client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-        crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
+        crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
         pki_types::{CertificateDer, ServerName, UnixTime},
     },
 };
@@ -29,6 +29,7 @@ use super::{
     definition::{Target, Tls, Trust},
     guard::Reach,
 };
+use crate::tls;
 
 /// Resolves a host name to its addresses. Literal addresses do not come here.
 pub type Resolve = Arc<dyn Fn(&str) -> Resolving + Send + Sync>;
@@ -81,7 +82,7 @@ pub(super) enum Error {
 impl Dialer {
     /// A dialer with the system's resolver and the system's roots of trust.
     pub fn new() -> Self {
-        Self::with(Arc::new(resolve_by_system), load_system_roots)
+        Self::with(Arc::new(resolve_by_system), tls::system_roots)
     }
 
     /// A dialer with a resolver, and with roots of trust, which are read when the first check needs them.
@@ -91,13 +92,12 @@ impl Dialer {
 
     fn config(&self, trust: Trust) -> &ClientConfig {
         self.configs[trust as usize].get_or_init(|| {
-            let provider = Arc::new(ring::default_provider());
-            let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-                .with_safe_default_protocol_versions()
-                .expect("the provider supports the default versions");
             match trust {
-                Trust::Verified => builder.with_root_certificates((self.roots)()),
-                Trust::Anyone => builder.dangerous().with_custom_certificate_verifier(Arc::new(TrustAnyone(provider))),
+                Trust::Verified => tls::client().with_root_certificates((self.roots)()),
+                Trust::Anyone => {
+                    let verifier = Arc::new(TrustAnyone(tls::provider()));
+                    tls::client().dangerous().with_custom_certificate_verifier(verifier)
+                }
             }
             .with_no_client_auth()
         })
@@ -229,16 +229,6 @@ fn resolve_by_system(host: &str) -> Resolving {
         let addresses = tokio::net::lookup_host((host, 0)).await?;
         Ok(addresses.map(|address| address.ip()).collect())
     })
-}
-
-fn load_system_roots() -> RootCertStore {
-    let loaded = rustls_native_certs::load_native_certs();
-    for error in &loaded.errors {
-        tracing::warn!(%error, "some root certificates of the system cannot be read");
-    }
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(loaded.certs);
-    roots
 }
 
 /// Takes any certificate, as `tls_skip_verify` demands; that the server holds its key is still checked.

@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_rustls::{
     TlsAcceptor,
-    rustls::{RootCertStore, ServerConfig, crypto::ring, pki_types::CertificateDer},
+    rustls::{RootCertStore, pki_types::CertificateDer},
 };
 
 use super::*;
@@ -254,9 +254,7 @@ async fn a_server_that_accepts_and_is_silent_is_critical() {
 async fn listen_tls(protocol: &[u8]) -> (TcpListener, TlsAcceptor, u16, CertificateDer<'static>) {
     let made = rcgen::generate_simple_self_signed(vec!["db.example".to_owned()]).unwrap();
     let certificate = made.cert.der().clone();
-    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
+    let mut config = crate::tls::server()
         .with_no_client_auth()
         .with_single_cert(vec![certificate.clone()], made.signing_key.into())
         .unwrap();

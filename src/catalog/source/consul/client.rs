@@ -31,11 +31,7 @@ use tokio_rustls::{
     TlsConnector,
     rustls::{
         self, ClientConfig, RootCertStore,
-        crypto::ring,
-        pki_types::{
-            CertificateDer, PrivateKeyDer, ServerName,
-            pem::{self, PemObject},
-        },
+        pki_types::{CertificateDer, ServerName, pem},
     },
 };
 use url::Url;
@@ -45,7 +41,7 @@ use super::{
     api::{Reply, Response, What},
     config::host_of,
 };
-use crate::files;
+use crate::{files, tls};
 
 /// What sends requests to the agents of one section.
 pub(super) struct Client {
@@ -316,24 +312,25 @@ fn find_host(hosts: &str, host: &str) -> Vec<IpAddr> {
 }
 
 fn tls_config(config: &Config) -> Result<ClientConfig, FileError> {
-    let mut roots = RootCertStore::empty();
-    match &config.ca_file {
+    let roots = match &config.ca_file {
         Some(file) => {
+            let mut roots = RootCertStore::empty();
             for authority in certificates("ca_file", file)? {
                 roots.add(authority)?;
             }
+            roots
         }
-        None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
-    }
-    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots);
+        None => tls::system_roots(),
+    };
+    let builder = tls::client().with_root_certificates(roots);
     Ok(match (&config.cert_file, &config.key_file) {
         (Some(certificate), Some(key)) => {
             let chain = certificates("cert_file", certificate)?;
-            let text = files::read(key, files::SMALL).map_err(pem::Error::Io);
-            let read = text.and_then(|(text, _)| PrivateKeyDer::from_pem_slice(&text));
-            let key = read.map_err(|cause| FileError::Pem { key: "key_file", file: key.clone(), cause })?;
+            let key = files::read_private_key(key).map_err(|cause| FileError::Pem {
+                key: "key_file",
+                file: key.clone(),
+                cause,
+            })?;
             builder.with_client_auth_cert(chain, key)?
         }
         _ => builder.with_no_client_auth(),
@@ -341,11 +338,7 @@ fn tls_config(config: &Config) -> Result<ClientConfig, FileError> {
 }
 
 fn certificates(key: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
-    let error = |cause| FileError::Pem { key, file: file.to_owned(), cause };
-    let text = files::read(file, files::SMALL).map_err(pem::Error::Io);
-    let found: Result<Vec<_>, _> = text.and_then(|(text, _)| CertificateDer::pem_slice_iter(&text).collect());
-    let found = found.map_err(error)?;
-    if found.is_empty() { Err(error(pem::Error::NoItemsFound)) } else { Ok(found) }
+    files::read_certificates(file).map_err(|cause| FileError::Pem { key, file: file.to_owned(), cause })
 }
 
 const INDEX: HeaderName = HeaderName::from_static("x-consul-index");
