@@ -14,7 +14,7 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
         Arc,
@@ -25,10 +25,28 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
+use clap::Parser;
 use watershed::{
     sys::Outbox,
     wire::{Class, Name, Rtype, UpstreamEdns, UpstreamQuery},
 };
+
+/// Floods a daemon and measures what a client beside the flood sees.
+#[derive(Parser)]
+struct Arguments {
+    /// Take some seconds
+    #[arg(long)]
+    quick: bool,
+    /// The program to flood
+    #[arg(long, default_value = env!("CARGO_BIN_EXE_watershed"))]
+    daemon: PathBuf,
+    /// An argument of cargo
+    #[arg(long = "bench", hide = true)]
+    _bench: bool,
+    /// An argument of the other benchmarks
+    #[arg(long = "noplot", hide = true)]
+    _noplot: bool,
+}
 
 /// Who floods, with what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,11 +77,9 @@ const ATTACKS: [(&str, Attack); 7] = [
 ];
 
 fn main() -> anyhow::Result<()> {
-    let args: Vec<String> = std::env::args().collect();
-    let is_quick = args.iter().any(|arg| arg == "--quick");
-    let given = args.iter().position(|arg| arg == "--daemon").and_then(|at| args.get(at + 1));
-    let program = Path::new(given.map_or(env!("CARGO_BIN_EXE_watershed"), String::as_str));
-    let span = if is_quick { Duration::from_millis(500) } else { Duration::from_secs(5) };
+    let arguments = Arguments::parse();
+    let program = arguments.daemon.as_path();
+    let span = if arguments.quick { Duration::from_millis(500) } else { Duration::from_secs(5) };
     println!(
         "| Flood | offered/s | received/s | dropped by the kernel | hit p50, p99 us | miss p50, p99 us | failed, lost |"
     );

@@ -29,10 +29,11 @@ mod traffic;
 use std::{fs, num::NonZero, time::Duration};
 
 use anyhow::Context;
+use clap::Parser;
 
 use parts::Manner;
 use peers::{ANSWER, FORWARD, Installed};
-use plan::Plan;
+use plan::{Arguments, Plan};
 use report::Chart;
 use server::LOAD_CORE;
 
@@ -53,7 +54,7 @@ fn main() -> anyhow::Result<()> {
         println!("compare: skipped, for it takes two cores");
         return Ok(());
     }
-    let plan = Plan::read(&args)?;
+    let plan = Plan::new(Arguments::parse())?;
     let is_inside = namespace::enter()?;
     // The load's own core; threads that are started from here on inherit it.
     let pinned =

@@ -2,9 +2,42 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::{Context, bail};
+use clap::Parser;
 
 use super::peers;
+
+/// Measures watershed beside its peers.
+#[derive(Parser)]
+pub struct Arguments {
+    /// Take seconds, for watershed alone unless peers are named
+    #[arg(long)]
+    quick: bool,
+    /// The folder that the page and its charts are written to
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Measure only these servers
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<String>,
+    /// Measure only these rows and curves
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// How often each figure is measured; the median counts
+    #[arg(long)]
+    repetitions: Option<usize>,
+    /// How long a load lasts
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// The program to measure
+    #[arg(long, default_value = env!("CARGO_BIN_EXE_watershed"))]
+    watershed: PathBuf,
+    /// Arguments of cargo and of the other benchmarks, and our own inside a namespace; nothing is read from them here
+    #[arg(long = "bench", hide = true)]
+    _bench: bool,
+    #[arg(long = "noplot", hide = true)]
+    _noplot: bool,
+    #[arg(long = "inside", hide = true)]
+    _inside: bool,
+}
 
 pub struct Plan {
     /// How long a load lasts, for a point of a curve and for a row of the table.
@@ -33,7 +66,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    pub fn read(args: &[String]) -> anyhow::Result<Self> {
+    pub fn new(arguments: Arguments) -> anyhow::Result<Self> {
         let mut plan = Self {
             run: Duration::from_millis(1500),
             row_run: Duration::from_secs(1),
@@ -48,40 +81,28 @@ impl Plan {
             blocked: 1_000_000,
             services: 50,
             fill: Duration::from_secs(120),
-            out: None,
-            peers: Vec::new(),
-            only: Vec::new(),
-            watershed: env!("CARGO_BIN_EXE_watershed").into(),
+            out: arguments.out,
+            peers: arguments.peers,
+            only: arguments.only,
+            watershed: arguments.watershed,
         };
-        let mut args = args.iter();
-        while let Some(arg) = args.next() {
-            let mut value = || args.next().with_context(|| format!("{arg} takes a value"));
-            let list = |text: &String| text.split(',').map(str::to_owned).collect();
-            match arg.as_str() {
-                // What cargo and the other benchmarks are told, and what we tell ourselves.
-                "--bench" | "--noplot" | super::namespace::INSIDE => {}
-                "--quick" => {
-                    (plan.run, plan.row_run) = (Duration::from_millis(100), Duration::from_millis(100));
-                    plan.repetitions = 1;
-                    (plan.cached_names, plan.rules, plan.outstanding) = (&[10, 1000], &[1, 100], &[1, 64]);
-                    (plan.instances, plan.changes) = (&[100], 2);
-                    (plan.hits, plan.kept, plan.blocked) = (1000, 5000, 10_000);
-                    plan.fill = Duration::from_secs(10);
-                    plan.peers = vec![peers::WATERSHED.into()];
-                }
-                "--out" => plan.out = Some(value()?.into()),
-                "--peers" => plan.peers = list(value()?),
-                "--only" => plan.only = list(value()?),
-                "--repetitions" => plan.repetitions = value()?.parse()?,
-                "--seconds" => {
-                    plan.run = Duration::try_from_secs_f64(value()?.parse()?)?;
-                    plan.row_run = plan.run;
-                }
-                "--watershed" => plan.watershed = value()?.into(),
-                _ => bail!(
-                    "unknown argument {arg}; there are --quick, --out, --peers, --only, --repetitions, --seconds, --watershed"
-                ),
+        if arguments.quick {
+            (plan.run, plan.row_run) = (Duration::from_millis(100), Duration::from_millis(100));
+            plan.repetitions = 1;
+            (plan.cached_names, plan.rules, plan.outstanding) = (&[10, 1000], &[1, 100], &[1, 64]);
+            (plan.instances, plan.changes) = (&[100], 2);
+            (plan.hits, plan.kept, plan.blocked) = (1000, 5000, 10_000);
+            plan.fill = Duration::from_secs(10);
+            if plan.peers.is_empty() {
+                plan.peers.push(peers::WATERSHED.into());
             }
+        }
+        if let Some(repetitions) = arguments.repetitions {
+            plan.repetitions = repetitions;
+        }
+        if let Some(seconds) = arguments.seconds {
+            plan.run = Duration::try_from_secs_f64(seconds)?;
+            plan.row_run = plan.run;
         }
         Ok(plan)
     }
