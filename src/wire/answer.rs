@@ -9,11 +9,11 @@ use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
 use super::{
-    Class, HEADER_BYTES, Name, Question, Rcode, Response, Rtype, Shape, flag,
+    Class, HEADER_BYTES, Name, Question, Rcode, Rtype, flag,
     name::{MAX_LABEL_BYTES, label_starts},
     put_u16,
     rdata::{self, Field},
-    read_u16, rotation,
+    read_u16,
 };
 
 /// What local data says to a question: records, or a denial with its SOA.
@@ -82,16 +82,6 @@ impl Answer {
     pub fn negative(rcode: Rcode, soa: Record) -> Self {
         Self { rcode, authority: vec![soa], ..Self::default() }
     }
-
-    /// The message, names compressed.
-    pub fn encode(&self, question: &Question) -> Response {
-        encode(question, self)
-    }
-
-    /// The message for replies of this shape; nothing if there is no way to rotate its records, or nothing to rotate.
-    pub fn encode_rotating(&self, question: &Question, shape: &Shape) -> Option<Response> {
-        rotation::encode(question, self, shape)
-    }
 }
 
 impl Record {
@@ -123,13 +113,6 @@ impl Soa {
     }
 }
 
-pub(super) fn encode(question: &Question, answer: &Answer) -> Response {
-    let head = head(question, answer);
-    let records_at = head.len();
-    let message = write_sections(head, [&answer.answer, &answer.authority, &answer.additional]);
-    Response::from_parts(message, records_at, answer.rcode)
-}
-
 /// Header and question.
 pub(super) fn head(question: &Question, answer: &Answer) -> Vec<u8> {
     let mut head = Vec::with_capacity(512);
@@ -149,7 +132,7 @@ pub(super) fn write_message(head: &[u8], sections: &[Vec<Record>; 3]) -> Vec<u8>
 }
 
 /// Writes records behind the head in `message` until that is full; what then is missing is not counted, and TC is set.
-fn write_sections(mut message: Vec<u8>, sections: [&Vec<Record>; 3]) -> Vec<u8> {
+pub(super) fn write_sections(mut message: Vec<u8>, sections: [&Vec<Record>; 3]) -> Vec<u8> {
     // The head may be that of a message with other records.
     message[6..HEADER_BYTES].fill(0);
     if sections.iter().all(|records| records.is_empty()) {

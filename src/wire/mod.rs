@@ -4,10 +4,13 @@
 //! a value, not a panic. Positions and sizes are bytes.
 
 mod answer;
+mod edns;
 mod frame;
 mod name;
 mod query;
+mod question;
 mod rdata;
+mod record;
 mod reply;
 mod response;
 mod rotation;
@@ -15,12 +18,15 @@ mod suffix;
 mod types;
 
 pub use answer::{Answer, Record, Soa};
+pub use edns::{ClientEdns, ClientOptions};
 pub use frame::{read_frame, write_frame};
 pub(crate) use name::label_starts;
 pub use name::{MAX_NAME_BYTES, Name, NameError};
-pub use query::{ClientEdns, ClientOptions, Query, Question, Reject, UpstreamEdns, UpstreamQuery};
+pub use query::{Query, Reject, UpstreamEdns, UpstreamQuery};
+pub use question::Question;
+pub use record::{RecordView, Section};
 pub use reply::{Asker, COOKIE_BYTES, Cookie, ReplyOptions, ReplySize, Ttls, padding, write_error, write_reply};
-pub use response::{ExtendedError, Malformed, Match, Received, RecordView, Response, Section, View};
+pub use response::{ExtendedError, Malformed, Match, Received, Response, View};
 pub use rotation::Shape;
 pub use suffix::{SuffixError, Suffixes, read_name};
 pub use types::{Class, Opcode, Rcode, Rtype};

@@ -1,20 +1,9 @@
 //! A query: a client's, read in place, and our own to an upstream, written.
 
 use super::{
-    Asker, Class, HEADER_BYTES, Name, Opcode, Rcode, ReplyOptions, ReplySize, Rtype, flag, name::skip_uncompressed,
-    put_u16, read_u16, response::skip_record,
+    Asker, Class, ClientEdns, ClientOptions, HEADER_BYTES, Name, Opcode, Question, Rcode, ReplyOptions, ReplySize,
+    Rtype, edns::OPTION_COOKIE, flag, name::skip_uncompressed, put_u16, read_u16, record::skip_record,
 };
-
-/// What is asked.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Question {
-    /// The name asked for, in lower case.
-    pub qname: Name,
-    /// The type asked for.
-    pub qtype: Rtype,
-    /// The class asked for.
-    pub qclass: Class,
-}
 
 /// A well-formed query of a client; it borrows the datagram or frame that it came in.
 #[derive(Debug, Clone, Copy)]
@@ -23,29 +12,6 @@ pub struct Query<'a> {
     question_end: usize,
     edns: Option<ClientEdns>,
     options: ClientOptions<'a>,
-}
-
-/// What a client said of itself in its OPT record (RFC 6891 §6.1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClientEdns {
-    /// The largest UDP payload it takes, as it said.
-    pub udp_size: u16,
-    /// The EDNS version; all but 0 are answered BADVERS.
-    pub version: u8,
-    /// The DO bit: it wants DNSSEC records.
-    pub dnssec_ok: bool,
-}
-
-/// Those options of a client's OPT record to which replies have something to say. All others are passed over, whatever they
-/// hold (RFC 6891 §6.1.2), and none goes to an upstream: they are a matter between two neighbors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ClientOptions<'a> {
-    /// COOKIE (RFC 7873 §4): 8 octets of the client's, and then, if it has any of a server, 8 to 32 of those.
-    pub cookie: Option<&'a [u8]>,
-    /// edns-tcp-keepalive (RFC 7828): it would like to know how long a connection may be idle.
-    pub keepalive: bool,
-    /// Padding (RFC 7830): its length shall say nothing, and that of the reply neither.
-    pub padding: bool,
 }
 
 /// Why a message is not a query that can be resolved.
@@ -192,26 +158,6 @@ impl<'a> Query<'a> {
     }
 }
 
-impl<'a> ClientOptions<'a> {
-    /// Nothing for options that are not whole, or a cookie of an impossible length (RFC 7873 §5.2.2).
-    fn read(rdata: &'a [u8]) -> Option<Self> {
-        let mut read = Self::default();
-        for option in options(rdata) {
-            match option? {
-                // Of several, the first counts (RFC 7873 §5.2).
-                (OPTION_COOKIE, data) if read.cookie.is_none() => {
-                    read.cookie = matches!(data.len(), 8 | 16..=40).then_some(data);
-                    read.cookie?;
-                }
-                (OPTION_KEEPALIVE, _) => read.keepalive = true,
-                (OPTION_PADDING, _) => read.padding = true,
-                _ => {}
-            }
-        }
-        Some(read)
-    }
-}
-
 /// A query of ours to an upstream.
 #[derive(Debug, Clone, Copy)]
 pub struct UpstreamQuery<'a> {
@@ -272,31 +218,6 @@ impl UpstreamQuery<'_> {
 fn opcode(flags: u16) -> Opcode {
     Opcode((flags >> 11) as u8 & 0x0f)
 }
-
-/// The options of an OPT record's RDATA: code and data of each, until one does not fit.
-pub(super) fn options(rdata: &[u8]) -> impl Iterator<Item = Option<(u16, &[u8])>> {
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        if at >= rdata.len() {
-            return None;
-        }
-        let option = (|| {
-            let length = usize::from(read_u16(rdata, at + 2)?);
-            Some((read_u16(rdata, at)?, rdata.get(at + 4..at + 4 + length)?))
-        })();
-        at = option.map_or(rdata.len(), |(_, data)| at + 4 + data.len());
-        Some(option)
-    })
-}
-
-/// The option code COOKIE (RFC 7873 §8).
-pub(super) const OPTION_COOKIE: u16 = 10;
-/// The option code edns-tcp-keepalive (RFC 7828 §3.1).
-pub(super) const OPTION_KEEPALIVE: u16 = 11;
-/// The option code Padding (RFC 7830 §3).
-pub const OPTION_PADDING: u16 = 12;
-/// The option code of extended errors (RFC 8914 §5.1).
-pub(super) const OPTION_EXTENDED_ERROR: u16 = 15;
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,7 @@ use super::{
     Class, Name, NameError, RecordView, Rtype,
     name::skip_uncompressed,
     read_u16,
-    response::{End, Progress, check_name},
+    record::{End, Progress, check_name},
 };
 
 /// A part of RDATA.

@@ -3,12 +3,12 @@
 use rand::Rng;
 
 use super::{
-    Class, ClientEdns, HEADER_BYTES, Rcode, RecordView, Rtype, View, flag,
+    Class, ClientEdns, HEADER_BYTES, Rcode, RecordView, Rtype, View,
+    edns::{OPTION_COOKIE, OPTION_KEEPALIVE, OPTION_PADDING},
+    flag,
     name::skip_uncompressed,
-    put_u16,
-    query::{OPTION_COOKIE, OPTION_KEEPALIVE, OPTION_PADDING},
-    read_u16, read_u32,
-    response::skip_record,
+    put_u16, read_u16, read_u32,
+    record::skip_record,
     rotation::Rotation,
 };
 

@@ -1,15 +1,11 @@
 //! A response: an upstream's, walked and kept as bytes, or one of ours.
 
-use std::ops::Range;
-
-use smallvec::SmallVec;
-
 use super::{
-    Class, HEADER_BYTES, Name, NameError, Question, Rcode, Record, Rtype, answer,
+    Answer, Class, HEADER_BYTES, Name, NameError, Question, Rcode, Record, RecordView, Rtype, Section, answer,
+    edns::{OPTION_COOKIE, OPTION_EXTENDED_ERROR, options},
     name::skip_uncompressed,
-    put_u16,
-    query::{OPTION_COOKIE, OPTION_EXTENDED_ERROR, options},
-    rdata, read_u16, read_u32,
+    put_u16, rdata, read_u16, read_u32,
+    record::{Progress, check_owner, points_to_qname, skip_record},
 };
 
 /// A response as it is kept and relayed: the message with its question, without its OPT record.
@@ -67,38 +63,6 @@ impl<'a> View<'a> {
     }
 }
 
-/// A section that holds records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Section {
-    /// The records that answer the question.
-    Answer,
-    /// SOA of a negative answer, NS of a referral.
-    Authority,
-    /// Whatever else may help.
-    Additional,
-}
-
-/// Where the parts of a record lie in its message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RecordView {
-    /// The section.
-    pub section: Section,
-    /// Where the owner name starts.
-    pub owner_at: usize,
-    /// Where the TTL stands.
-    pub ttl_at: usize,
-    /// The type.
-    pub rtype: Rtype,
-    /// The class.
-    pub class: Class,
-    /// The TTL as written; above 2^31-1 it counts as 0 (RFC 2181 §8).
-    pub ttl: u32,
-    /// The RDATA.
-    pub rdata: Range<usize>,
-    /// Where the record ends.
-    pub end: usize,
-}
-
 /// An extended DNS error (RFC 8914): why the response is what it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExtendedError {
@@ -122,8 +86,7 @@ impl Response {
 
     /// Takes a reply of ours apart. Its RDATA is not looked into: local data may hold what an upstream may not send.
     pub fn read_own(message: &[u8]) -> Result<Received, Malformed> {
-        let progress = Progress { steps_left: usize::MAX, ..Progress::of(message) };
-        Self::try_read(message, progress, |_, _, _| Some(rdata::Names::AsTheyAre)).ok_or(Malformed)
+        Self::try_read(message, Progress::of_ours(), |_, _, _| Some(rdata::Names::AsTheyAre)).ok_or(Malformed)
     }
 
     fn try_read(
@@ -160,7 +123,7 @@ impl Response {
             for _ in 0..word(count_at)? {
                 let record = RecordView { section, ..skip_record(message, at)? };
                 check_owner(message, &record, &mut progress)?;
-                progress.ttls_at.push(u16::try_from(record.ttl_at).ok()?);
+                progress.pass(&record)?;
                 received.response.has_names_to_expand |=
                     check_rdata(message, &record, &mut progress)? == rdata::Names::ToExpand;
                 if record.rtype == Rtype::OPT {
@@ -226,8 +189,7 @@ impl Response {
 
     /// A response with a header and the question, and no records: for errors.
     pub fn error(question: &Question, rcode: Rcode, errors: &[ExtendedError]) -> Self {
-        let mut response =
-            answer::encode(question, &super::Answer { rcode, authoritative: false, ..super::Answer::default() });
+        let mut response = Answer { rcode, authoritative: false, ..Answer::default() }.encode(question);
         for error in errors {
             response.add_error(error);
         }
@@ -274,14 +236,14 @@ impl Response {
     }
 
     /// The records as values, names uncompressed.
-    pub fn to_answer(&self) -> Result<answer::Answer, NameError> {
+    pub fn to_answer(&self) -> Result<Answer, NameError> {
         let mut sections = [Vec::new(), Vec::new(), Vec::new()];
         for record in self.records() {
             sections[record.section as usize].push(self.record(&record)?);
         }
         let [answer, authority, additional] = sections;
         let authoritative = self.has_flag(super::flag::AA);
-        Ok(answer::Answer { rcode: self.rcode, authoritative, answer, authority, additional })
+        Ok(Answer { rcode: self.rcode, authoritative, answer, authority, additional })
     }
 
     pub(super) fn from_parts(message: Vec<u8>, records_at: usize, rcode: Rcode) -> Self {
@@ -472,6 +434,16 @@ impl Cursor {
     }
 }
 
+impl Answer {
+    /// The message, names compressed.
+    pub fn encode(&self, question: &Question) -> Response {
+        let head = answer::head(question, self);
+        let records_at = head.len();
+        let message = answer::write_sections(head, [&self.answer, &self.authority, &self.additional]);
+        Response::from_parts(message, records_at, self.rcode)
+    }
+}
+
 impl Received {
     fn take_opt(&mut self, rdata: &[u8], ttl: u32) -> Option<()> {
         self.response.rcode = Rcode(self.response.rcode.0 | (ttl >> 24 << 4) as u16);
@@ -532,114 +504,5 @@ fn encode_option(code: u16, data: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(data);
 }
 
-/// The record that starts at `at`, as if it stood in the answer section.
-#[inline]
-pub(super) fn skip_record(wire: &[u8], at: usize) -> Option<RecordView> {
-    let fixed = skip_name(wire, at)?;
-    let rdata = fixed + 10..fixed + 10 + usize::from(read_u16(wire, fixed + 8)?);
-    (rdata.end <= wire.len()).then_some(RecordView {
-        section: Section::Answer,
-        owner_at: at,
-        ttl_at: fixed + 4,
-        rtype: Rtype(read_u16(wire, fixed)?),
-        class: Class(read_u16(wire, fixed + 2)?),
-        ttl: read_u32(wire, fixed + 4)?,
-        end: rdata.end,
-        rdata,
-    })
-}
-
-/// Where the possibly compressed name that starts at `at` ends.
-fn skip_name(wire: &[u8], at: usize) -> Option<usize> {
-    let mut position = at;
-    loop {
-        match wire.get(position)? {
-            0 => return Some(position + 1),
-            &length @ 1..=63 => position += 1 + usize::from(length),
-            192.. => return wire.get(position + 1).map(|_| position + 2),
-            _ => return None,
-        }
-    }
-}
-
-/// Makes sure that the owner can be read, in every reply too.
-#[inline]
-fn check_owner(message: &[u8], record: &RecordView, progress: &mut Progress) -> Option<()> {
-    // A pointer to the question's name is by far the most frequent owner, and is known to be good. Where there is no
-    // question, the first record stands in its place.
-    if points_to_qname(message, record.owner_at) && record.owner_at != HEADER_BYTES {
-        return Some(());
-    }
-    // The root, which OPT has, leads nowhere.
-    if message.get(record.owner_at) == Some(&0) {
-        return Some(());
-    }
-    check_name(message, record.owner_at, progress).map(drop)
-}
-
-/// Where a name ends.
-pub(super) struct End {
-    pub at: usize,
-    /// Whether it ends with a pointer.
-    pub is_compressed: bool,
-}
-
-/// How far a message has been checked.
-pub(super) struct Progress {
-    /// The places of the TTLs so far.
-    ttls_at: SmallVec<[u16; 32]>,
-    /// How many labels and pointers names may have from here on.
-    steps_left: usize,
-}
-
-impl Progress {
-    /// At the beginning. A name of a few octets can lead through a hundred labels and pointers, and a message hold thousands of
-    /// such names (RFC 9267 §2). Names are read several times for each response, so their sum is bounded: twice as many steps
-    /// as the message has octets, and some more, are enough for any names that are not made to be slow.
-    fn of(message: &[u8]) -> Self {
-        Self { ttls_at: SmallVec::new(), steps_left: LEAST_STEPS + 2 * message.len() }
-    }
-}
-
-/// Makes sure that the name that starts at `at` can be read, in every reply too: it may not lead to what replies have
-/// otherwise, the header and TTLs. `None` if it cannot, or if the names of the message have too many labels and pointers in all.
-pub(super) fn check_name(message: &[u8], at: usize, progress: &mut Progress) -> Option<End> {
-    let ttls_at = &progress.ttls_at;
-    let (_, end) = Name::read(message, at).ok()?;
-    let first = at;
-    let (mut start, mut at) = (first, first);
-    let mut is_compressed = false;
-    loop {
-        progress.steps_left = progress.steps_left.checked_sub(1)?;
-        let head = *message.get(at)?;
-        let end_of_label = at + if head < 192 { 1 + usize::from(head) } else { 2 };
-        if head == 0 || head >= 192 {
-            let behind = ttls_at.partition_point(|&ttl_at| usize::from(ttl_at) + TTL_BYTES <= start);
-            let is_lasting = ttls_at.get(behind).is_none_or(|&ttl_at| usize::from(ttl_at) >= end_of_label);
-            // What is pointed at has been written before (RFC 1035 §4.1.4).
-            let is_before = start == first || end_of_label <= first;
-            if start < HEADER_BYTES || !is_before || !is_lasting {
-                return None;
-            }
-        }
-        if head == 0 {
-            return Some(End { at: end, is_compressed });
-        }
-        at = end_of_label;
-        if head >= 192 {
-            is_compressed = true;
-            start = usize::from(read_u16(message, end_of_label - 2)? & 0x3fff);
-            at = start;
-        }
-    }
-}
-
-fn points_to_qname(message: &[u8], at: usize) -> bool {
-    message.get(at..at + 2) == Some(&[0xc0, HEADER_BYTES as u8])
-}
-
-/// Labels and pointers that any message may have in its names.
-const LEAST_STEPS: usize = 16_384;
-const TTL_BYTES: usize = 4;
 /// Where the count of each section stands.
 const SECTIONS: [(usize, Section); 3] = [(6, Section::Answer), (8, Section::Authority), (10, Section::Additional)];

@@ -30,9 +30,15 @@ pub struct Shape {
     pub admits_cuts: bool,
 }
 
-/// Encodes an answer of this shape. `None` if there is nothing to rotate, or no way to: records behind those that rotate,
-/// an authority section, or more than a message holds.
-pub(super) fn encode(question: &Question, answer: &Answer, shape: &Shape) -> Option<Response> {
+impl Answer {
+    /// The message for replies of this shape. `None` if there is nothing to rotate, or no way to: records behind those that
+    /// rotate, an authority section, or more than a message holds.
+    pub fn encode_rotating(&self, question: &Question, shape: &Shape) -> Option<Response> {
+        encode(question, self, shape)
+    }
+}
+
+fn encode(question: &Question, answer: &Answer, shape: &Shape) -> Option<Response> {
     let (fixed, rotating) = answer.answer.split_at_checked(shape.rotating.start)?;
     let is_limited = shape.most.is_some() || shape.most_small.is_some();
     if shape.rotating.end != answer.answer.len() || !answer.authority.is_empty() || rotating.len() < 2 && !is_limited {

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::wire::{
-    Asker, ClientEdns, Cookie, Query, Rcode, ReplyOptions, ReplySize, Section, Ttls, write_error, write_reply,
+    Asker, ClientEdns, Cookie, Query, Rcode, ReplyOptions, ReplySize, Response, Section, Ttls, write_error, write_reply,
 };
 
 fn name(text: &str) -> Name {
