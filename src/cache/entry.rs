@@ -1,14 +1,13 @@
 //! One cached response, packed if it is short and plain, whole if not; and what its times mean for whoever asks.
 
 use super::{
-    Basis, Epoch, Found, Key, Life, MarksView, Origin, State,
+    Basis, Epoch, Found, Key, Life, MarksView, Origin, RuleId, State,
     lifetime::STALE_TTL_SECS,
     packed::{Packed, Scratch, Standing, Standings},
-    snapshot::Saved,
-    tick::Tick,
-    whole::{Kind, Times, Whole},
+    tick::{Tick, Times},
+    whole::{Kind, Whole},
 };
-use crate::wire::{Response, Ttls};
+use crate::wire::{Response, Ttls, View};
 
 /// A response with its key.
 ///
@@ -23,6 +22,17 @@ pub(super) struct Draft {
     entry: Entry,
     /// What its entry is to be given if it is packed.
     standing: Standing,
+}
+
+/// An answer on its way from or to a snapshot.
+pub(super) struct Saved<'a> {
+    pub key: &'a [u8],
+    pub view: View<'a>,
+    pub rule: RuleId,
+    pub loopback_only: bool,
+    pub age_secs: u32,
+    pub fresh_secs: u32,
+    pub stale_secs: u32,
 }
 
 impl Draft {

@@ -10,8 +10,7 @@ use smallvec::SmallVec;
 use super::{
     Epoch, Key, Life, Origin,
     key::HEAD_BYTES,
-    tick::{Tick, ticks_of},
-    whole::Times,
+    tick::{Tick, Times, ticks_of},
 };
 use crate::wire::{Class, HEADER_BYTES, Rcode, Rtype, View, read_u16, read_u32};
 

@@ -7,10 +7,9 @@ use lru::LruCache;
 
 use super::{
     Basis, Epoch, Found, Origin, State, Usage,
-    entry::{Draft, Entry},
+    entry::{Draft, Entry, Saved},
     key::Key,
     packed::{Scratch, Standings},
-    snapshot::Saved,
     tick::Tick,
 };
 use crate::wire::Response;

@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use siphasher::sip::SipHasher13;
 
-use super::{Cache, Epoch, Key, Life, Origin, RuleId, entry::Draft};
+use super::{
+    Cache, Epoch, Key, Life, Origin, RuleId,
+    entry::{Draft, Saved},
+};
 use crate::{
     clock::Moment,
     wire::{Response, View},
@@ -31,17 +34,6 @@ pub enum SnapshotError {
     /// Nothing in it can be of use any more, or the clock was set back.
     #[error("it is too old, or from the future")]
     Outdated,
-}
-
-/// An answer on its way from or to a snapshot.
-pub(super) struct Saved<'a> {
-    pub key: &'a [u8],
-    pub view: View<'a>,
-    pub rule: RuleId,
-    pub loopback_only: bool,
-    pub age_secs: u32,
-    pub fresh_secs: u32,
-    pub stale_secs: u32,
 }
 
 impl Cache {

@@ -8,6 +8,17 @@ use crate::clock::Moment;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Tick(u32);
 
+/// The lives of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Times {
+    pub(super) inserted: Tick,
+    /// [`Tick::NEVER`] for most local data.
+    pub(super) expires: Tick,
+    pub(super) stale_until: Tick,
+    /// The last failure to get another response stands until then.
+    pub(super) failing_until: Tick,
+}
+
 impl Tick {
     /// The clock's origin.
     pub(super) const ORIGIN: Self = Self(0);

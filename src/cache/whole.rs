@@ -5,7 +5,7 @@ use super::{
     key::{HEAD_BYTES, Key},
     lifetime::{FAILURE_MEMORY, failure_life, is_nodata},
     packed::{Packed, Scratch, Standing},
-    tick::Tick,
+    tick::{Tick, Times},
 };
 use crate::wire::{Rcode, Response, View, read_u32};
 
@@ -28,17 +28,6 @@ pub(super) struct Whole {
     failures: u8,
     pub(super) hits: u8,
     pub(super) promoted: u8,
-}
-
-/// The lives of an entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Times {
-    pub(super) inserted: Tick,
-    /// [`Tick::NEVER`] for most local data.
-    pub(super) expires: Tick,
-    pub(super) stale_until: Tick,
-    /// The last failure to get another response stands until then.
-    pub(super) failing_until: Tick,
 }
 
 /// What an entry says.

@@ -5,7 +5,7 @@
 
 use rand::Rng;
 
-use super::{Client, Miss, Resolver, inflight::Party};
+use super::{Client, Resolver, inflight::Party};
 use crate::{
     cache::{Found, Key, Origin, State, Variant},
     clock::Moment,
@@ -31,6 +31,26 @@ pub enum From {
     Expiring(Box<Key>),
     /// The cache, past its time: the upstreams failed lately.
     Stale,
+}
+
+/// A query that could not be answered at once.
+pub struct Miss<'q> {
+    pub(super) query: Query<'q>,
+    pub(super) asker: Asker,
+    pub(super) key: Key,
+    pub(super) client: Client,
+}
+
+impl Miss<'_> {
+    /// The type asked for.
+    pub fn qtype(&self) -> Rtype {
+        self.query.qtype()
+    }
+
+    /// The name asked for, in wire form.
+    pub fn qname(&self) -> &[u8] {
+        self.query.qname()
+    }
 }
 
 impl Resolver {

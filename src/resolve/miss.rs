@@ -10,7 +10,7 @@ use super::{
     Client, Resolver,
     chase::{Arrival, Said, Walk},
     confine::confine,
-    hit::{Asking, Denial, FromCache, STALE_ANSWER},
+    hit::{Asking, Denial, FromCache, Miss, STALE_ANSWER},
     inflight::{Join, Landing, Party, Sister, Verdict as Lands, Waiter, Waiters, Whose},
     rebinding::withhold,
     tables::{Catalog, Chance, Decision, Route, Sharing, Tables, catalog_rule, is_catalog_rule},
@@ -20,28 +20,8 @@ use crate::{
     catalog::{Awaited, ServiceKey, Verdict},
     clock::Moment,
     forward::{DEFAULT_TIMEOUT, Exchange, Options, Outcome, PATIENCE},
-    wire::{self, Answer, Asker, Name, Query, Question, Rcode, Record, Response, Rtype, Ttls, View, flag},
+    wire::{self, Answer, Asker, Name, Question, Rcode, Record, Response, Rtype, Ttls, View, flag},
 };
-
-/// A query that could not be answered at once.
-pub struct Miss<'q> {
-    pub(super) query: Query<'q>,
-    pub(super) asker: Asker,
-    pub(super) key: Key,
-    pub(super) client: Client,
-}
-
-impl Miss<'_> {
-    /// The type asked for.
-    pub fn qtype(&self) -> Rtype {
-        self.query.qtype()
-    }
-
-    /// The name asked for, in wire form.
-    pub fn qname(&self) -> &[u8] {
-        self.query.qname()
-    }
-}
 
 /// What [`Resolver::begin`] made of a miss.
 #[expect(

@@ -20,9 +20,9 @@ use std::sync::{
 
 use arc_swap::ArcSwap;
 
-pub use hit::{AtOnce, From};
+pub use hit::{AtOnce, From, Miss};
 pub use inflight::{Waiter, Waiters, Way};
-pub use miss::{Begun, Job, LOST, Miss, Next, Outgoing, Pending, Reason, Settled};
+pub use miss::{Begun, Job, LOST, Next, Outgoing, Pending, Reason, Settled};
 pub use tables::{Catalog, Route, Rules, Tables};
 
 use crate::{cache::Cache, clock::Moment, wire::ReplySize};

@@ -4,7 +4,7 @@
 //! a fault in one entry does not hide the faults of the next. Lines end with LF, CR LF
 //! or CR, comments with LF alone.
 
-use super::Problem;
+use super::{Problem, error::MAX_WORD_BYTES};
 
 /// The entries of a text, one after the other.
 pub(super) struct Entries<'a> {
@@ -126,9 +126,6 @@ fn has_pairs(word: &str) -> bool {
 fn is_blank(byte: Option<&u8>) -> bool {
     matches!(byte, Some(b' ' | b'\t'))
 }
-
-/// Twice the 65,535 octets of the longest RDATA, each written as `\DDD`.
-pub(super) const MAX_WORD_BYTES: usize = 512 << 10;
 
 #[cfg(test)]
 mod tests {

@@ -8,7 +8,6 @@ use std::{
 
 use bytesize::ByteSize;
 
-use super::entry::MAX_WORD_BYTES;
 use crate::{
     location::Location,
     wire::{Class, Name, NameError, Rtype, SuffixError},
@@ -379,6 +378,8 @@ impl Findings {
     }
 }
 
+/// Twice the 65,535 octets of the longest RDATA, each written as `\DDD`.
+pub(super) const MAX_WORD_BYTES: usize = 512 << 10;
 /// So many faults of one kind in one file have a line each.
 const MOST_EXAMPLES: usize = 10;
 

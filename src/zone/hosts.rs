@@ -14,7 +14,7 @@ use std::{
     path::Path,
 };
 
-use super::{Client, Error, Problem, error::Findings, names::Names, next_generation, synthesize_soa};
+use super::{Error, Problem, error::Findings, names::Names, next_generation, synthesize_soa};
 use crate::{
     location::Location,
     wire::{Answer, Name, Question, Rcode, Record, Rtype},
@@ -27,6 +27,15 @@ pub struct Hosts {
     /// Numbers are places in `nodes`.
     names: Names,
     nodes: Vec<Node>,
+}
+
+/// Who asks, as far as it makes a difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Client {
+    /// A client on this machine.
+    Loopback,
+    /// Any other.
+    Remote,
 }
 
 /// What is said of a name; names with the same addresses share one.

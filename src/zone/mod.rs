@@ -33,9 +33,9 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 pub use error::{Error, Problem};
-pub use hosts::Hosts;
+pub use hosts::{Client, Hosts};
 pub use lookup::Zone;
-pub use overlay::{Client, Ordered, Overlay, Overlays, Ruling};
+pub use overlay::{Ordered, Overlay, Overlays, Ruling};
 pub use store::{Faulty, Files, Instead, Outcome, Source, Summary};
 
 use crate::wire::{Name, Record, Rtype, Soa, SuffixError, read_name};

@@ -19,7 +19,7 @@
 use std::{collections::HashMap, path::Path, sync::Arc};
 
 use super::{
-    DEFAULT_FILE_BYTES, Error, Hosts, Mode, Problem, Rrset,
+    Client, DEFAULT_FILE_BYTES, Error, Hosts, Mode, Problem, Rrset,
     contents::{Contents, Entry, Origin},
     denial_soa, file,
     names::{Names, is_wildcard, wildcard_below},
@@ -47,15 +47,6 @@ pub enum Ordered {
     Overlay(Arc<Overlay>),
     /// A hosts file.
     Hosts(Arc<Hosts>),
-}
-
-/// Who asks, as far as it makes a difference.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Client {
-    /// A client on this machine.
-    Loopback,
-    /// Any other.
-    Remote,
 }
 
 /// What the overlay that holds a name says about it.

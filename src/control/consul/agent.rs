@@ -12,8 +12,9 @@ use foldhash::fast::FixedState;
 use super::{
     Api, Refusal,
     asked::Asked,
-    blocking::{self, Basis, Said},
+    blocking::{self, Said},
     json,
+    rendered::Basis,
     views::AgentHealthView,
 };
 

@@ -10,27 +10,21 @@ use axum::{
 use rand::RngExt;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{Api, JSON, Refusal, Served, asked::Asked, rendered::Rendered, views::View};
+use super::{
+    Api, JSON, Refusal, Served,
+    asked::Asked,
+    rendered::{Basis, Rendered},
+    views::View,
+};
 use crate::{
     budget::Shared,
-    catalog::{ServiceKey, Slot, Snapshot},
+    catalog::{Slot, Snapshot},
 };
 
 /// What is said, and what that was made of.
 pub(super) struct Said {
     basis: Basis,
     body: Vec<u8>,
-}
-
-/// What a response is made of, and so by what another one is known.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Basis {
-    /// The instances of a service: an index.
-    Service(ServiceKey),
-    /// Anything: an index.
-    All,
-    /// Something of an agent's own, with this hash.
-    Hash(String),
 }
 
 /// What the next look at the catalog is for.

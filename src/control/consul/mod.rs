@@ -36,9 +36,9 @@ use crate::{
     metrics::Metrics,
 };
 use asked::Asked;
-use blocking::{Basis, Said, answer};
+use blocking::{Said, answer};
 use index::Memory;
-use rendered::Bodies;
+use rendered::{Basis, Bodies};
 use views::View;
 
 /// A catalog that the API speaks for, and to whom it passes on what is to be changed.

@@ -12,14 +12,28 @@ use std::{
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::{asked::Identity, blocking::Basis};
-use crate::{budget::Shared, catalog::Snapshot};
+use super::asked::Identity;
+use crate::{
+    budget::Shared,
+    catalog::{ServiceKey, Snapshot},
+};
 
 /// The body of a response, and what it was made of.
 #[derive(Clone)]
 pub(super) struct Rendered {
     pub basis: Basis,
     pub body: Arc<Shared>,
+}
+
+/// What a response is made of, and so by what another one is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Basis {
+    /// The instances of a service: an index.
+    Service(ServiceKey),
+    /// Anything: an index.
+    All,
+    /// Something of an agent's own, with this hash.
+    Hash(String),
 }
 
 /// The bodies.
