@@ -76,6 +76,17 @@ struct Open {
     next: u64,
     /// The most that there were since memory was last given back.
     peak: usize,
+    /// Places that are about to be free and belong to those who wait for them.
+    promised: usize,
+}
+
+/// The place of a connection that is displaced, for the one that displaced it and waits. Nobody else may take it meanwhile.
+struct Promise<'a>(&'a Places);
+
+impl Drop for Promise<'_> {
+    fn drop(&mut self) {
+        self.0.open.lock().promised -= 1;
+    }
 }
 
 struct Seat {
@@ -114,7 +125,7 @@ impl Places {
     /// Takes a place for a connection of this peer and tells whether another connection was displaced for it. An error says
     /// why the connection has to be closed.
     pub async fn enter(self: &Arc<Self>, peer: IpAddr, most: Most) -> Result<(Place, bool), NoPlace> {
-        let mut has_displaced = false;
+        let mut promise: Option<Promise> = None;
         loop {
             let freed = self.freed.notified();
             {
@@ -123,13 +134,16 @@ impl Places {
                 if is_client_full && most.then == ClientIsFull::Refuse {
                     return Err(NoPlace::OfClient);
                 }
-                if !is_client_full && open.seats.len() < most.in_all {
+                // Newcomers that arrive all the while would otherwise take each place before the one that waits wakes up.
+                let taken = open.seats.len() + if promise.is_none() { open.promised } else { 0 };
+                if !is_client_full && taken < most.in_all {
                     let (number, seat) = open.sit(peer, self.budget.open(peer), self.now());
-                    return Ok((Place { seat, number, all: self.clone() }, has_displaced));
+                    return Ok((Place { seat, number, all: self.clone() }, promise.is_some()));
                 }
                 // Once: the connection is on its way out until its place is free.
-                if !has_displaced {
-                    has_displaced = open.displace(is_client_full.then(|| client_of(peer)));
+                if promise.is_none() && open.displace(is_client_full.then(|| client_of(peer))) {
+                    open.promised += 1;
+                    promise = Some(Promise(self));
                 }
             }
             timeout(MOST_WAIT_FOR_PLACE, freed).await.map_err(|_| NoPlace::InAll)?;

@@ -1,6 +1,11 @@
 //! The limits, with accounts of several clients.
 
-use super::*;
+use std::{future::poll_fn, pin::Pin, task::Poll};
+
+use super::{
+    places::{ClientIsFull, Most, Places},
+    *,
+};
 
 const KIB: usize = 1024;
 
@@ -123,4 +128,32 @@ fn the_ends_of_a_range_belong_to_it() {
         let problems: Vec<String> = config.problems().iter().map(ToString::to_string).collect();
         assert_eq!(problems.join("\n"), expected);
     }
+}
+
+#[tokio::test]
+async fn a_place_belongs_to_the_connection_that_has_waited_for_it() {
+    let places = Arc::new(Places::default());
+    let most = Most { in_all: 2, of_client: 2, then: ClientIsFull::Refuse };
+    let enter = |peer: &str| {
+        let (places, peer) = (places.clone(), peer.parse().unwrap());
+        Box::pin(async move { places.enter(peer, most).await })
+    };
+    let (first, _) = enter("192.0.2.1").await.ok().unwrap();
+    let (_second, _) = enter("198.51.100.1").await.ok().unwrap();
+    let mut waiting = enter("203.0.113.1");
+    assert!(poll_once(&mut waiting).await.is_pending());
+    assert!(first.account().is_revoked());
+    drop(first);
+    // One that comes before the other has woken up displaces another connection instead.
+    let mut newcomer = enter("203.0.113.2");
+    assert!(poll_once(&mut newcomer).await.is_pending());
+    let Poll::Ready(Ok((_third, has_displaced))) = poll_once(&mut waiting).await else { panic!("it has no place") };
+    assert!(has_displaced);
+    // Who gives up promises nothing any more.
+    drop((newcomer, _third));
+    assert!(poll_once(&mut enter("203.0.113.3")).await.is_ready());
+}
+
+async fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+    poll_fn(|context| Poll::Ready(Pin::new(&mut *future).poll(context))).await
 }
