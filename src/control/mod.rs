@@ -193,7 +193,8 @@ async fn serve_routes(
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     spare = spare.or_else(|| spare_descriptor(&listener));
-                    let Some(place) = connections.enter(peer.ip()).await else { continue };
+                    let entered = shutdown.run_until_cancelled(connections.enter(peer.ip())).await;
+                    let Some(Some(place)) = entered else { continue };
                     let visit = Visit {
                         peer,
                         routes: routes.clone(),
@@ -354,9 +355,8 @@ impl de::Visitor<'_> for ListenVisitor {
 const NOT_IN_HOSTS: [char; 6] = ['/', ':', '*', '@', '?', ' '];
 /// How long nothing is accepted when descriptors have run out.
 const EXHAUSTION_PAUSE: Duration = Duration::from_millis(50);
-/// How long requests that have begun may take to end after the shutdown. Together with everything else that ends then, it is about
-/// a second.
-const GRACE: Duration = Duration::from_millis(700);
+/// How long requests that have begun may take to end after the shutdown: no longer than queries may wait for upstreams.
+const GRACE: Duration = Duration::from_millis(450);
 
 #[cfg(test)]
 mod tests {

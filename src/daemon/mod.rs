@@ -103,7 +103,7 @@ pub fn run(loaded: Loaded) -> Result<()> {
         daemon.stop(end).await
     });
     // What is left are tasks whose clients are gone.
-    runtime.shutdown_timeout(Duration::from_millis(100));
+    runtime.shutdown_timeout(Duration::from_millis(50));
     outcome
 }
 
@@ -831,9 +831,9 @@ fn notify_manager(state: &[NotifyState<'_>]) {
 /// How long clients may go on waiting for upstreams once the daemon was told to stop. What comes in meanwhile waits in the
 /// sockets for the next process, and may wait there again, up to the deadline of any query: together that is less than the
 /// five seconds after which libc asks again.
-const PATIENCE: Duration = Duration::from_millis(800);
-/// How long replies then have to leave.
-const FAREWELL: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How long replies then have to leave. With `PATIENCE` it is less than a second, whatever clients and upstreams do.
+const FAREWELL: Duration = Duration::from_millis(150);
 /// Stands for the host in what has changed: no file is called so.
 const HOST: &str = "/proc/self/net";
 const NOT_TAKEN_IN: &str = "changed files not taken in; what was good before stays in service";

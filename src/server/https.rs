@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Face, Incoming,
     face::Fate,
-    tcp::{MOST_LINGERING, MOST_WAIT},
+    tcp::{LINGERING, MOST_LINGERING, MOST_WAIT, within},
 };
 use crate::{
     budget::{self, Account, Charged, Place},
@@ -48,7 +48,8 @@ pub(super) async fn converse(
         .max_header_list_size(MOST_HEADER_BYTES)
         .max_send_buffer_size(MAX_MESSAGE_BYTES);
     let message_timeout = face.config().tcp_message_timeout;
-    let handshake = timeout(message_timeout, http.handshake(stream)).await;
+    let handshake = shutdown.run_until_cancelled(timeout(message_timeout, http.handshake(stream))).await;
+    let Some(handshake) = handshake else { return Ok(()) };
     let mut http = handshake.inspect_err(|_| face.cells().refuse(Refusal::Slow))?.map_err(io::Error::other)?;
     // Those whose connection is gone end with it.
     let mut requests = JoinSet::new();
@@ -60,6 +61,7 @@ pub(super) async fn converse(
         let patience = match (phase, requests.len()) {
             (Phase::Open, 0) => face.config().tcp_idle_timeout,
             (Phase::Ending, 0) => Duration::ZERO,
+            (Phase::Over, _) if shutdown.is_cancelled() => LINGERING,
             (Phase::Over, _) => message_timeout,
             _ => MOST_WAIT,
         };
@@ -81,7 +83,8 @@ pub(super) async fn converse(
             }) => match accepted {
                 Some(request) => {
                     let (request, respond) = request.map_err(io::Error::other)?;
-                    requests.spawn(respond_to(request, respond, peer, place.account().clone(), face.clone()));
+                    let (account, face, shutdown) = (place.account().clone(), face.clone(), shutdown.clone());
+                    requests.spawn(respond_to(request, respond, peer, account, face, shutdown));
                 }
                 None => return Ok(()),
             },
@@ -115,6 +118,7 @@ async fn respond_to(
     peer: IpAddr,
     account: Account,
     face: Arc<Face>,
+    shutdown: CancellationToken,
 ) {
     let patience = face.config().tcp_message_timeout;
     let is_get = request.method() == Method::GET;
@@ -128,12 +132,12 @@ async fn respond_to(
     // The head decides where it can: nothing is kept of a body that is not wanted.
     let query = match query_of(&head) {
         Ok(Query::Uri(query)) => Ok(query),
-        Ok(Query::Body) => match timeout(patience, read_body(&mut body, &account)).await {
-            Ok(query) => query,
-            Err(_) => Err(StatusCode::REQUEST_TIMEOUT),
-        },
+        Ok(Query::Body) => {
+            let query = within(patience, &shutdown, read_body(&mut body, &account)).await;
+            query.unwrap_or(Err(StatusCode::REQUEST_TIMEOUT))
+        }
         Err(status) => {
-            let _ = timeout(patience, discard(&mut body, 0)).await;
+            within(patience, &shutdown, discard(&mut body, 0)).await;
             Err(status)
         }
     };
@@ -166,7 +170,7 @@ async fn respond_to(
     };
     // A client that is gone, or does not read, misses nothing.
     let Ok(mut stream) = respond.send_response(response, reply.is_empty()) else { return };
-    let sent = timeout(patience, async {
+    let sent = within(patience, &shutdown, async {
         while !reply.is_empty() {
             stream.reserve_capacity(reply.len());
             let Some(Ok(room)) = poll_fn(|context| stream.poll_capacity(context)).await else { return };
@@ -176,7 +180,7 @@ async fn respond_to(
             }
         }
     });
-    if sent.await.is_err() {
+    if sent.await.is_none() {
         stream.send_reset(Reason::CANCEL);
     }
 }

@@ -131,7 +131,19 @@ impl Visit {
             }
         }
         let handshake = async { incoming.accept()?.await };
-        let connection = match self.shutdown.run_until_cancelled(timeout(config.tcp_message_timeout, handshake)).await {
+        let handshake = self.shutdown.run_until_cancelled(timeout(config.tcp_message_timeout, handshake));
+        let displaced = async {
+            match &place {
+                Some(place) => place.account().revoked().await,
+                None => std::future::pending().await,
+            }
+        };
+        let handshake = tokio::select! {
+            outcome = handshake => outcome,
+            // Its place is needed at once, and its client may never answer.
+            () = displaced => return,
+        };
+        let connection = match handshake {
             Some(Ok(Ok(connection))) => connection,
             // A client that fails misses nothing.
             Some(Ok(Err(_))) | None => return,
@@ -149,7 +161,8 @@ impl Visit {
     }
 
     async fn enter(&self, peer: std::net::IpAddr) -> Option<Place> {
-        match self.connections.enter(peer, &self.face.config()).await {
+        let config = self.face.config();
+        match self.shutdown.run_until_cancelled(self.connections.enter(peer, &config)).await? {
             Ok((place, has_displaced)) => {
                 if has_displaced {
                     self.face.cells().refuse(Refusal::Displaced);

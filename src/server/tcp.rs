@@ -11,7 +11,7 @@ use std::{future::ready, io, net::IpAddr, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -57,12 +57,14 @@ pub async fn serve(
                     face.cells().refuse(Refusal::Acl);
                     continue;
                 }
-                let (place, has_displaced) = match connections.enter(peer.ip(), &config).await {
-                    Ok(entered) => entered,
-                    Err(refusal) => {
+                let entered = shutdown.run_until_cancelled(connections.enter(peer.ip(), &config)).await;
+                let (place, has_displaced) = match entered {
+                    Some(Ok(entered)) => entered,
+                    Some(Err(refusal)) => {
                         face.cells().refuse(refusal);
                         continue;
                     }
+                    None => return,
                 };
                 if has_displaced {
                     face.cells().refuse(Refusal::Displaced);
@@ -122,7 +124,7 @@ async fn welcome(
         _ => converse(&mut stream, Transport::Tls, peer, place, face, shutdown).await?,
     }
     // The client shall know that this is the end, and nobody has cut it short.
-    timeout(config.tcp_message_timeout, stream.shutdown()).await?
+    within(config.tcp_message_timeout, shutdown, stream.shutdown()).await.unwrap_or(Ok(()))
 }
 
 async fn converse(
@@ -226,15 +228,37 @@ async fn converse(
                 outcome = &mut written => outcome?,
                 () = ready(()) => {
                     let _charge = place.account().charge(outgoing.capacity()).map_err(|_| over_limit())?;
-                    timeout(config.tcp_message_timeout, written)
-                        .await
-                        .inspect_err(|_| face.cells().refuse(Refusal::Slow))??;
+                    let Some(written) = within(config.tcp_message_timeout, shutdown, written).await else {
+                        if !shutdown.is_cancelled() {
+                            face.cells().refuse(Refusal::Slow);
+                        }
+                        return Ok(());
+                    };
+                    written?;
                 }
             }
             outgoing.clear();
             outgoing.shrink_to(MOST_OUTGOING_BYTES);
             active = Instant::now();
         }
+    }
+}
+
+/// Lets a client send or read something: within this time, and within a moment once the daemon ends, which no client delays.
+pub(super) async fn within<T>(
+    patience: Duration,
+    shutdown: &CancellationToken,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    let ends = async {
+        shutdown.cancelled().await;
+        sleep(LINGERING).await;
+    };
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = sleep(patience) => None,
+        () = ends => None,
     }
 }
 
@@ -248,9 +272,9 @@ const MOST_OPEN: usize = 256;
 const MOST_OUTGOING_BYTES: usize = 64 << 10;
 /// No query is open for so long.
 pub(super) const MOST_WAIT: Duration = Duration::from_secs(5);
-/// How long a client must have been silent for its connection to be closed at a shutdown: one that has connected is about to
-/// ask, and a query on its way when the connection closes is lost.
-const LINGERING: Duration = Duration::from_millis(200);
+/// How long a client must have been silent, or must have read nothing, for its connection to be closed at a shutdown: one that
+/// has connected is about to ask, and a query on its way when the connection closes is lost.
+pub(super) const LINGERING: Duration = Duration::from_millis(200);
 /// How long a client that is never silent for so long may go on; it has to ask again elsewhere (RFC 7766 §6.2.4).
 pub(super) const MOST_LINGERING: Duration = Duration::from_secs(1);
 /// Room for the queries that come in one segment.
