@@ -1,242 +1,32 @@
-//! Clients of the HTTP port that send requests only in part, do not read responses, or take all connections.
-//!
-//! The attacks run in a network namespace in which any address may be bound, so that they come from one IPv4 address, one
-//! IPv6 /64 and many of these.
+//! Clients of the HTTP port that do not read, send what is refused, or take all descriptors.
 
 use std::{
-    env, fs,
     io::Write,
-    net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream},
-    process::{Command, Stdio},
-    time::{Duration, Instant},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
 };
 
 use socket2::{Domain, Socket, Type};
 
-use crate::harness::{
-    catalog::{services, with_definitions},
-    flood::LONG,
-    netns::Netns,
-    *,
-};
+use super::large::definitions;
+use crate::harness::{catalog::with_definitions, *};
 
-/// Where the connections of an attack come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Origin {
-    Loopback,
-    OneIpv4,
-    OneIpv6Network,
-    ManyIpv6Networks,
-}
-
-impl Origin {
-    fn address(self, number: usize) -> IpAddr {
-        let ipv6 =
-            |network: usize, host: usize| Ipv6Addr::new(0x2001, 0xdb8, 1, network as u16, 0, 0, 0, host as u16 + 1);
-        match self {
-            Self::Loopback => [127, 0, 0, 1].into(),
-            Self::OneIpv4 => [203, 0, 113, 1].into(),
-            Self::OneIpv6Network => ipv6(0, number).into(),
-            Self::ManyIpv6Networks => ipv6(number, 0).into(),
-        }
-    }
-
-    /// Where it reaches the daemon: at `control.listen`, or at `catalog.api.listen`, which is of IPv6.
-    fn server(self, daemon: &Daemon) -> SocketAddr {
-        let port = daemon.control.unwrap().port();
-        match self {
-            Self::Loopback => ([127, 0, 0, 1], port).into(),
-            Self::OneIpv4 => ([203, 0, 113, 2], port).into(),
-            Self::OneIpv6Network | Self::ManyIpv6Networks => {
-                let line = daemon.wait_for_log(0, |line| line.contains("serving Consul's API"));
-                let address = line.split("address=").nth(1).unwrap().split(' ').next().unwrap();
-                (Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1), address.parse::<SocketAddr>().unwrap().port()).into()
-            }
-        }
-    }
-}
-
-/// What each connection of an attack sends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Attack {
-    Nothing,
-    HalfAHead,
-    HalfABody,
-    /// Requests whose responses are not read, each with a body of its own.
-    UnreadResponses,
-    /// Blocking queries that are woken together, and not read.
-    UnreadNews,
-}
-
-impl Attack {
-    fn request(self, number: usize, index: u64) -> Vec<u8> {
-        let get = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes();
-        match self {
-            Self::Nothing => Vec::new(),
-            Self::HalfAHead => {
-                let long = "x".repeat(15_000);
-                format!("GET /live HTTP/1.1\r\nHost: localhost\r\nX-Long: {long}").into_bytes()
-            }
-            Self::HalfABody => {
-                let head =
-                    "PUT /v1/agent/service/register HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500000\r\n\r\n";
-                [head.as_bytes(), &[b' '; 400_000]].concat()
-            }
-            Self::UnreadResponses => get(&format!("/v1/catalog/services?other={number}")).repeat(3),
-            Self::UnreadNews => get(&format!("/v1/catalog/services?index={index}&wait=10m")),
-        }
-    }
-}
-
-fn connect(origin: Origin, number: usize, server: SocketAddr) -> Option<TcpStream> {
-    let from = SocketAddr::new(origin.address(number), 0);
-    let socket = Socket::new(Domain::for_address(server), Type::STREAM, None).unwrap();
+/// A connection that takes in as little as possible before it is read.
+fn slow_reader(server: SocketAddr) -> Option<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(2048).unwrap();
-    if from.is_ipv6() {
-        socket.set_freebind_v6(true).unwrap();
-    }
-    socket.bind(&from.into()).unwrap_or_else(|error| panic!("{from}: {error}"));
     socket.connect_timeout(&server.into(), PATIENCE).ok()?;
     let stream = TcpStream::from(socket);
     stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
     Some(stream)
 }
 
-/// Services with tags: their list takes 600 KB, which is more than the kernel takes in for a connection.
-fn definitions() -> String {
-    let tag = "x".repeat(1000);
-    let service = |number: usize| {
-        let tags: Vec<String> = (0..10).map(|at| format!("\"{at}{tag}\"")).collect();
-        format!(r#"{{"name": "service{number}", "port": 80, "tags": [{}]}}"#, tags.join(", "))
-    };
-    services(&(0..60).map(service).collect::<Vec<_>>())
-}
-
-/// How long `/live` takes; the least of some tries, for the machine may stand still.
-fn live_after(daemon: &Daemon) -> Duration {
-    let try_once = || {
-        let start = Instant::now();
-        assert_eq!(daemon.get("/live").0, 200);
-        start.elapsed()
-    };
-    (0..5).map(|_| try_once()).find(|elapsed| *elapsed < Duration::from_secs(1)).unwrap_or_else(try_once)
-}
-
-fn descriptors(daemon: &Daemon) -> usize {
-    fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count()
-}
-
-/// Runs a test again as a process within a network namespace in which any address of these networks may be bound. Returns true
-/// there, and false where the test has to end.
-fn is_within_namespace(test: &str) -> bool {
-    if env::var_os(INSIDE).is_some() {
-        return true;
-    }
-    let Some(netns) = Netns::new("") else { return false };
-    for words in [
-        "addr add 203.0.113.1/24 dev lo",
-        "addr add 203.0.113.2/24 dev lo",
-        "-6 addr add 2001:db8:2::1/64 dev lo nodad",
-        "-6 route add local 2001:db8:1::/48 dev lo",
-    ] {
-        run(Command::new("ip").args(["-n", netns.name()]).args(words.split(' ')));
-    }
-    let this = env::current_exe().unwrap();
-    let mut command = netns.command(&this.display().to_string());
-    command.args([test, "--exact", "--nocapture"]).env(INSIDE, "1").stdin(Stdio::null());
-    let output = command.output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
-    false
-}
-
-/// Set in the process that runs within the namespace.
-const INSIDE: &str = "WATERSHED_TEST_INSIDE";
-
-#[test]
-fn what_waits_for_http_clients_is_bounded_and_live_answers_all_the_while() {
-    if !is_within_namespace("abuse::control::what_waits_for_http_clients_is_bounded_and_live_answers_all_the_while") {
-        return;
-    }
-    let config = "[[zone]]\napex = \"site.example\"\nfile = \"<DIR>/site.zone\"\n\
-                  [server]\nlisten = [\"127.0.0.1:0\"]\nworkers = 2\n\
-                  [control]\nlisten = \"0.0.0.0:0\"\nconnections = 40\nconnections_per_client = 20\n\
-                  [catalog.api]\nlisten = \"[::]:0\"\nenable_registration = true\n\
-                  [limits]\nconnection_bytes = \"1MiB\"\nclient_bytes = \"4MiB\"\ntotal_bytes = \"16MiB\"\n";
-    let zone = "$TTL 60\n@ SOA ns host 1 2 3 4 60\n@ NS ns\nns A 192.0.2.53\nwww A 192.0.2.1\n";
-    for attack in [Attack::Nothing, Attack::HalfAHead, Attack::HalfABody, Attack::UnreadResponses, Attack::UnreadNews] {
-        let daemon = with_definitions(config, &[("all.json", &definitions())]).file("site.zone", zone).start();
-        assert_eq!(daemon.get("/v1/catalog/services").0, 200);
-        let (rss, files) = (daemon.resident_kib() >> 10, descriptors(&daemon));
-        let (mut attackers, mut most_held_kib) = (Vec::new(), 0);
-        for origin in [Origin::Loopback, Origin::OneIpv4, Origin::OneIpv6Network, Origin::ManyIpv6Networks] {
-            let case = format!("{attack:?} from {origin:?}");
-            let index = http::send(daemon.control.unwrap(), "GET /v1/catalog/services", &[], "", PATIENCE).unwrap();
-            let index = index.field("X-Consul-Index").unwrap().parse().unwrap();
-            let server = origin.server(&daemon);
-            let mut check = |moment: &str| {
-                let held_kib = daemon.metric("watershed_budget_held_bytes", &[]) as usize >> 10;
-                most_held_kib = held_kib.max(most_held_kib);
-                assert!(held_kib <= (16 << 10) * 5 / 4, "{case}, {moment}: {held_kib} KiB held");
-                let now = daemon.resident_kib() >> 10;
-                assert!(now < rss + 100, "{case}, {moment}: {rss} MiB, then {now}");
-                let open = descriptors(&daemon);
-                assert!(open <= files + 50, "{case}, {moment}: {files} descriptors, then {open}");
-                let live = live_after(&daemon);
-                assert!(live < Duration::from_secs(1), "{case}, {moment}: /live took {live:?}");
-                assert_eq!(daemon.ask("www.site.example A").one(), "192.0.2.1", "{case}, {moment}");
-            };
-            for number in 0..60 {
-                if let Some(mut attacker) = connect(origin, number, server) {
-                    let _ = attacker.write_all(&attack.request(number, index));
-                    attackers.push(attacker);
-                }
-                if number % 20 == 19 {
-                    check(&format!("{number} connections"));
-                }
-            }
-            if attack == Attack::UnreadNews {
-                let body = format!("{{\"Name\": \"{origin:?}\"}}");
-                let registered = http::request(daemon.control.unwrap(), "PUT", "/v1/agent/service/register", &body);
-                assert_eq!(registered.unwrap().0, 200, "{case}");
-                wait_until("the queries to be woken", PATIENCE, || {
-                    (daemon.metric("watershed_control_waiting", &[]) == 0.0).then_some(())
-                });
-                check("woken");
-            }
-        }
-        let exceeded = daemon.metric("watershed_budget_exceeded_total", &[]);
-        match attack {
-            Attack::Nothing => assert_eq!(exceeded, 0.0),
-            Attack::HalfAHead => assert!(most_held_kib > 400 && exceeded == 0.0, "{most_held_kib} KiB held"),
-            Attack::HalfABody | Attack::UnreadResponses => assert!(exceeded > 0.0, "{attack:?}"),
-            // All of them wait with one body, and so none of the limits is met.
-            Attack::UnreadNews => {
-                assert!(most_held_kib > 500 && exceeded == 0.0, "{most_held_kib} KiB held, {exceeded}")
-            }
-        }
-        let stalled = daemon.metric("watershed_control_connections", &[]);
-        assert!(stalled >= 15.0, "{attack:?}: {stalled} connections");
-        drop(attackers);
-        wait_until(&format!("{attack:?}: connections and memory to be free"), LONG, || {
-            let connections = daemon.metric("watershed_control_connections", &[]);
-            (connections <= 1.0 && daemon.resident_kib() >> 10 < rss + 50).then_some(())
-        });
-        let _held: Vec<_> =
-            (0..50).filter_map(|number| connect(Origin::OneIpv4, number, Origin::OneIpv4.server(&daemon))).collect();
-        let start = Instant::now();
-        assert_eq!(daemon.stop().code, Some(0));
-        let elapsed = start.elapsed();
-        assert!(elapsed < Duration::from_secs(3), "{attack:?}: stopped after {elapsed:?}");
-    }
-}
-
 #[test]
 fn a_client_that_does_not_read_is_cut_off() {
     let config = "[control]\nlisten = \"127.0.0.1:0\"\nmessage_timeout = \"300ms\"\n";
     let daemon = with_definitions(config, &[("all.json", &definitions())]).start();
-    let mut stalled = connect(Origin::Loopback, 0, daemon.control.unwrap()).unwrap();
-    stalled.write_all(&Attack::UnreadResponses.request(0, 0)).unwrap();
+    let mut stalled = slow_reader(daemon.control.unwrap()).unwrap();
+    stalled.write_all("GET /v1/catalog/services HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(3).as_bytes()).unwrap();
     wait_until("the connection to be closed", PATIENCE, || {
         let slow = daemon.metric("watershed_control_closed_total", &[("reason", "slow")]);
         (slow == 1.0 && daemon.metric("watershed_budget_held_bytes", &[]) == 0.0).then_some(())
@@ -250,7 +40,7 @@ fn without_descriptors_http_fails_alone() {
     let setup = Setup::new(&daemon::forward(".", &[upstream.address()])).by(&["prlimit", "--nofile=256:256"]);
     let daemon = setup.start();
     let control = daemon.control.unwrap();
-    let attackers: Vec<_> = (0..400).filter_map(|number| connect(Origin::Loopback, number, control)).collect();
+    let attackers: Vec<_> = (0..400).filter_map(|_| slow_reader(control)).collect();
     assert!(attackers.len() > 200, "{}", attackers.len());
     for number in 0..50 {
         assert_eq!(daemon.ask(&format!("name{number}.example A")).one(), "192.0.2.1");

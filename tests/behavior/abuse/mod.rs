@@ -3,8 +3,10 @@
 
 mod agents;
 mod checks;
+mod clients;
 mod control;
 mod files;
+mod large;
+mod origin;
 mod pulses;
-mod quic;
 mod streams;

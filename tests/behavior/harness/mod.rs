@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod flood;
 pub mod http;
 pub mod manager;
+pub mod memory_group;
 pub mod message;
 pub mod netns;
 pub mod programs;
