@@ -186,63 +186,92 @@ mod tests {
         }
     }
 
-    /// The registries of special-purpose addresses (www.iana.org/assignments/iana-ipv4-special-registry and
-    /// iana-ipv6-special-registry, of 2025-10), each row with an address in it.
+    /// The address before a network, its first, its last, and the one behind.
+    fn ends(network: &str) -> [Option<IpAddr>; 4] {
+        let (address, bits) = network.split_once('/').unwrap();
+        let bits: u32 = bits.parse().unwrap();
+        match address.parse().unwrap() {
+            IpAddr::V4(first) => {
+                let (first, size) = (first.to_bits(), u32::MAX.checked_shr(bits).unwrap_or(0));
+                let last = first + size;
+                [first.checked_sub(1), Some(first), Some(last), last.checked_add(1)]
+                    .map(|bits| Some(Ipv4Addr::from_bits(bits?).into()))
+            }
+            IpAddr::V6(first) => {
+                let (first, size) = (first.to_bits(), u128::MAX.checked_shr(bits).unwrap_or(0));
+                let last = first + size;
+                [first.checked_sub(1), Some(first), Some(last), last.checked_add(1)]
+                    .map(|bits| Some(Ipv6Addr::from_bits(bits?).into()))
+            }
+        }
+    }
+
+    /// Each row of the registries of special-purpose addresses (RFC 6890, 8190;
+    /// www.iana.org/assignments/iana-ipv4-special-registry and iana-ipv6-special-registry, of 2025-10), and networks that lie in
+    /// none of them. For each the address before it, its first, its last, and the one behind: `s` within a site, `p` public,
+    /// `-` none.
     #[test]
     fn every_special_purpose_address_is_judged() {
-        for (row, address, expected) in [
-            ("0.0.0.0/8 this network", "0.255.0.1", true),
-            ("0.0.0.0/32 this host", "0.0.0.0", true),
-            ("10.0.0.0/8 private use", "10.255.255.255", true),
-            ("100.64.0.0/10 shared", "100.127.255.255", true),
-            ("127.0.0.0/8 loopback", "127.1.2.3", true),
-            ("169.254.0.0/16 link local", "169.254.255.255", true),
-            ("172.16.0.0/12 private use", "172.16.0.1", true),
-            ("192.0.0.0/24 protocol assignments", "192.0.0.100", false),
-            ("192.0.0.0/29 service continuity", "192.0.0.2", true),
-            ("192.0.0.8/32 dummy", "192.0.0.8", false),
-            ("192.0.0.9/32 PCP anycast", "192.0.0.9", false),
-            ("192.0.0.10/32 TURN anycast", "192.0.0.10", false),
-            ("192.0.0.170/32 NAT64 discovery", "192.0.0.170", false),
-            ("192.0.0.171/32 NAT64 discovery", "192.0.0.171", false),
-            ("192.0.2.0/24 documentation", "192.0.2.255", false),
-            ("192.31.196.0/24 AS112", "192.31.196.1", false),
-            ("192.52.193.0/24 AMT", "192.52.193.1", false),
-            ("192.88.99.0/24 6to4 relay anycast", "192.88.99.1", false),
-            ("192.168.0.0/16 private use", "192.168.255.255", true),
-            ("192.175.48.0/24 AS112", "192.175.48.1", false),
-            ("198.18.0.0/15 benchmarking", "198.19.255.255", true),
-            ("198.51.100.0/24 documentation", "198.51.100.1", false),
-            ("203.0.113.0/24 documentation", "203.0.113.1", false),
-            ("240.0.0.0/4 reserved", "240.0.0.1", true),
-            ("255.255.255.255/32 broadcast", "255.255.255.255", true),
-            ("::1/128 loopback", "::1", true),
-            ("::/128 unspecified", "::", true),
-            ("::ffff:0:0/96 IPv4-mapped", "::ffff:169.254.0.1", true),
-            ("64:ff9b::/96 translation", "64:ff9b::127.0.0.1", true),
-            ("64:ff9b:1::/48 local translation", "64:ff9b:1::192.0.2.1", true),
-            ("100::/64 discard only", "100::1", false),
-            ("100:0:0:1::/64 dummy", "100:0:0:1::1", false),
-            ("2001::/23 protocol assignments", "2001:1ff::1", false),
-            ("2001::/32 Teredo", "2001:0:c000:201:0:0:3f57:fefe", true), // 192.168.1.1
-            ("2001:1::1/128 PCP anycast", "2001:1::1", false),
-            ("2001:1::2/128 TURN anycast", "2001:1::2", false),
-            ("2001:1::3/128 DNS-SD anycast", "2001:1::3", false),
-            ("2001:2::/48 benchmarking", "2001:2::1", true),
-            ("2001:3::/32 AMT", "2001:3::1", false),
-            ("2001:4:112::/48 AS112", "2001:4:112::1", false),
-            ("2001:10::/28 ORCHID", "2001:10::1", false),
-            ("2001:20::/28 ORCHIDv2", "2001:20::1", false),
-            ("2001:30::/28 drone remote ID", "2001:30::1", false),
-            ("2001:db8::/32 documentation", "2001:db8::1", false),
-            ("2002::/16 6to4", "2002:7f00:1::", true),
-            ("2620:4f:8000::/48 AS112", "2620:4f:8000::1", false),
-            ("3fff::/20 documentation", "3fff::1", false),
-            ("5f00::/16 segment routing", "5f00::1", true),
-            ("fc00::/7 unique local", "fcff::1", true),
-            ("fe80::/10 link local", "febf::1", true),
+        for (network, name, expected) in [
+            ("0.0.0.0/8", "this network (RFC 791)", "-ssp"),
+            ("0.0.0.0/32", "this host on this network (RFC 1122)", "-sss"),
+            ("10.0.0.0/8", "private use (RFC 1918)", "pssp"),
+            ("100.64.0.0/10", "shared (RFC 6598)", "pssp"),
+            ("127.0.0.0/8", "loopback (RFC 1122)", "pssp"),
+            ("169.254.0.0/16", "link local (RFC 3927)", "pssp"),
+            ("172.16.0.0/12", "private use (RFC 1918)", "pssp"),
+            ("192.0.0.0/24", "protocol assignments (RFC 6890), only the next row within a site", "pspp"),
+            ("192.0.0.0/29", "service continuity (RFC 7335)", "pssp"),
+            ("192.0.0.8/32", "dummy (RFC 7600)", "sppp"),
+            ("192.0.0.9/32", "PCP anycast (RFC 7723)", "pppp"),
+            ("192.0.0.10/32", "TURN anycast (RFC 8155)", "pppp"),
+            ("192.0.0.170/32", "NAT64 discovery (RFC 8880, 7050)", "pppp"),
+            ("192.0.0.171/32", "NAT64 discovery (RFC 8880, 7050)", "pppp"),
+            ("192.0.2.0/24", "documentation (RFC 5737)", "pppp"),
+            ("192.31.196.0/24", "AS112 (RFC 7535)", "pppp"),
+            ("192.52.193.0/24", "AMT (RFC 7450)", "pppp"),
+            ("192.88.99.0/24", "6to4 relay anycast, deprecated (RFC 7526)", "pppp"),
+            ("192.168.0.0/16", "private use (RFC 1918)", "pssp"),
+            ("192.175.48.0/24", "AS112 (RFC 7534)", "pppp"),
+            ("198.18.0.0/15", "benchmarking (RFC 2544)", "pssp"),
+            ("198.51.100.0/24", "documentation (RFC 5737)", "pppp"),
+            ("203.0.113.0/24", "documentation (RFC 5737)", "pppp"),
+            ("240.0.0.0/4", "reserved (RFC 1112)", "pss-"),
+            ("255.255.255.255/32", "limited broadcast (RFC 8190, 919)", "sss-"),
+            ("::1/128", "loopback (RFC 4291)", "ssss"),
+            ("::/128", "unspecified (RFC 4291)", "-sss"),
+            ("::ffff:0:0/96", "IPv4-mapped (RFC 4291)", "pssp"),
+            ("64:ff9b::/96", "translation (RFC 6052)", "pssp"),
+            ("64:ff9b:1::/48", "local translation (RFC 8215)", "pssp"),
+            ("100::/64", "discard only (RFC 6666)", "pppp"),
+            ("100:0:0:1::/64", "dummy (RFC 9780)", "pppp"),
+            ("2001::/23", "protocol assignments (RFC 2928), which begin with Teredo", "pspp"),
+            ("2001::/32", "Teredo (RFC 4380, 8190), its clients at 255.255.255.255 and 0.0.0.0", "pssp"),
+            ("2001:1::1/128", "PCP anycast (RFC 7723)", "pppp"),
+            ("2001:1::2/128", "TURN anycast (RFC 8155)", "pppp"),
+            ("2001:1::3/128", "DNS-SD anycast (RFC 9665)", "pppp"),
+            ("2001:2::/48", "benchmarking (RFC 5180)", "pssp"),
+            ("2001:3::/32", "AMT (RFC 7450)", "pppp"),
+            ("2001:4:112::/48", "AS112 (RFC 7535)", "pppp"),
+            ("2001:10::/28", "ORCHID, deprecated (RFC 4843)", "pppp"),
+            ("2001:20::/28", "ORCHIDv2 (RFC 7343)", "pppp"),
+            ("2001:30::/28", "drone remote ID (RFC 9374)", "pppp"),
+            ("2001:db8::/32", "documentation (RFC 3849)", "pppp"),
+            ("2002::/16", "6to4 (RFC 3056)", "pssp"),
+            ("2620:4f:8000::/48", "AS112 (RFC 7534)", "pppp"),
+            ("3fff::/20", "documentation (RFC 9637)", "pppp"),
+            ("5f00::/16", "segment routing (RFC 9602)", "pssp"),
+            ("fc00::/7", "unique local (RFC 4193, 8190)", "pssp"),
+            ("fe80::/10", "link local (RFC 4291), and site-local behind it", "psss"),
+            ("::/96", "IPv4-compatible, deprecated (RFC 4291, section 2.5.5.1)", "-ssp"),
+            ("::ffff:0:0:0/96", "IPv4-translated (RFC 2765, section 2.1)", "pssp"),
+            ("fec0::/10", "site-local, deprecated (RFC 3879)", "sssp"),
+            ("224.0.0.0/4", "multicast (RFC 5771), and reserved behind it", "ppps"),
+            ("ff00::/8", "multicast (RFC 4291)", "spp-"),
         ] {
-            assert_eq!(is_private(address.parse().unwrap()), expected, "{row}");
+            let judge =
+                |address: Option<IpAddr>| address.map_or('-', |address| if is_private(address) { 's' } else { 'p' });
+            assert_eq!(ends(network).map(judge).iter().collect::<String>(), expected, "{network} {name}");
         }
     }
 
