@@ -2,8 +2,9 @@
 //!
 //! Queries with forged addresses can be made to wait for one upstream, and to be answered together: seconds of queries become
 //! one pulse of replies, which a victim's network bears less than the same replies spread out (DNSBomb, CVE-2024-33655). A rate
-//! limit that counts queries as they come does not see it. So replies that have waited are counted again as they leave. To one
-//! network go 20 at once, and then 8 in a millisecond: at most 100 within 10 ms. With a rate limit it is a tenth of what the
+//! limit that counts queries as they come does not see it, though it has to: it bounds the work that queries make. So replies
+//! that have waited are counted as they leave as well, in buckets of their own. Each bucket has the whole rate, and counts a
+//! reply once: a client that asks less than its limit gets all replies, wherever they come from. To one network go 20 at once, and then 8 in a millisecond: at most 100 within 10 ms. With a rate limit it is a tenth of what the
 //! limit allows in a second, and then its rate. Replies beyond wait for their turn, for a second at most, and are dropped then.
 //!
 //! Clients whose addresses cannot be forged are exempt: those of TCP, those that show a cookie of ours (RFC 7873), and
@@ -166,7 +167,13 @@ const SECOND: u64 = 1_000_000;
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{
+            Acl,
+            limit::{Allowance, Limiter},
+        },
+        *,
+    };
 
     const START: u64 = 1_000_000;
 
@@ -232,6 +239,51 @@ mod tests {
             assert_eq!(left.iter().filter(|at| **at == 0).count(), at_once, "{rate}");
             assert!((at_once..=in_all).contains(&left.len()), "{rate}: {}", left.len());
             assert!(most_within(&left, 100) <= (rate as usize / 10).clamp(1, 800) + at_once, "{rate}");
+        }
+    }
+
+    /// The attack of DNSBomb: so many replies to one /24 that an upstream answers at the same time.
+    #[test]
+    fn a_pulse_of_2600_replies_leaves_in_these_numbers() {
+        // In all within 10 ms, 100 ms, 1 s and after that; and the most in any 10 ms.
+        for (rate, within, most) in [(0, [92, 812, 2600, 2600], 100), (200, [21, 39, 219, 219], 22)] {
+            let (left, dropped) = departures(&config(rate), 2600);
+            let by = |span: u64| left.iter().filter(|at| **at < span).count();
+            assert_eq!([by(10), by(100), by(1000), left.len()], within, "{rate}");
+            assert_eq!(left.len() + dropped, 2600, "{rate}");
+            assert!(most_within(&left, 10) <= most, "{rate}: {}", most_within(&left, 10));
+        }
+    }
+
+    /// A query is counted as it comes, against the work that it makes, and its reply as it leaves if it has waited: in two
+    /// buckets, each of which has the whole rate. So no reply costs its network twice what one from the cache costs.
+    #[test]
+    fn a_steady_client_below_its_limit_gets_every_answer_though_all_of_them_wait() {
+        let config = Config { exempt: Acl::default(), ..config(200) };
+        let peer = "192.0.2.1";
+        for (per_second, delay, least) in [(190, 30, 190 * 9), (199, 300, 199 * 9), (400, 30, 200 * 9)] {
+            let (limiter, departures) = (Limiter::new(), Departures::new());
+            let (mut left, mut dropped) = (0, 0);
+            let mut waiting = VecDeque::new();
+            for now in 0..10_000_u64 {
+                let asked = (now + 1) * per_second / 1000 - now * per_second / 1000;
+                for _ in 0..asked {
+                    if limiter.take(peer.parse().unwrap(), &config, at(now)) == Allowance::Reply {
+                        waiting.push_back(now + delay);
+                    }
+                }
+                let released = departures.release(&config, at(now));
+                (left, dropped) = (left + released.due.len(), dropped + released.dropped);
+                while waiting.pop_front_if(|ready| *ready <= now).is_some() {
+                    if departures.take(peer.parse().unwrap(), &config, at(now)) {
+                        left += 1;
+                    } else if departures.hold(reply(peer, now + 1000), &config) == Kept::Dropped {
+                        dropped += 1;
+                    }
+                }
+            }
+            assert!(left as u64 >= least && left <= 2000 + 20, "{per_second} a second: {left} left, {dropped} dropped");
+            assert!(per_second > 200 || dropped == 0, "{per_second} a second: {dropped} dropped");
         }
     }
 
