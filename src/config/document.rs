@@ -3,7 +3,9 @@
 //! Each file has a range of offsets of its own, as if all stood one after the other, so that a span tells the file as well.
 //!
 //! serde stops at the first fault. So whatever is at fault is noted and taken out of the document, and the rest is
-//! read again, until it reads; what is missing only on that account is no fault of its own.
+//! read again, until it reads; what is missing only on that account is no fault of its own. All unknown keys of a section are
+//! taken out at once, and the document is read [`MOST_READS`] times at most, so that any number of faults is read in linear
+//! time.
 
 use std::{
     ops::Range,
@@ -73,10 +75,11 @@ impl<'a> Document<'a> {
             Fault { location, problem: Problem::Syntax(in_our_words(error.message())) }
         };
         if errors.is_empty() {
-            Ok(moved_table(root.into_inner(), start))
-        } else {
-            Err(errors.iter().map(fault).collect())
+            return Ok(moved_table(root.into_inner(), start));
         }
+        let more = Fault { location: Location::file(&last.file), problem: Problem::TooManyFaults };
+        let more = (errors.len() > MOST_READS).then_some(more);
+        Err(errors.iter().take(MOST_READS).map(fault).chain(more).collect())
     }
 
     /// The further files that it names; what is no text there is left to who reads the document.
@@ -96,21 +99,46 @@ impl<'a> Document<'a> {
         self.texts.iter().position(|text| text.file == file).unwrap_or(self.texts.len())
     }
 
-    /// Reads the document and notes all faults. Where there are some, the value is what it would be had they not been
-    /// written; `None` if that is no value at all.
+    /// Reads the document and notes its faults: of the unknown keys of a section the first ten, and how many more there are.
+    /// Where there are faults, the value is what it would be had they not been written; `None` if that is no value at all, or
+    /// if there are too many faults.
     pub fn read<T: DeserializeOwned>(&mut self, faults: &mut Vec<Fault>) -> Option<T> {
-        loop {
+        for _ in 0..MOST_READS {
             let root = ValueDeserializer::from(Spanned::new(ROOT, self.root.clone()));
             let error = match T::deserialize(root) {
                 Ok(value) => return Some(value),
                 Err(error) => error,
             };
             let culprit = error.span().unwrap_or(ROOT);
+            if let Some(known) = known_keys(error.message())
+                && let Some(unknown) = take_unknown(&mut self.root, &culprit, &known)
+            {
+                self.blame_unknown(unknown, &culprit, error.message(), faults);
+                continue;
+            }
             let fault = self.fault(&error, Problem::Value);
             if !self.is_consequence(&culprit, error.message()) && !faults.contains(&fault) {
                 faults.push(fault);
             }
             self.taken.push(take_out(&mut self.root, &ROOT, &culprit)?);
+        }
+        faults.push(Fault { location: Location::file(&self.texts[0].file), problem: Problem::TooManyFaults });
+        None
+    }
+
+    /// Notes unknown keys of a section; the message is that of the culprit among them.
+    fn blame_unknown(&self, mut unknown: Vec<(Span, String)>, culprit: &Span, message: &str, faults: &mut Vec<Fault>) {
+        let known = unknown.iter().find(|(span, _)| span == culprit);
+        let expected = known.and_then(|(_, key)| message.strip_prefix(&format!("unknown field `{key}`")));
+        let expected = expected.unwrap_or_default().to_owned();
+        unknown.sort_by_key(|(span, _)| span.start);
+        for (span, key) in unknown.iter().take(MOST_UNKNOWN) {
+            let text = in_our_words(&format!("unknown field `{key}`{expected}"));
+            faults.push(Fault { location: self.locate(span), problem: Problem::Value(text) });
+        }
+        if let Some((span, _)) = unknown.get(MOST_UNKNOWN) {
+            let problem = Problem::MoreUnknown { count: unknown.len() - MOST_UNKNOWN };
+            faults.push(Fault { location: self.locate(span), problem });
         }
     }
 
@@ -217,6 +245,34 @@ fn find_text(value: &DeValue<'_>, text: &str) -> Option<Span> {
     }
 }
 
+/// The keys that a section may have, by serde's message of one that it may not have.
+fn known_keys(message: &str) -> Option<Vec<&str>> {
+    message.strip_prefix("unknown field `")?;
+    // The unknown key may hold anything; what is expected are our own words, and come last.
+    let expected = match message.rfind("`, expected ") {
+        Some(start) => &message[start + 1..],
+        None => message.ends_with("`, there are no fields").then_some("")?,
+    };
+    Some(expected.split('`').skip(1).step_by(2).collect())
+}
+
+/// Takes all keys out of the table with this key that are not known; each with its place.
+fn take_unknown(value: &mut DeValue<'_>, culprit: &Span, known: &[&str]) -> Option<Vec<(Span, String)>> {
+    match value {
+        DeValue::Table(table) if table.keys().any(|key| key.span() == *culprit) => {
+            let unknown = table.keys().filter(|key| !known.contains(&key.get_ref().as_ref()));
+            let unknown: Vec<_> = unknown.map(|key| (key.span(), key.get_ref().to_string())).collect();
+            for (_, key) in &unknown {
+                table.remove(key.as_str());
+            }
+            Some(unknown).filter(|unknown| !unknown.is_empty())
+        }
+        DeValue::Table(table) => table.iter_mut().find_map(|(_, value)| take_unknown(value.get_mut(), culprit, known)),
+        DeValue::Array(items) => items.iter_mut().find_map(|item| take_unknown(item.get_mut(), culprit, known)),
+        _ => None,
+    }
+}
+
 /// Takes the innermost key or item at `culprit` out of `value`, which lies at `place`, and an array that this empties
 /// too. Returns the key with the place of its table; an item of an array has no key.
 fn take_out(value: &mut DeValue<'_>, place: &Span, culprit: &Span) -> Option<(Span, String)> {
@@ -287,6 +343,10 @@ fn in_our_words(message: &str) -> String {
     }
 }
 
+/// So many unknown keys of a section are named.
+const MOST_UNKNOWN: usize = 10;
+/// Faults of other kinds, and sections with unknown keys, that are looked for.
+const MOST_READS: usize = 100;
 /// The key that names further files.
 const INCLUDE: &str = "include";
 /// The place of what was never in the file.

@@ -411,6 +411,15 @@ pub enum Problem {
     /// An unknown key, or a value that is none for its key.
     #[error("{0}")]
     Value(String),
+    /// More unknown keys than are named.
+    #[error("{count} more unknown keys follow in this section; remove them")]
+    MoreUnknown {
+        /// How many.
+        count: usize,
+    },
+    /// More faults than are looked for.
+    #[error("there are more faults than these; they are looked for once these are mended")]
+    TooManyFaults,
     /// A section of one room.
     #[error(transparent)]
     Server(server::Problem),

@@ -304,3 +304,28 @@ fn a_variable_in_a_path_must_have_a_value() {
     assert!(faults[0].contains(":2: ") && faults[0].contains("LoadCredential="), "{faults:?}");
     assert!(faults[1].contains(":3: ") && faults[1].contains("only ${CREDENTIALS_DIRECTORY} is"), "{faults:?}");
 }
+
+#[test]
+fn any_number_of_faults_is_read_in_linear_time_and_told_in_few_lines() {
+    let unknown = |count: usize| (0..count).map(|number| format!("odd{number} = 1\n")).collect::<String>();
+    let many = |count: usize| -> String { (0..count).map(|_| "[[forward]]\nodd = 1\n").collect() };
+    let wrong = |count: usize| (0..count).map(|number| format!("k{number} = \n")).collect::<String>();
+    for (case, text, faults, last) in [
+        ("ten", format!("[cache]\n{}size = \"1MiB\"\n", unknown(10)), 10, ":11: unknown key `odd9`; expected"),
+        ("one more", format!("[cache]\n{}", unknown(11)), 11, ":12: 1 more unknown keys follow in this section"),
+        ("very many", format!("{}[cache]\n{}", unknown(20_000), unknown(20_000)), 22, "19990 more unknown keys"),
+        ("sections", many(2_000), 101, "there are more faults than these"),
+        ("syntax", wrong(2_000), 101, "there are more faults than these"),
+    ] {
+        let begun = std::time::Instant::now();
+        let found = load(&text, Overrides::default()).unwrap_err();
+        assert_eq!(found.len(), faults, "{case}: {found:#?}");
+        assert!(found.iter().any(|fault| fault.contains(last)), "{case}: {found:#?}");
+        // In a debug build; it took hours when each fault had the whole read again.
+        assert!(begun.elapsed().as_secs() < 20, "{case}: {:?}", begun.elapsed());
+    }
+    // An unknown key may look like a message.
+    let found = load("\"a`, expected `size\" = 1\nb = 1\n", Overrides::default()).unwrap_err();
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].contains("unknown key `a`; expected `size`, expected one of"), "{found:?}");
+}
