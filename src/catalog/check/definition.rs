@@ -441,6 +441,9 @@ const OUTPUT_BYTES: usize = 4096;
 /// What our checks call themselves: Consul's words, which servers may know.
 pub const USER_AGENT: &str = "Consul Health Check";
 
+/// A header of all requests of our checks. A definition may choose another User-Agent, but can neither change nor drop this one.
+pub const CHECK_HEADER: HeaderName = HeaderName::from_static("watershed-check");
+
 #[cfg(test)]
 #[path = "definition_tests.rs"]
 mod tests;

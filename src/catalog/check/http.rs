@@ -8,7 +8,7 @@ use url::Url;
 
 use super::{
     connect::{Dial, Error},
-    definition::{Http, Redirects, Target},
+    definition::{CHECK_HEADER, Http, Redirects, Target},
     response::Response,
 };
 use crate::catalog::health::Status;
@@ -93,14 +93,15 @@ fn write(http: &Http) -> Vec<u8> {
     if !http.headers.contains_key(header::HOST) {
         add(&header::HOST, authority.as_bytes());
     }
-    // These belong to the connection and to the body, whatever the definition says.
-    let of_connection = [header::CONNECTION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
-    for (name, value) in http.headers.iter().filter(|(name, _)| !of_connection.contains(name)) {
+    // These are ours, whatever the definition says: they belong to the connection and to the body, or tell what sends them.
+    let ours = [header::CONNECTION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING, CHECK_HEADER];
+    for (name, value) in http.headers.iter().filter(|(name, _)| !ours.contains(name)) {
         add(name, value.as_bytes());
     }
     add(&header::CONNECTION, b"close");
     let takes_body = matches!(http.method, Method::POST | Method::PUT | Method::PATCH);
     if takes_body || !http.body.is_empty() {
+    add(&CHECK_HEADER, b"1");
         add(&header::CONTENT_LENGTH, http.body.len().to_string().as_bytes());
     }
     request.extend_from_slice(b"\r\n");

@@ -9,8 +9,7 @@ use http::{HeaderMap, Request, Version};
 
 use super::{
     connect::{Dial, Error},
-    definition::USER_AGENT,
-    definition::{Target, Tls},
+    definition::{CHECK_HEADER, Target, Tls, USER_AGENT},
 };
 
 /// Sends a PING frame and waits for its echo.
@@ -35,6 +34,7 @@ pub(super) async fn grpc(target: &Target, tls: Option<&Tls>, service: &str, dial
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .header("user-agent", USER_AGENT)
+        .header(CHECK_HEADER, "1")
         .body(())
         .map_err(|error| Error::Response(error.to_string()))?;
     let exchange = async {

@@ -36,7 +36,8 @@ use tokio_util::sync::CancellationToken;
 pub use connect::{Dialer, Resolve, Resolving};
 pub use declaration::Declaration;
 pub use definition::{
-    Alias, Definition, Http, Kind, Probe, Problem, Redirects, Scripts, Target, Thresholds, Tls, Trust, USER_AGENT,
+    Alias, CHECK_HEADER, Definition, Http, Kind, Probe, Problem, Redirects, Scripts, Target, Thresholds, Tls, Trust,
+    USER_AGENT,
 };
 pub use duration::GoDuration;
 pub use guard::{Link, Reach, Sighting, cut_off_since};

@@ -148,7 +148,7 @@ async fn http_is_judged_by_its_status() {
 async fn http_sends_what_the_definition_says() {
     let (port, served) = serve(vec!["HTTP/1.0 200 OK\r\n\r\n".to_owned()]).await;
     let keys = json!({"http": format!("http://us:pw@db.example:{port}/a?b=c#d"), "method": "PUT", "body": "{\"x\":1}",
-                      "header": {"X-Two": ["1", "2"], "Host": ["vhost.example"]}});
+                      "header": {"X-Two": ["1", "2"], "Host": ["vhost.example"], "Watershed-Check": ["0"]}});
     assert_eq!(check(keys).await.status, Passing);
     let requests = served.await.unwrap();
     let (head, body) = requests[0].split_once("\r\n\r\n").unwrap();
@@ -162,6 +162,7 @@ async fn http_sends_what_the_definition_says() {
         "content-length: 7",
         "host: vhost.example",
         "user-agent: Consul Health Check",
+        "watershed-check: 1",
         "x-two: 1",
         "x-two: 2",
     ];

@@ -15,8 +15,9 @@ use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     Router,
-    extract::{Path, State},
+    extract::{Path, Request, State},
     http::{Method, StatusCode, Uri, header},
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{MethodRouter, any, get, put},
 };
@@ -27,6 +28,7 @@ use super::{Connections, Shown};
 use crate::{
     catalog::{
         ApiConfig, Kind, Live, ServiceKey,
+        check::{CHECK_HEADER, USER_AGENT},
         health::Status,
         source::{
             external::{Addition, Removal},
@@ -186,6 +188,7 @@ pub(super) fn routes(shown: Shown, closing: CancellationToken) -> Router {
         .route("/v1/", any(not_served))
         .route("/v1/{*other}", any(not_served))
         .method_not_allowed_fallback(refuse_method)
+        .route_layer(middleware::from_fn(refuse_checks))
         .with_state(api)
 }
 
@@ -194,6 +197,20 @@ fn named(prefix: &str, handler: MethodRouter<Api>, missing: &'static str) -> Rou
     let without = async move || Refusal::bad(missing);
     let router = Router::new().route(&format!("{prefix}{{*name}}"), handler);
     router.route(prefix, get(without).put(without))
+}
+
+/// Refuses requests of health checks, be they ours or Consul's.
+///
+/// A client that registers a check, or a server that redirects one, could else use the rights of this host, and read what
+/// they may not in the output of the check. `/live`, `/ready` and `/metrics` are no part of the API: to check them is usual.
+async fn refuse_checks(request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let is_consuls = headers.get(header::USER_AGENT).is_some_and(|agent| agent.as_bytes() == USER_AGENT.as_bytes());
+    if is_consuls || headers.contains_key(CHECK_HEADER) {
+        let text = "Permission denied: the API does not answer health checks; check /ready instead";
+        return Refusal(StatusCode::FORBIDDEN, text.to_owned()).into_response();
+    }
+    next.run(request).await
 }
 
 /// Not 404, which client libraries take for "there is none".

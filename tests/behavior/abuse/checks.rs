@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, TcpStream},
     thread,
 };
 
@@ -36,8 +36,14 @@ fn a_checked_server_cannot_steer_checks_to_this_host() {
         check("page", format!("http://{page}/"), "GET"),
         check("order", format!("http://{order}/"), "PUT"),
         // As one that is registered could be.
-        check("own", maintenance, "PUT"),
-        check("status", format!("http://{control}/v1/status/leader"), "GET"),
+        check("own", maintenance.clone(), "PUT"),
+        check("read", format!("http://{control}/v1/status/leader"), "GET"),
+        // One that says it is another program.
+        format!(
+            "{{\"id\": \"disguised\", \"name\": \"d\", \"http\": \"{maintenance}\", \"method\": \"PUT\", \"interval\": \"1s\", \
+             \"header\": {{\"User-Agent\": [\"curl/8\"], \"Watershed-Check\": [\"\"]}}}}"
+        ),
+        check("ready", format!("http://{control}/ready"), "GET"),
     ];
     let config = format!("[control]\nlisten = \"{control}\"\n{CATALOG}[catalog.api]\nenable_registration = true\n");
     let definitions = format!("{{\"checks\": [{}]}}", checks.join(", "));
@@ -46,8 +52,10 @@ fn a_checked_server_cannot_steer_checks_to_this_host() {
     for (id, status, output) in [
         ("page", "critical", "it redirects to another server, which is not followed"),
         ("order", "critical", "it redirects to another server, which is not followed"),
-        ("own", "critical", "a health check must not change anything here"),
-        ("status", "passing", "200 OK"),
+        ("own", "critical", "the API does not answer health checks"),
+        ("read", "critical", "the API does not answer health checks"),
+        ("disguised", "critical", "the API does not answer health checks"),
+        ("ready", "passing", "200 OK"),
     ] {
         let check = wait_until("a result", 2 * PATIENCE, || {
             let check = read()[id].clone();
@@ -60,3 +68,23 @@ fn a_checked_server_cannot_steer_checks_to_this_host() {
     assert!(!checks.to_string().contains("watershed_"), "no page of ours is published: {checks}");
     assert!(checks.get("_node_maintenance").is_none(), "{checks}");
 }
+    // A Consul agent's checks could be steered here as well; all else goes on.
+    let ask = |header: &str| {
+        let mut stream = TcpStream::connect(control).unwrap();
+        let request =
+            format!("GET /v1/catalog/services HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{header}\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        response.split(' ').nth(1).unwrap_or_default().to_owned()
+    };
+    for (header, status) in [
+        ("", "200"),
+        ("User-Agent: curl/8\r\n", "200"),
+        ("User-Agent: Consul Health Check\r\n", "403"),
+        ("User-Agent: curl/8\r\nWATERSHED-CHECK: 1\r\n", "403"),
+    ] {
+        assert_eq!(ask(header), status, "{header}");
+    }
+}
+
