@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::harness::{catalog::plain, *};
+use crate::harness::{agent::Agent, catalog::plain, *};
 
 const ZONE: &str = "$TTL 60\n@ SOA ns host 1 2 3 4 60\n@ NS ns\nns A 192.0.2.53\nwww A 192.0.2.1\n";
 
@@ -260,6 +260,33 @@ fn a_file_system_that_does_not_answer_delays_neither_reload_nor_stop() {
         drop(tracer);
         assert_eq!(daemon.wait().code, Some(0), "{name}");
     }
+}
+
+#[test]
+fn a_token_that_cannot_be_read_delays_nothing_else() {
+    let agent = Agent::new(&[("web", &["192.0.2.10"])]);
+    let config = format!("[catalog.consul]\naddress = \"http://{}\"\ntoken_file = \"<DIR>/token\"\n", agent.address());
+    let mut daemon = Setup::new(&config).file("token", "secret\n").start();
+    let is_at = |daemon: &Daemon| (daemon.ask("web.service.consul A").data() == ["192.0.2.10"]).then_some(());
+    wait_until("the agent's catalog", 3 * PATIENCE, || is_at(&daemon));
+    let (tracer, from) = (hang(&daemon, &daemon.folder().join("token")), daemon.log_length());
+    // Several requests at a time need the token.
+    agent.set("web", &["192.0.2.11"]);
+    let mut slowest = Duration::ZERO;
+    wait_until("the requests to fail", 3 * PATIENCE, || {
+        let begun = Instant::now();
+        assert_eq!(daemon.get("/live").0, 200);
+        slowest = slowest.max(begun.elapsed());
+        daemon.log_from(from).iter().any(|line| line.contains("source away")).then_some(())
+    });
+    assert!(slowest < Duration::from_secs(1), "/live took {slowest:?}");
+    assert!(!daemon.ask("web.service.consul A").data().is_empty(), "what was said before stays");
+    let (from, begun) = (daemon.log_length(), Instant::now());
+    signal(daemon.pid(), "TERM");
+    daemon.wait_for_log(from, |line| line.contains(" stopped"));
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    drop(tracer);
+    assert_eq!(daemon.wait().code, Some(0));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -116,7 +117,8 @@ impl Client {
     pub async fn ask(&self, place: usize, what: &What, after: Option<u64>) -> Result<Response, Fault> {
         let _permit = self.permits.acquire().await.map_err(|_| Fault::Closed)?;
         let url = self.config.address.urls().get(place).ok_or(Fault::Closed)?;
-        let request = || self.request(url, &what.path(&self.config, after));
+        let token = self.token().await?;
+        let request = || self.request(url, &what.path(&self.config, after), token.clone());
         let kept = {
             let mut idle = self.idle.lock();
             let place = idle.iter().rposition(|(of, connection)| *of == place && !connection.sender.is_closed());
@@ -204,14 +206,30 @@ impl Client {
         parser.await.map_err(|panic| Fault::Json(panic.to_string()))?
     }
 
-    fn request(&self, url: &Url, path: &str) -> Result<Request<Empty<Bytes>>, Fault> {
+    /// The token for a request; a file is read each time.
+    async fn token(&self) -> Result<Option<HeaderValue>, Fault> {
+        let token = match &self.config.token_file {
+            None => self.config.token.clone(),
+            Some(_) => {
+                let config = self.config.clone();
+                let read = move || config.read_token().map_err(|error| error.to_string());
+                beside(read).await?.map_err(Fault::Token)?
+            }
+        };
+        let value = |token: String| {
+            let mut value = HeaderValue::from_str(&token).map_err(|_| Fault::Token("not a token".to_owned()))?;
+            value.set_sensitive(true);
+            Ok(value)
+        };
+        token.map(value).transpose()
+    }
+
+    fn request(&self, url: &Url, path: &str, token: Option<HeaderValue>) -> Result<Request<Empty<Bytes>>, Fault> {
         let host = &url[url::Position::BeforeHost..url::Position::AfterPort];
         let prefix = url.path().trim_end_matches('/');
         let mut request = Request::get(format!("{prefix}{path}")).header(header::HOST, host);
-        if let Some(token) = self.config.read_token().map_err(|error| Fault::Token(error.to_string()))? {
-            let mut value = HeaderValue::from_str(&token).map_err(|_| Fault::Token("not a token".to_owned()))?;
-            value.set_sensitive(true);
-            request = request.header(TOKEN, value);
+        if let Some(token) = token {
+            request = request.header(TOKEN, token);
         }
         request.body(Empty::new()).map_err(|error| Fault::Request(error.to_string()))
     }
@@ -220,7 +238,14 @@ impl Client {
         let host = host_of(url);
         let port = url.port_or_known_default().unwrap_or(8500);
         let mut outcome = Err(Fault::Resolve(host.to_owned()));
-        for ip in resolve(host) {
+        let addresses = match host.parse() {
+            Ok(ip) => vec![ip],
+            Err(_) => {
+                let host = host.to_owned();
+                beside(move || resolve(&host)).await?
+            }
+        };
+        for ip in addresses {
             let address = SocketAddr::new(ip, port);
             outcome = TcpStream::connect(address).await.map_err(|cause| Fault::Connect { address, cause });
             if outcome.is_ok() {
@@ -316,6 +341,12 @@ fn tls_config(config: &Config) -> Result<ClientConfig, FileError> {
         Some(file) => {
             let mut roots = RootCertStore::empty();
             for authority in certificates("ca_file", file)? {
+/// Reads files beside the tasks: they may lie on a file system that does not answer.
+async fn beside<T: Send + 'static>(read: impl Fn() -> T + Send + Sync + 'static) -> Result<T, Fault> {
+    let reading = tokio::task::spawn_blocking(|| files::patiently(FILE_PATIENCE, read));
+    reading.await.map_err(|_| Fault::Closed)
+}
+
                 roots.add(authority)?;
             }
             roots
@@ -369,3 +400,5 @@ mod tests {
         assert_eq!(resolve("no.such.host.example"), [] as [IpAddr; 0]);
     }
 }
+/// How long one access to the token or the hosts file may take.
+const FILE_PATIENCE: Duration = Duration::from_secs(5);
