@@ -98,7 +98,7 @@ fn run_checks(protocol: Protocol, address: SocketAddr, span: Duration) -> Durati
     };
     let checks = (0..CHECKS).map(check).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let (runner, mut news) = Runner::new(Dialer::new(), Limits::default());
+    let (runner, mut news) = Runner::new(Dialer::new(Arc::default()), Limits::default());
     let before = on_core();
     runtime.block_on(async {
         runner.replace(checks);

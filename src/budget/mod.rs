@@ -9,7 +9,10 @@
 //! that the connection is closed: its task sees [`Account::revoked`] and ends, which drops the data. The bytes of a revoked
 //! account count until then, so that the limits hold in memory and not only on paper; for this short time a client, or all
 //! of them, may exceed a limit by a quarter.
+//!
+//! The same holds for servers that this daemon asks (see [`Party`]): hosts that are checked, and the Consul agent.
 
+mod party;
 mod places;
 mod shared;
 
@@ -25,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+pub use party::Party;
 pub use places::{ClientIsFull, Most, NoPlace, Place, Places};
 pub use shared::{Share, Shared};
 
@@ -34,10 +38,11 @@ pub use shared::{Share, Shared};
 pub struct Config {
     /// Bytes that may wait for one connection, from 128 KiB to 1 GiB. Default "4MiB". Applies at reload.
     pub connection_bytes: ByteSize,
-    /// Bytes that may wait for one client (an IPv4 address, an IPv6 /64), from 128 KiB to 1 GiB. Default "16MiB". Applies at
-    /// reload.
+    /// Bytes that may wait for one client (an IPv4 address, an IPv6 /64), or for one host that is checked, from 128 KiB to
+    /// 1 GiB. Default "16MiB". Applies at reload.
     pub client_bytes: ByteSize,
-    /// Bytes that may wait for all clients together, from 1 MiB to 16 GiB. Default "96MiB". Applies at reload.
+    /// Bytes that may wait for all clients, checked hosts and the Consul agent together, from 1 MiB to 16 GiB. Default
+    /// "96MiB". Applies at reload.
     pub total_bytes: ByteSize,
     /// Descriptors that the process may open, from 64 to 1048576, or 0 for as many as the system allows (`LimitNOFILE=`).
     /// Connections of clients, upstream sockets and everything else have a share each. Default 0. Applies at restart.
@@ -110,14 +115,16 @@ struct State {
     held: Held,
     /// The most that was held since the memory was last given back.
     peak: usize,
-    clients: HashMap<IpAddr, Client>,
+    /// Bytes held for parties of each [kind](Party::kind).
+    held_by_kind: [usize; Party::KINDS.len()],
+    clients: HashMap<Party, Client>,
     /// Numbers accounts in the order in which they began to hold data.
     next: u64,
     /// How often each limit was met, in the order of [`Exceeded`].
     exceeded: [u64; 3],
 }
 
-/// The accounts of one client that hold data, the one that began first at the front.
+/// The accounts of one party that hold data, the one that began first at the front.
 #[derive(Debug, Default)]
 struct Client {
     held: Held,
@@ -160,9 +167,14 @@ impl Budget {
         self.0.lock().limits = limits;
     }
 
-    /// Bytes held for all clients.
+    /// Bytes held for all parties.
     pub fn held_bytes(&self) -> usize {
         self.0.lock().held.bytes
+    }
+
+    /// The same by kinds of parties, in the order of [`Party::KINDS`].
+    pub fn held_by_kind(&self) -> [usize; Party::KINDS.len()] {
+        self.0.lock().held_by_kind
     }
 
     /// True once after much was held and most of it is gone: the allocator may have memory to give back.
@@ -180,11 +192,25 @@ impl Budget {
         self.0.lock().exceeded
     }
 
-    /// An account for a connection of this peer.
+    /// An account for a connection of a client with this address.
     pub fn open(self: &Arc<Self>, peer: IpAddr) -> Account {
+        self.open_for(Party::Client(client_of(peer)))
+    }
+
+    /// An account for a connection to a host that is checked.
+    pub fn open_checked(self: &Arc<Self>, peer: IpAddr) -> Account {
+        self.open_for(Party::Checked(client_of(peer)))
+    }
+
+    /// An account for a response of the Consul agent.
+    pub fn open_agent(self: &Arc<Self>) -> Account {
+        self.open_for(Party::Agent)
+    }
+
+    fn open_for(self: &Arc<Self>, party: Party) -> Account {
         Account(Arc::new(Owner {
             budget: self.clone(),
-            client: client_of(peer),
+            client: party,
             number: Mutex::new(None),
             revoked: CancellationToken::new(),
         }))
@@ -198,7 +224,7 @@ pub struct Account(Arc<Owner>);
 #[derive(Debug)]
 struct Owner {
     budget: Arc<Budget>,
-    client: IpAddr,
+    client: Party,
     /// Its number among the accounts that hold data, while it holds some. Locked before the budget's state.
     number: Mutex<Option<u64>>,
     revoked: CancellationToken,
@@ -347,6 +373,13 @@ impl Charge {
         self.bytes = bytes;
         Ok(())
     }
+
+    /// The same for a response that counts as three quarters of the limit in all at most: one that its own key allows to be
+    /// larger could else never be received.
+    pub fn resize_response(&mut self, bytes: usize) -> Result<(), Exceeded> {
+        let of_all = self.account.0.budget.0.lock().limits.total_bytes.as_u64() as usize;
+        self.resize(bytes.min(of_all / 4 * 3))
+    }
 }
 
 impl Drop for Charge {
@@ -357,9 +390,11 @@ impl Drop for Charge {
 
 impl State {
     /// Revokes what is oldest until so many more bytes fit in for an account.
-    fn make_room(&mut self, client: IpAddr, own: u64, bytes: usize, of_connection: usize) -> Result<(), Exceeded> {
+    fn make_room(&mut self, client: Party, own: u64, bytes: usize, of_connection: usize) -> Result<(), Exceeded> {
         let [of_client, of_all] =
             [self.limits.client_bytes, self.limits.total_bytes].map(|limit| limit.as_u64() as usize);
+        let (of_connection, of_client) =
+            if client == Party::Agent { (usize::MAX, of_all) } else { (of_connection, of_client) };
         let holding = self.clients.get(&client).and_then(|client| client.accounts.get(&own));
         if holding.map_or(0, |holding| holding.bytes).saturating_add(bytes) > of_connection {
             return Err(Exceeded::Connection);
@@ -382,7 +417,7 @@ impl State {
     }
 
     /// Revokes the account of a client that has held data longest. An error if that is `own`, or if there is none.
-    fn revoke_oldest(&mut self, client: IpAddr, own: u64, exceeded: Exceeded) -> Result<(), Exceeded> {
+    fn revoke_oldest(&mut self, client: Party, own: u64, exceeded: Exceeded) -> Result<(), Exceeded> {
         let accounts = self.clients.get(&client).map(|client| &client.accounts);
         let oldest = accounts.and_then(|accounts| accounts.iter().find(|(_, holding)| !holding.is_revoked));
         let oldest = oldest.map(|(&number, _)| number).filter(|&number| number != own).ok_or(exceeded)?;
@@ -391,7 +426,7 @@ impl State {
         Ok(())
     }
 
-    fn revoke(&mut self, client: IpAddr, number: u64) {
+    fn revoke(&mut self, client: Party, number: u64) {
         let Some(client) = self.clients.get_mut(&client) else { return };
         let Some(holding) = client.accounts.get_mut(&number).filter(|holding| !holding.is_revoked) else { return };
         holding.is_revoked = true;
@@ -400,12 +435,12 @@ impl State {
         self.held.revoked += holding.bytes;
     }
 
-    fn held_by(&self, client: IpAddr) -> Held {
+    fn held_by(&self, client: Party) -> Held {
         self.clients.get(&client).map(|client| client.held).unwrap_or_default()
     }
 
-    fn add(&mut self, client: IpAddr, number: u64, bytes: usize, revoked: &CancellationToken) {
-        let client = self.clients.entry(client).or_default();
+    fn add(&mut self, party: Party, number: u64, bytes: usize, revoked: &CancellationToken) {
+        let client = self.clients.entry(party).or_default();
         let holding = client.accounts.entry(number).or_insert_with(|| Holding {
             bytes: 0,
             is_revoked: false,
@@ -414,21 +449,23 @@ impl State {
         holding.bytes += bytes;
         client.held.add(bytes, holding.is_revoked);
         self.held.add(bytes, holding.is_revoked);
+        self.held_by_kind[party.kind()] += bytes;
         self.peak = self.peak.max(self.held.bytes);
     }
 
     /// Returns true if the account holds nothing any more.
-    fn remove(&mut self, address: IpAddr, number: u64, bytes: usize) -> bool {
-        let Some(client) = self.clients.get_mut(&address) else { return true };
+    fn remove(&mut self, party: Party, number: u64, bytes: usize) -> bool {
+        let Some(client) = self.clients.get_mut(&party) else { return true };
         let Some(holding) = client.accounts.get_mut(&number) else { return true };
         holding.bytes -= bytes;
         let (is_empty, is_revoked) = (holding.bytes == 0, holding.is_revoked);
         client.held.remove(bytes, is_revoked);
         self.held.remove(bytes, is_revoked);
+        self.held_by_kind[party.kind()] -= bytes;
         if is_empty {
             client.accounts.remove(&number);
             if client.accounts.is_empty() {
-                self.clients.remove(&address);
+                self.clients.remove(&party);
             }
         }
         is_empty

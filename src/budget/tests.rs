@@ -70,6 +70,37 @@ fn beyond_the_limit_in_all_the_client_that_holds_most_loses() {
 }
 
 #[test]
+fn a_server_that_is_asked_is_a_party_of_its_own() {
+    let budget = budget(100, 200, 400);
+    let (client, hosts) =
+        (account(&budget, "192.0.2.1"), [0, 1, 2].map(|_| budget.open_checked("192.0.2.1".parse().unwrap())));
+    let _client = client.charge(100 * KIB).unwrap();
+    let held = hosts.each_ref().map(|host| host.charge(80 * KIB).unwrap());
+    assert_eq!(hosts.each_ref().map(Account::is_revoked), [true, false, false], "a checked host has a client's limits");
+    assert!(!client.is_revoked());
+    assert_eq!(budget.held_by_kind(), [100 * KIB, 240 * KIB, 0]);
+    drop(held);
+    // The agent has the limit in all alone, and one response counts as three quarters of that at most.
+    let [first, second] = [0, 1].map(|_| budget.open_agent());
+    let mut response = first.charge(0).unwrap();
+    response.resize_response(250 * KIB).unwrap();
+    response.resize_response(5000 * KIB).unwrap();
+    assert_eq!(budget.held_by_kind(), [100 * KIB, 0, 300 * KIB]);
+    let mut other = second.charge(0).unwrap();
+    other.resize_response(50 * KIB).unwrap();
+    assert!(first.is_revoked() && !second.is_revoked() && !client.is_revoked(), "it holds most, and so it loses");
+    drop(response);
+    other.resize_response(0).unwrap();
+    let modest = account(&budget, "192.0.2.2");
+    let _modest = modest.charge(100 * KIB).unwrap();
+    let mut more = budget.open_agent().charge(0).unwrap();
+    more.resize_response(150 * KIB).unwrap();
+    assert_eq!(more.resize_response(250 * KIB), Err(Exceeded::Total));
+    assert!(!client.is_revoked() && !modest.is_revoked(), "others hold less, and lose nothing");
+    assert_eq!(budget.exceeded(), [0, 1, 2]);
+}
+
+#[test]
 fn a_charge_follows_the_size_of_what_it_stands_for() {
     let budget = budget(100, 100, 100);
     let account = account(&budget, "192.0.2.1");

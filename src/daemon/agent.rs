@@ -8,6 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::lasting::run_lasting;
 use crate::{
+    budget::Budget,
     catalog::{
         Resumed, Standing, Wish,
         source::consul::{Agent, Event},
@@ -22,19 +23,21 @@ pub(super) struct Follower {
     running: Mutex<Option<(Arc<Agent>, CancellationToken)>>,
     tasks: TaskTracker,
     metrics: Arc<Metrics>,
+    budget: Arc<Budget>,
     closing: CancellationToken,
 }
 
 impl Follower {
-    /// One that follows nobody yet. Its tasks are among `tasks`, and end with `closing`.
+    /// One that follows nobody yet. Responses are charged to `budget`. Its tasks are among `tasks`, and end with `closing`.
     pub fn new(
         wishes: mpsc::Receiver<Wish>,
         metrics: Arc<Metrics>,
+        budget: Arc<Budget>,
         tasks: TaskTracker,
         closing: CancellationToken,
     ) -> Self {
         let wishes = Arc::new(wishes.into());
-        Self { wishes, running: Mutex::new(None), tasks, metrics, closing }
+        Self { wishes, running: Mutex::new(None), tasks, metrics, budget, closing }
     }
 
     /// Whether this agent is followed already.
@@ -62,14 +65,15 @@ impl Follower {
         let agent = Arc::new(agent?);
         let closing = self.closing.child_token();
         *running = Some((agent.clone(), closing.clone()));
-        let (wishes, metrics) = (self.wishes.clone(), self.metrics.clone());
+        let (wishes, metrics, budget) = (self.wishes.clone(), self.metrics.clone(), self.budget.clone());
         self.tasks.spawn(async move {
-            let (agent, wishes, tell, metrics, closing) = (&agent, &wishes, &tell, &metrics, &closing);
+            let (agent, wishes, tell, closing) = (&agent, &wishes, &tell, &closing);
+            let charged = (&*metrics, &budget);
             let mut before = (standing, resumed);
             run_lasting("agent", || {
                 // After a panic, what was said last stays in service until it is said again.
                 let before = mem::replace(&mut before, (Standing::Away, None));
-                async move { agent.run(&mut *wishes.lock().await, before, tell, metrics, closing.clone()).await }
+                async move { agent.run(&mut *wishes.lock().await, before, tell, charged, closing.clone()).await }
             })
             .await;
         });

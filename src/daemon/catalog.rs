@@ -32,6 +32,7 @@ use super::{
     registrations::{Place, Registrations},
 };
 use crate::{
+    budget::Budget,
     catalog::{
         ApiConfig, Check, CheckChange, CheckKey, Config, FIRST_RESULT_PATIENCE, FilesConfig, Identity, Instance,
         InstanceKey, Live, News, Node, NodeKey, Outcomes, Registry, Resumed, ServiceKey, Set, Settings, SourceId,
@@ -238,16 +239,16 @@ fn define(value: &Value, scripts: Scripts) -> Result<Definition, Vec<value::Faul
 
 impl Catalog {
     /// Takes a catalog into service. What is registered is kept at `place`, and so is what is found out; an earlier process may
-    /// have passed that on. Its tasks are among `tasks`, and end with `stopping`.
+    /// have passed that on. What waits for checked hosts and the agent is charged to the budget. Its tasks are among `tasks`, and end with `stopping`.
     pub fn start(
         mut plan: Plan,
         place: Place,
         passed_on: Option<&[u8]>,
-        metrics: Arc<Metrics>,
+        (metrics, budget): (Arc<Metrics>, Arc<Budget>),
         tasks: &TaskTracker,
         stopping: &CancellationToken,
     ) -> Self {
-        let (runner, news) = Runner::new(Dialer::new(), Limits::default());
+        let (runner, news) = Runner::new(Dialer::new(budget.clone()), Limits::default());
         let agent = plan.agent.take();
         let mut memory = Memory::load(passed_on, place.folder.as_deref());
         let registrations = Registrations::load(place, memory.registrations.take());
@@ -283,7 +284,7 @@ impl Catalog {
         });
         let closing = stopping.child_token();
         let (orders, heard) = mpsc::channel(ORDERS);
-        let follower = Follower::new(asked.wishes, metrics, tasks.clone(), closing.clone());
+        let follower = Follower::new(asked.wishes, metrics, budget, tasks.clone(), closing.clone());
         let mut resumed = None;
         shared.publish(|state| resumed = state.begin(memory, agent.as_ref(), &shared.runner));
         shared.state.lock().warn_of_unmatched();

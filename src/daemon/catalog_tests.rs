@@ -26,7 +26,7 @@ impl Running {
         let folder = tempfile::Builder::new().prefix("watershed-").tempdir().unwrap();
         let place = Place { is_enabled: true, folder: Some(folder.path().to_owned()) };
         let (plan, metrics) = (loaded.plan.unwrap(), Arc::new(Metrics::new()));
-        let catalog = Catalog::start(plan, place, None, metrics, &TaskTracker::new(), &stopping);
+        let catalog = Catalog::start(plan, place, None, (metrics, Arc::default()), &TaskTracker::new(), &stopping);
         Self { catalog, folder, stopping }
     }
 

@@ -55,6 +55,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::catalog::Catalog;
 use crate::{
+    budget::Budget,
     cache::{Cache, Epoch},
     catalog::System,
     clock::Moment,
@@ -200,18 +201,20 @@ impl Daemon {
         let open: Vec<_> = units.into_iter().map(|listener| (listener, None)).chain(configured).collect();
         let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
         let versions = read.take_versions();
+        let budget = Arc::<Budget>::default();
+        budget.set_limits(config.limits.clone());
         let catalog = read.take_plan().map(|plan| {
             let place = registrations_place(&loaded);
             // As late as possible: what the predecessor finds out from now on has to be found out here once more.
             let passed_on = predecessor.and_then(Predecessor::estate);
-            Catalog::start(plan, place, passed_on.as_deref(), metrics.clone(), &tasks, &stopping)
+            let charged = (metrics.clone(), budget.clone());
+            Catalog::start(plan, place, passed_on.as_deref(), charged, &tasks, &stopping)
         });
         let tables = Tables::new(rules(&loaded, &read.zones.files, &groups, catalog.as_ref()), epoch);
         let cache = Cache::new(config.cache.size.as_u64() as usize);
         let resolver = Arc::new(Resolver::new(cache, tables, config.server.max_in_flight));
         resolver.set_most_waiting(config.server.max_in_flight, config.server.max_in_flight_per_client);
-        let face = Arc::new(Face::new(resolver, config.server.clone(), &metrics, runtime));
-        face.budget().set_limits(config.limits.clone());
+        let face = Arc::new(Face::new(resolver, config.server.clone(), &metrics, runtime).charging(budget));
         let (change, changed) = mpsc::channel(1);
         let identity = Arc::<Identity>::default();
         let feed = tokio::sync::watch::Sender::new(None);
@@ -537,8 +540,8 @@ impl Daemon {
             (Some(catalog), Some(plan)) => catalog.adopt(plan),
             (None, Some(plan)) => {
                 let place = registrations_place(&self.loaded);
-                let (metrics, tasks, stopping) = (self.metrics.clone(), &self.tasks, &self.stopping);
-                self.catalog = Some(Catalog::start(plan, place, None, metrics, tasks, stopping));
+                let charged = (self.metrics.clone(), self.face.budget().clone());
+                self.catalog = Some(Catalog::start(plan, place, None, charged, &self.tasks, &self.stopping));
                 true
             }
             (Some(_), None) if !self.loaded.config.catalog.has_source() => {
@@ -649,7 +652,7 @@ impl Daemon {
             levels.withheld.set(face.resolver().withheld());
             levels.queue_depth.set(face.exchanges() as u64);
             levels.tcp_connections.set(connections.count() as u64);
-            levels.set_budget(face.budget().held_bytes(), face.budget().exceeded());
+            levels.set_budget(face.budget().held_by_kind(), face.budget().exceeded());
             levels.set_control(http.count(), http.waiting(), http.closed());
             levels.open_files.set(sys::open_files() as u64);
             levels.open_files_limit.set(sys::open_files_limit() as u64);

@@ -314,7 +314,7 @@ impl UpstreamCells {
 #[derive(Debug, Default)]
 pub struct Levels {
     /// Bytes that wait for remote parties.
-    pub budget_held: Level,
+    pub(super) budget_held: Split<3>,
     pub(super) budget_exceeded: Split<3>,
     pub(super) control_connections: Level,
     pub(super) control_waiting: Level,
@@ -376,9 +376,10 @@ impl Levels {
         }
     }
 
-    /// Bytes that wait for remote parties, and how often the limits of a connection, a client and all clients were met.
-    pub fn set_budget(&self, held_bytes: usize, exceeded: [u64; 3]) {
-        self.budget_held.set(held_bytes as u64);
+    /// Bytes that wait for clients, checked hosts and the agent, and how often the limits of a connection, a client and all
+    /// clients were met.
+    pub fn set_budget(&self, held_bytes: [usize; 3], exceeded: [u64; 3]) {
+        self.budget_held.0.iter().zip(held_bytes).for_each(|(level, bytes)| level.set(bytes as u64));
         self.budget_exceeded.0.iter().zip(exceeded).for_each(|(level, count)| level.set(count));
     }
 

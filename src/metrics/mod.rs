@@ -47,8 +47,8 @@ impl Metrics {
             declare.counters("server_tcp_refused_total", "TCP and QUIC connections closed on our side before their end: refused by the ACL, more than one client may have, more than its network may open in a second, displaced by another, too slow to send or to take.", &["reason"], |b, put| b.row(|c| &c.refusals, &Refusal::LABELS, put)),
             declare.gauges("server_tcp_connections", "Open TCP and QUIC connections of clients.", &[], |b, put| put(&[], b.levels.tcp_connections.read())),
 
-            declare.gauges("budget_held_bytes", "Bytes that wait for remote parties.", &[], |b, put| put(&[], b.levels.budget_held.read())),
-            declare.counters("budget_exceeded_total", "Connections closed because the data that waited for them exceeded a limit: that of a connection, of a client or of all clients.", &["limit"], |b, put| b.levels.budget_exceeded.put(["connection", "client", "total"], put)),
+            declare.gauges("budget_held_bytes", "Bytes that wait for remote parties: clients, hosts that are checked, the Consul agent.", &["party"], |b, put| b.levels.budget_held.put(["client", "checked_host", "agent"], put)),
+            declare.counters("budget_exceeded_total", "Connections closed because the data that waited for them exceeded a limit: that of a connection, of a client (or checked host) or of all together.", &["limit"], |b, put| b.levels.budget_exceeded.put(["connection", "client", "total"], put)),
 
             declare.gauges("control_connections", "Open HTTP connections of operators and their tools.", &[], |b, put| put(&[], b.levels.control_connections.read())),
             declare.gauges("control_waiting", "HTTP requests that wait for a change of the catalog.", &[], |b, put| put(&[], b.levels.control_waiting.read())),

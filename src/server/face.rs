@@ -179,6 +179,11 @@ impl Face {
         }
     }
 
+    /// Charges what waits for clients to this budget, and not to one of its own.
+    pub fn charging(self, budget: Arc<Budget>) -> Self {
+        Self { budget, ..self }
+    }
+
     /// The settings in force.
     pub fn config(&self) -> Arc<Config> {
         self.config.load_full()

@@ -29,7 +29,10 @@ use super::{
     definition::{Target, Tls, Trust},
     guard::Reach,
 };
-use crate::tls;
+use crate::{
+    budget::{Account, Budget},
+    tls,
+};
 
 /// Resolves a host name to its addresses. Literal addresses do not come here.
 pub type Resolve = Arc<dyn Fn(&str) -> Resolving + Send + Sync>;
@@ -43,6 +46,8 @@ pub struct Dialer {
     roots: Box<dyn Fn() -> RootCertStore + Send + Sync>,
     /// For [`Trust::Verified`] and [`Trust::Anyone`]; the roots take a while to read, and few checks need them.
     configs: [OnceLock<ClientConfig>; 2],
+    /// What is kept of responses is charged to this.
+    budget: Arc<Budget>,
 }
 
 /// One probe's use of it, up to a deadline.
@@ -53,6 +58,8 @@ pub(super) struct Dial<'a> {
     is_reached: AtomicBool,
     /// The address of the first connection, to which all further ones go.
     peer: OnceLock<SocketAddr>,
+    /// The account of the host, once there is a connection.
+    account: OnceLock<Account>,
 }
 
 /// A stream with TLS or without.
@@ -77,17 +84,20 @@ pub(super) enum Error {
     Http2(#[from] h2::Error),
     #[error("{0}")]
     Response(String),
+    #[error("more would be kept of its response than [limits] allow")]
+    NoRoom,
 }
 
 impl Dialer {
-    /// A dialer with the system's resolver and the system's roots of trust.
-    pub fn new() -> Self {
-        Self::with(Arc::new(resolve_by_system), tls::system_roots)
+    /// A dialer with the system's resolver and the system's roots of trust. What is kept of responses is charged to `budget`.
+    pub fn new(budget: Arc<Budget>) -> Self {
+        Self { budget, ..Self::with(Arc::new(resolve_by_system), tls::system_roots) }
     }
 
     /// A dialer with a resolver, and with roots of trust, which are read when the first check needs them.
     pub fn with(resolve: Resolve, roots: impl Fn() -> RootCertStore + Send + Sync + 'static) -> Self {
-        Self { resolve, roots: Box::new(roots), configs: [OnceLock::new(), OnceLock::new()] }
+        let configs = [OnceLock::new(), OnceLock::new()];
+        Self { resolve, roots: Box::new(roots), configs, budget: Arc::default() }
     }
 
     fn config(&self, trust: Trust) -> &ClientConfig {
@@ -104,15 +114,10 @@ impl Dialer {
     }
 }
 
-impl Default for Dialer {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl<'a> Dial<'a> {
     pub fn new(dialer: &'a Dialer, deadline: Instant) -> Self {
-        Self { dialer, deadline, is_reached: AtomicBool::new(false), peer: OnceLock::new() }
+        let (peer, account) = Default::default();
+        Self { dialer, deadline, is_reached: AtomicBool::new(false), peer, account }
     }
 
     /// Opens a connection.
@@ -132,6 +137,7 @@ impl<'a> Dial<'a> {
                 Ok(stream) => {
                     self.is_reached.store(true, Ordering::Relaxed);
                     self.peer.get_or_init(|| address);
+                    self.account.get_or_init(|| self.dialer.budget.open_checked(address.ip()));
                     return Ok(stream);
                 }
                 Err(cause) => failure = Error::Connect { address, cause },
@@ -160,6 +166,11 @@ impl<'a> Dial<'a> {
         }
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(fail)?;
         Ok(Box::new(stream))
+    }
+
+    /// The account of the host that is checked. `None` before the first connection.
+    pub fn account(&self) -> Option<&Account> {
+        self.account.get()
     }
 
     /// A socket that hears nobody but the target, and its host's errors.
@@ -203,7 +214,7 @@ impl Error {
                 _ => Reach::Silent,
             },
             Self::Resolve { .. } | Self::NoAddress { .. } => Reach::Silent,
-            Self::Tls { .. } | Self::Http2(_) | Self::Response(_) => Reach::Answered,
+            Self::Tls { .. } | Self::Http2(_) | Self::Response(_) | Self::NoRoom => Reach::Answered,
         }
     }
 }

@@ -9,6 +9,7 @@ use url::Url;
 use super::{
     connect::{Dial, Error},
     definition::{CHECK_HEADER, Http, Redirects, Target},
+    held::Held,
     response::Response,
 };
 use crate::catalog::health::Status;
@@ -54,6 +55,8 @@ async fn send(http: &Http, limit: usize, dial: &Dial<'_>) -> Result<Answer, Erro
     let tls = (http.url.scheme() == "https").then_some(&http.tls);
     let stream = dial.connect_with(&target, tls, b"http/1.1").await?;
 
+    let held = Held::new(dial.account().ok_or(Error::NoRoom)?)?;
+    let revoked = held.revoked();
     let (reader, mut writer) = tokio::io::split(stream);
     let request = write(http);
     // A server may answer before it has read all, or without reading any.
@@ -63,7 +66,7 @@ async fn send(http: &Http, limit: usize, dial: &Dial<'_>) -> Result<Answer, Erro
         std::future::pending::<Infallible>().await
     };
     let receiving = async {
-        let response = Response::receive(reader, &http.method).await?;
+        let response = Response::receive(reader, &http.method, held).await?;
         if http.redirects == Redirects::Follow
             && let Some(url) = location(&response, &http.url)
         {
@@ -75,6 +78,7 @@ async fn send(http: &Http, limit: usize, dial: &Dial<'_>) -> Result<Answer, Erro
     };
     tokio::select! {
         answer = receiving => answer,
+        () = revoked => Err(Error::NoRoom),
         never = sending => match never {},
     }
 }
@@ -98,10 +102,10 @@ fn write(http: &Http) -> Vec<u8> {
     for (name, value) in http.headers.iter().filter(|(name, _)| !ours.contains(name)) {
         add(name, value.as_bytes());
     }
+    add(&CHECK_HEADER, b"1");
     add(&header::CONNECTION, b"close");
     let takes_body = matches!(http.method, Method::POST | Method::PUT | Method::PATCH);
     if takes_body || !http.body.is_empty() {
-    add(&CHECK_HEADER, b"1");
         add(&header::CONTENT_LENGTH, http.body.len().to_string().as_bytes());
     }
     request.extend_from_slice(b"\r\n");

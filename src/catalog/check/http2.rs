@@ -8,15 +8,16 @@ use h2::{Ping, RecvStream, client};
 use http::{HeaderMap, Request, Version};
 
 use super::{
-    connect::{Dial, Error},
+    connect::{Dial, Error, Stream},
     definition::{CHECK_HEADER, Target, Tls, USER_AGENT},
+    held::{Held, Metered},
 };
 
 /// Sends a PING frame and waits for its echo.
 pub(super) async fn ping(target: &Target, tls: Option<&Tls>, dial: &Dial<'_>) -> Result<(), Error> {
-    let stream = dial.connect_with(target, tls, b"h2").await?;
+    let (stream, _) = connect(target, tls, dial).await?;
     // The connection would close without its sender.
-    let (_sender, mut connection) = client::handshake(stream).await?;
+    let (_sender, mut connection) = bounded().handshake::<_, Bytes>(stream).await?;
     let mut ping_pong = connection.ping_pong().expect("nobody has taken it yet");
     tokio::select! {
         echo = ping_pong.ping(Ping::opaque()) => echo.map(|_| ()).map_err(Error::from),
@@ -26,8 +27,8 @@ pub(super) async fn ping(target: &Target, tls: Option<&Tls>, dial: &Dial<'_>) ->
 
 /// Asks the health service about a service.
 pub(super) async fn grpc(target: &Target, tls: Option<&Tls>, service: &str, dial: &Dial<'_>) -> Result<(), Error> {
-    let stream = dial.connect_with(target, tls, b"h2").await?;
-    let (sender, connection) = client::handshake(stream).await?;
+    let (stream, revoked) = connect(target, tls, dial).await?;
+    let (sender, connection) = bounded().handshake(stream).await?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let request = Request::post(format!("{scheme}://{target}/grpc.health.v1.Health/Check"))
         .version(Version::HTTP_2)
@@ -50,8 +51,28 @@ pub(super) async fn grpc(target: &Target, tls: Option<&Tls>, service: &str, dial
     tokio::select! {
         biased;
         result = exchange => result,
+        () = revoked => Err(Error::NoRoom),
         closed = connection => Err(early_end(closed)),
     }
+}
+
+/// A connection whose data counts, and what says that it has to be dropped.
+async fn connect(
+    target: &Target,
+    tls: Option<&Tls>,
+    dial: &Dial<'_>,
+) -> Result<(Metered<Box<dyn Stream>>, impl Future<Output = ()> + use<>), Error> {
+    let stream = dial.connect_with(target, tls, b"h2").await?;
+    let held = Held::new(dial.account().ok_or(Error::NoRoom)?)?;
+    let revoked = held.revoked();
+    Ok((Metered::new(stream, held, MAX_KEPT_BYTES), revoked))
+}
+
+/// A client that has little kept for it: one short response, and no streams that the server begins.
+fn bounded() -> client::Builder {
+    let mut builder = client::Builder::new();
+    builder.enable_push(false).max_header_list_size(MAX_HEADER_BYTES).initial_window_size(MAX_MESSAGE_BYTES as u32 + 1);
+    builder
 }
 
 async fn judge(headers: HeaderMap, mut body: RecvStream) -> Result<(), Error> {
@@ -153,6 +174,9 @@ fn early_end(closed: Result<(), h2::Error>) -> Error {
 
 const SERVING: u64 = 1;
 const MAX_MESSAGE_BYTES: usize = 4096;
+const MAX_HEADER_BYTES: u32 = 16 << 10;
+/// What h2 keeps of what has come: the window of a connection (RFC 9113, section 6.9.2), a header and a frame.
+const MAX_KEPT_BYTES: usize = 96 << 10;
 
 #[cfg(test)]
 mod tests {

@@ -9,6 +9,7 @@ mod declaration;
 mod definition;
 mod duration;
 mod guard;
+mod held;
 mod http;
 mod http2;
 mod probe;

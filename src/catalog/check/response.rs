@@ -6,9 +6,9 @@
 //! The measure is Go 1.14, of which Consul 1.8.7 is built: `readResponse`, `ReadMIMEHeader` and `readTransfer`.
 
 use http::Method;
-use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, BufReader};
 
-use super::connect::Error;
+use super::{connect::Error, held::Held};
 
 /// A response whose body has not been read.
 pub(super) struct Response<R> {
@@ -20,6 +20,7 @@ pub(super) struct Response<R> {
     pub location: Option<String>,
     framing: Framing,
     stream: BufReader<R>,
+    held: Held,
 }
 
 /// Where a body ends.
@@ -39,19 +40,22 @@ struct Fields {
 }
 
 impl<R: AsyncRead + Unpin> Response<R> {
-    /// Reads the header of the response to a request with this method.
-    pub async fn receive(stream: R, method: &Method) -> Result<Self, Error> {
+    /// Reads the header of the response to a request with this method; what is kept of it is `held`.
+    pub async fn receive(stream: R, method: &Method, mut held: Held) -> Result<Self, Error> {
         let mut stream = BufReader::new(stream);
         for _ in 0..=MAX_INFORMATIONAL {
             let mut left = MAX_HEADER_BYTES;
-            let line = read_line(&mut stream, &mut left).await?;
+            held.fixed = 0;
+            let line = read_line(&mut stream, &mut left, &mut held).await?;
             let (version, status, status_line) = read_status(&line)?;
-            let fields = Fields::receive(&mut stream, &mut left).await?;
+            held.fixed = line.len() + status_line.len();
+            drop(line);
+            let fields = Fields::receive(&mut stream, &mut left, &mut held).await?;
             if (100..200).contains(&status) && status != 101 {
                 continue;
             }
             let framing = fields.framing(status, version >= (1, 1), method)?;
-            return Ok(Self { status, status_line, location: fields.location, framing, stream });
+            return Ok(Self { status, status_line, location: fields.location, framing, stream, held });
         }
         Err(malformed("too many 1xx informational responses"))
     }
@@ -65,12 +69,13 @@ impl<R: AsyncRead + Unpin> Response<R> {
             Framing::Length(length) => drop(copy(&mut self.stream, length.min(most), limit, &mut kept).await),
             Framing::UntilClosed => drop(copy(&mut self.stream, most, limit, &mut kept).await),
             Framing::Chunked => {
-                while let Some(size) = read_chunk_size(&mut self.stream).await.filter(|size| (1..=left).contains(size))
+                while let Some(size) =
+                    read_chunk_size(&mut self.stream, &mut self.held).await.filter(|size| (1..=left).contains(size))
                 {
                     left -= size;
                     let mut line_left = MAX_CHUNK_LINE_BYTES;
                     if copy(&mut self.stream, size, limit, &mut kept).await != Some(size)
-                        || read_line(&mut self.stream, &mut line_left).await.is_err()
+                        || read_line(&mut self.stream, &mut line_left, &mut self.held).await.is_err()
                     {
                         break;
                     }
@@ -82,15 +87,19 @@ impl<R: AsyncRead + Unpin> Response<R> {
 }
 
 impl Fields {
-    async fn receive(stream: &mut (impl AsyncBufRead + Unpin), left: &mut u64) -> Result<Self, Error> {
+    async fn receive(stream: &mut (impl AsyncBufRead + Unpin), left: &mut u64, held: &mut Held) -> Result<Self, Error> {
         let mut fields = Self::default();
         let mut field: Option<Vec<u8>> = None;
+        let others = held.fixed;
         loop {
-            let line = read_line(stream, left).await?;
+            held.fixed = others + fields.bytes() + field.as_ref().map_or(0, Vec::capacity);
+            let line = read_line(stream, left, held).await?;
             let is_folded = matches!(line.first(), Some(b' ' | b'\t'));
             match &mut field {
                 None if is_folded => return Err(malformed(format!("initial line {}", quoted(&line)))),
                 Some(field) if is_folded => {
+                    held.fixed = others + fields.bytes() + line.capacity();
+                    held.reserve(field, line.len() + 1)?;
                     field.push(b' ');
                     field.extend_from_slice(line.trim_ascii());
                     continue;
@@ -110,6 +119,11 @@ impl Fields {
         }
     }
 
+    /// What they take in memory.
+    fn bytes(&self) -> usize {
+        self.lengths.iter().chain(&self.encodings).chain(&self.location).map(String::len).sum()
+    }
+
     /// A name counts only as it is: with a space before its colon it is another.
     fn add(&mut self, field: &[u8]) {
         let colon = field.iter().position(|&octet| octet == b':').unwrap_or(field.len());
@@ -118,8 +132,12 @@ impl Fields {
         if name.eq_ignore_ascii_case(b"location") {
             self.location.get_or_insert_with(value);
         } else if name.eq_ignore_ascii_case(b"content-length") {
-            self.lengths.push(value());
-        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            // One that differs from the first is enough for a fault.
+            let length = value();
+            if self.lengths.len() < 2 && self.lengths.first() != Some(&length) {
+                self.lengths.push(length);
+            }
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") && self.encodings.len() < 2 {
             self.encodings.push(value());
         }
     }
@@ -129,7 +147,7 @@ impl Fields {
         if is_chunked && !matches!(&self.encodings[..], [only] if only.eq_ignore_ascii_case("chunked")) {
             return Err(malformed(format!("unsupported transfer encoding {:?}", self.encodings)));
         }
-        if !is_chunked && self.lengths.windows(2).any(|pair| pair[0] != pair[1]) {
+        if !is_chunked && self.lengths.len() > 1 {
             return Err(malformed(format!("multiple Content-Length {:?}", self.lengths)));
         }
         if *method == Method::HEAD || status < 200 || matches!(status, 204 | 304) {
@@ -161,23 +179,38 @@ fn read_status(line: &[u8]) -> Result<((u32, u32), u16, String), Error> {
 }
 
 /// A line without its end.
-async fn read_line(stream: &mut (impl AsyncBufRead + Unpin), left: &mut u64) -> Result<Vec<u8>, Error> {
+async fn read_line(
+    stream: &mut (impl AsyncBufRead + Unpin),
+    left: &mut u64,
+    held: &mut Held,
+) -> Result<Vec<u8>, Error> {
     let mut line = Vec::new();
-    stream.take(*left).read_until(b'\n', &mut line).await?;
-    *left -= line.len() as u64;
-    if line.pop_if(|end| *end == b'\n').is_none() {
-        return Err(match *left {
-            0 => malformed(format!("header is longer than {MAX_HEADER_BYTES} bytes")),
-            _ => malformed("connection closed before the end of the header"),
-        });
+    loop {
+        let data = stream.fill_buf().await?;
+        let data = &data[..data.len().min(usize::try_from(*left).unwrap_or(usize::MAX))];
+        let end = data.iter().position(|&octet| octet == b'\n');
+        let taken = end.map_or(data.len(), |end| end + 1);
+        if taken == 0 {
+            return Err(match *left {
+                0 => malformed(format!("header is longer than {MAX_HEADER_BYTES} bytes")),
+                _ => malformed("connection closed before the end of the header"),
+            });
+        }
+        held.reserve(&mut line, taken)?;
+        line.extend_from_slice(&data[..end.unwrap_or(taken)]);
+        stream.consume(taken);
+        *left -= taken as u64;
+        if end.is_some() {
+            line.pop_if(|end| *end == b'\r');
+            line.shrink_to_fit();
+            return Ok(line);
+        }
     }
-    line.pop_if(|end| *end == b'\r');
-    Ok(line)
 }
 
-async fn read_chunk_size(stream: &mut (impl AsyncBufRead + Unpin)) -> Option<u64> {
+async fn read_chunk_size(stream: &mut (impl AsyncBufRead + Unpin), held: &mut Held) -> Option<u64> {
     let mut left = MAX_CHUNK_LINE_BYTES;
-    let line = read_line(stream, &mut left).await.ok()?;
+    let line = read_line(stream, &mut left, held).await.ok()?;
     let digits = line.split(|&octet| octet == b';').next()?.trim_ascii();
     u64::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()
 }
@@ -217,10 +250,16 @@ const MAX_QUOTED_BYTES: usize = 64;
 
 #[cfg(test)]
 mod tests {
+    use std::{net::Ipv4Addr, sync::Arc};
+
+    use bytesize::ByteSize;
+
     use super::*;
+    use crate::budget::{self, Budget};
 
     async fn read(response: &[u8], method: &Method) -> Result<(String, String), String> {
-        let response = Response::receive(response, method).await.map_err(|error| error.to_string())?;
+        let held = Held::new(&Arc::<Budget>::default().open_checked(Ipv4Addr::LOCALHOST.into())).unwrap();
+        let response = Response::receive(response, method, held).await.map_err(|error| error.to_string())?;
         let status = response.status_line.clone();
         Ok((status, String::from_utf8_lossy(&response.body(1000, 5000).await).into_owned()))
     }
@@ -268,6 +307,36 @@ mod tests {
         assert_eq!(head, Ok(("200 OK".to_owned(), String::new())));
         let early = "HTTP/1.1 103 Early\r\n\r\n".repeat(6);
         assert!(read(early.as_bytes(), &Method::GET).await.is_err_and(|error| error.contains("too many 1xx")));
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_of_a_header_counts_against_the_limits() {
+        let budget = Arc::<Budget>::default();
+        let limits = budget::Config { connection_bytes: ByteSize::kib(128), ..budget::Config::default() };
+        budget.set_limits(limits);
+        let read = async |header: String| {
+            let account = budget.open_checked(Ipv4Addr::LOCALHOST.into());
+            let response = format!("HTTP/1.1 200 OK\r\n{header}\r\n\r\nok");
+            Response::receive(response.as_bytes(), &Method::GET, Held::new(&account).unwrap()).await.map(|_| ())
+        };
+        let folded = format!("X: y\r\n{}", format!(" {}\r\n", "a".repeat(5000)).repeat(200));
+        let value = "a".repeat(60_000);
+        let kept = format!("Location: {value}\r\nTransfer-Encoding: {value}\r\nContent-Length: {value}\r\nX: y");
+        for (case, header, is_read) in [
+            ("usual", "X: y".to_owned(), true),
+            ("many short fields", "X: y\r\n".repeat(100_000) + "X: y", true),
+            ("many lengths", "Content-Length: 2\r\n".repeat(100_000) + "X: y", true),
+            ("a long field", format!("X: {}", "a".repeat(60_000)), true),
+            ("longer", format!("X: {}", "a".repeat(200_000)), false),
+            ("folded", folded + "X: y", false),
+            ("values that are kept", kept, false),
+        ] {
+            let found = read(header).await;
+            assert_eq!(found.is_ok(), is_read, "{case}: {found:?}");
+            assert!(is_read || matches!(found, Err(Error::NoRoom)), "{case}");
+            assert_eq!(budget.held_bytes(), 0, "{case}");
+        }
+        assert_eq!(budget.exceeded(), [3, 0, 0]);
     }
 
     #[tokio::test]

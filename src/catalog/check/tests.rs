@@ -16,7 +16,7 @@ fn check(name: &str, keys: Value) -> Check {
 
 /// A runner that runs until the token fires.
 fn start(checks: Vec<Check>, limits: Limits) -> (Arc<Runner>, mpsc::Receiver<Event>, CancellationToken) {
-    let (runner, news) = Runner::new(Dialer::new(), limits);
+    let (runner, news) = Runner::new(Dialer::new(Arc::default()), limits);
     let (runner, shutdown) = (Arc::new(runner), CancellationToken::new());
     runner.replace(checks);
     tokio::spawn({
@@ -89,7 +89,7 @@ async fn a_ttl_check_is_told_by_anybody() {
 
 #[tokio::test]
 async fn a_runner_ends_when_its_news_is_not_wanted() {
-    let (runner, news) = Runner::new(Dialer::new(), Limits::default());
+    let (runner, news) = Runner::new(Dialer::new(Arc::default()), Limits::default());
     let ttl = check("web", json!({"ttl": "60s"}));
     runner.start(ttl.clone());
     runner.tell(&ttl.id, Status::Passing, "").unwrap();

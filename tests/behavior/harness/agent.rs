@@ -38,6 +38,10 @@ pub enum Manner {
     /// The list of a service's instances has so many entries, each with a check whose output has 100 KB; with its length in the
     /// header, or in chunks.
     Huge { entries: usize, is_chunked: bool },
+    /// The list of all services has so many names.
+    Names { count: usize },
+    /// The list of a service's instances is as for `Huge`, but it ends in the middle, and the connection stays.
+    Stalled { entries: usize },
 }
 
 /// An agent on an address of its own; it ends when this is dropped.
@@ -148,10 +152,22 @@ impl Shared {
             };
             let response = match manner {
                 Manner::Huge { entries, is_chunked } if path.contains("/v1/health/service/") => {
-                    write_huge(&mut stream, index, entries, is_chunked)?;
+                    write_entries(&mut stream, index, entries, entries, is_chunked)?;
                     continue;
                 }
-                Manner::Well | Manner::Unindexed | Manner::Huge { .. } => head("200 OK", length) + &body,
+                Manner::Stalled { entries } if path.contains("/v1/health/service/") => {
+                    // A part of a list of so many.
+                    let _ = write_entries(&mut stream, index, 2 * entries, entries, true);
+                    let state = self.state.lock().unwrap();
+                    let is_stalled = |state: &mut State| state.manner == manner && !self.ended.load(Ordering::Relaxed);
+                    drop(self.changed.wait_while(state, is_stalled).unwrap());
+                    return Ok(());
+                }
+                Manner::Well
+                | Manner::Unindexed
+                | Manner::Huge { .. }
+                | Manner::Stalled { .. }
+                | Manner::Names { .. } => head("200 OK", length) + &body,
                 Manner::Slow(span) => {
                     thread::sleep(span);
                     head("200 OK", length) + &body
@@ -200,7 +216,9 @@ impl Shared {
             "/v1/catalog/datacenters" => r#"["dc1"]"#.to_owned(),
             "/v1/catalog/nodes" => format!("[{NODE}]"),
             "/v1/catalog/services" => {
-                let names: Vec<String> = state.services.keys().map(|name| format!("\"{name}\": []")).collect();
+                let more = if let Manner::Names { count } = state.manner { count } else { 0 };
+                let known = state.services.keys().map(|name| format!("\"{name}\": []"));
+                let names: Vec<String> = known.chain((0..more).map(|number| format!("\"{number:x}\":[]"))).collect();
                 format!("{{{}}}", names.join(", "))
             }
             _ => {
@@ -219,8 +237,14 @@ impl Shared {
     }
 }
 
-/// A list of instances of one service, at 192.0.2.200.
-fn write_huge(stream: &mut TcpStream, index: u64, entries: usize, is_chunked: bool) -> std::io::Result<()> {
+/// A list of instances of one service, at 192.0.2.200, or the beginning of one.
+fn write_entries(
+    stream: &mut TcpStream,
+    index: u64,
+    entries: usize,
+    written: usize,
+    is_chunked: bool,
+) -> std::io::Result<()> {
     let output = "x".repeat(100_000);
     let entry = |number: usize| {
         let separator = if number == 0 { "[" } else { "," };
@@ -235,11 +259,11 @@ fn write_huge(stream: &mut TcpStream, index: u64, entries: usize, is_chunked: bo
     let framing =
         if is_chunked { "Transfer-Encoding: chunked".to_owned() } else { format!("Content-Length: {length}") };
     stream.write_all(format!("HTTP/1.1 200 OK\r\nX-Consul-Index: {index}\r\n{framing}\r\n\r\n").as_bytes())?;
-    for text in (0..entries).map(entry) {
+    for text in (0..written).map(entry) {
         let chunk = if is_chunked { format!("{:x}\r\n{text}\r\n", text.len()) } else { text };
         stream.write_all(chunk.as_bytes())?;
     }
-    if is_chunked { stream.write_all(b"0\r\n\r\n") } else { Ok(()) }
+    if is_chunked && written == entries { stream.write_all(b"0\r\n\r\n") } else { Ok(()) }
 }
 
 const NODE: &str = r#"{"Node": "n", "Address": "192.0.2.1", "Datacenter": "dc1", "ModifyIndex": 5}"#;

@@ -125,6 +125,14 @@ impl What {
         if parameters.is_empty() { path } else { format!("{path}?{}", parameters.join("&")) }
     }
 
+    /// Within how many brackets the elements of the list lie that a response is.
+    pub fn list_depth(&self) -> u32 {
+        match self {
+            Self::Members(key) if key.kind() == Kind::Query => 2,
+            _ => 1,
+        }
+    }
+
     /// Reads the body of a response of success.
     pub fn read(&self, body: &[u8]) -> Result<Reply, Fault> {
         self.read_json(SliceRead::new(body))

@@ -41,8 +41,12 @@ use super::{
     Config, Fault,
     api::{Reply, Response, What},
     config::host_of,
+    size::Size,
 };
-use crate::{files, tls};
+use crate::{
+    budget::{Account, Budget, Charge},
+    files, tls,
+};
 
 /// What sends requests to the agents of one section.
 pub(super) struct Client {
@@ -53,6 +57,8 @@ pub(super) struct Client {
     permits: Semaphore,
     /// For responses that are too large to be held.
     large: Semaphore,
+    /// For those that are a large part of what may be held.
+    huge: Semaphore,
 }
 
 /// What is wrong with the files that the section `[catalog.consul]` names.
@@ -110,11 +116,34 @@ impl Client {
             idle: Mutex::new(Vec::new()),
             permits: Semaphore::new(MOST_CONNECTIONS),
             large: Semaphore::new(MOST_LARGE),
+            huge: Semaphore::new(1),
         })
     }
 
-    /// Asks the agent at this place among the addresses; `after` is the index that the response has to exceed.
-    pub async fn ask(&self, place: usize, what: &What, after: Option<u64>) -> Result<Response, Fault> {
+    /// Asks the agent at this place among the addresses; `after` is the index that the response has to exceed. The response
+    /// is charged to `budget` until it has been read.
+    pub async fn ask(
+        &self,
+        place: usize,
+        what: &What,
+        after: Option<u64>,
+        budget: &Arc<Budget>,
+    ) -> Result<Response, Fault> {
+        let account = budget.open_agent();
+        tokio::select! {
+            biased;
+            () = account.revoked() => Err(Fault::NoRoom),
+            response = self.ask_for(place, what, after, &account) => response,
+        }
+    }
+
+    async fn ask_for(
+        &self,
+        place: usize,
+        what: &What,
+        after: Option<u64>,
+        account: &Account,
+    ) -> Result<Response, Fault> {
         let _permit = self.permits.acquire().await.map_err(|_| Fault::Closed)?;
         let url = self.config.address.urls().get(place).ok_or(Fault::Closed)?;
         let token = self.token().await?;
@@ -126,7 +155,7 @@ impl Client {
         };
         let outcome = match kept {
             // The agent may have closed it while nobody looked: then it has not seen the request.
-            Some(mut connection) => match connection.exchange(request()?, self, what).await {
+            Some(mut connection) => match connection.exchange(request()?, self, what, account).await {
                 Err(Fault::Http(_)) => None,
                 outcome => Some((connection, outcome)),
             },
@@ -136,7 +165,7 @@ impl Client {
             Some(outcome) => outcome,
             None => {
                 let mut connection = self.connect(url).await?;
-                let outcome = connection.exchange(request()?, self, what).await;
+                let outcome = connection.exchange(request()?, self, what, account).await;
                 (connection, outcome)
             }
         };
@@ -161,13 +190,14 @@ impl Client {
     }
 
     /// Reads a response. The inner error is one of what it says, on a connection that is sound.
-    async fn read(&self, what: &What, response: http::Response<Incoming>) -> Exchanged {
+    async fn read(&self, what: &What, response: http::Response<Incoming>, account: &Account) -> Exchanged {
         let (parts, mut body) = response.into_parts();
         let most_bytes = self.config.max_response_bytes;
         if body.size_hint().lower() > most_bytes.as_u64() {
             return Err(Fault::TooLong(most_bytes));
         }
-        let (start, is_whole) = read_start(&mut body).await?;
+        let mut charge = account.charge(0).map_err(|_| Fault::NoRoom)?;
+        let (start, is_whole) = read_start(&mut body, &mut charge).await?;
         let reply = if !parts.status.is_success() {
             // A denial is short; a long one is not read to its end.
             let status = parts.status.as_u16();
@@ -176,17 +206,30 @@ impl Client {
         } else if is_whole {
             what.read(&start)
         } else {
-            self.read_large(what, start, body).await
+            self.read_large(what, start, body, charge).await
         };
         Ok((parts, reply))
     }
 
     /// Reads a large response as it comes, on a thread of its own: the text is never held as a whole.
-    async fn read_large(&self, what: &What, start: Bytes, mut body: Incoming) -> Result<Reply, Fault> {
+    ///
+    /// What it says takes memory instead, of about the same size, and counts as the text does.
+    async fn read_large(
+        &self,
+        what: &What,
+        start: Bytes,
+        mut body: Incoming,
+        mut charge: Charge,
+    ) -> Result<Reply, Fault> {
         // The others are not read meanwhile, and so wait at the agent.
         let _permit = self.large.acquire().await.map_err(|_| Fault::Closed)?;
+        let mut huge_permit = None;
         let most_bytes = self.config.max_response_bytes;
         let mut read_bytes = start.len() as u64;
+        let mut size = Size::new(most_bytes.as_u64(), what.list_depth());
+        if !size.add(&start) {
+            return Err(Fault::TooMany(most_bytes));
+        }
         let (frames, coming) = mpsc::channel(FRAMES);
         let what = what.clone();
         let reader = BufReader::with_capacity(BUFFER_BYTES, Frames { rest: start, coming });
@@ -197,6 +240,14 @@ impl Client {
             if read_bytes > most_bytes.as_u64() {
                 return Err(Fault::TooLong(most_bytes));
             }
+            if !size.add(&data) {
+                return Err(Fault::TooMany(most_bytes));
+            }
+            if read_bytes > HUGE_BYTES && huge_permit.is_none() {
+                huge_permit = Some(self.huge.acquire().await.map_err(|_| Fault::Closed)?);
+            }
+            let counted = usize::try_from(read_bytes).unwrap_or(usize::MAX);
+            charge.resize_response(counted).map_err(|_| Fault::NoRoom)?;
             if frames.send(data).await.is_err() {
                 // It is at fault, which the parser says.
                 break;
@@ -269,11 +320,17 @@ impl Client {
 }
 
 impl Connection {
-    async fn exchange(&mut self, request: Request<Empty<Bytes>>, client: &Client, what: &What) -> Exchanged {
+    async fn exchange(
+        &mut self,
+        request: Request<Empty<Bytes>>,
+        client: &Client,
+        what: &What,
+        account: &Account,
+    ) -> Exchanged {
         let exchange = async {
             self.sender.ready().await.map_err(Fault::http)?;
             let response = self.sender.send_request(request).await.map_err(Fault::http)?;
-            client.read(what, response).await
+            client.read(what, response, account).await
         };
         let (driver, is_open) = (&mut self.driver, &mut self.is_open);
         tokio::select! {
@@ -284,12 +341,19 @@ impl Connection {
     }
 }
 
+/// Reads files beside the tasks: they may lie on a file system that does not answer.
+async fn beside<T: Send + 'static>(read: impl Fn() -> T + Send + Sync + 'static) -> Result<T, Fault> {
+    let reading = tokio::task::spawn_blocking(|| files::patiently(FILE_PATIENCE, read));
+    reading.await.map_err(|_| Fault::Closed)
+}
+
 /// Reads a body until it ends, which is told, or is large.
-async fn read_start(body: &mut Incoming) -> Result<(Bytes, bool), Fault> {
+async fn read_start(body: &mut Incoming, charge: &mut Charge) -> Result<(Bytes, bool), Fault> {
     let mut read = BytesMut::new();
     while read.len() < LARGE_BYTES {
         let Some(frame) = body.frame().await else { return Ok((read.freeze(), true)) };
         if let Ok(data) = frame.map_err(Fault::http)?.into_data() {
+            charge.resize_response(read.len() + data.len()).map_err(|_| Fault::NoRoom)?;
             read.extend_from_slice(&data);
         }
     }
@@ -341,12 +405,6 @@ fn tls_config(config: &Config) -> Result<ClientConfig, FileError> {
         Some(file) => {
             let mut roots = RootCertStore::empty();
             for authority in certificates("ca_file", file)? {
-/// Reads files beside the tasks: they may lie on a file system that does not answer.
-async fn beside<T: Send + 'static>(read: impl Fn() -> T + Send + Sync + 'static) -> Result<T, Fault> {
-    let reading = tokio::task::spawn_blocking(|| files::patiently(FILE_PATIENCE, read));
-    reading.await.map_err(|_| Fault::Closed)
-}
-
                 roots.add(authority)?;
             }
             roots
@@ -378,12 +436,17 @@ const TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
 pub(super) const MOST_CONNECTIONS: usize = super::plan::MOST_FOLLOWED + 3 + super::plan::MOST_FETCHES;
 const MOST_IDLE: usize = 8;
 /// A response beyond this is read as it comes.
-const LARGE_BYTES: usize = 256 << 10;
+const LARGE_BYTES: usize = 64 << 10;
 /// So many large responses are read at a time.
 const MOST_LARGE: usize = 2;
+/// One response at a time is read beyond this. With the beginnings of all others, a large one, and three quarters of
+/// `limits.total_bytes` for this one, the default of that limit is not exceeded.
+const HUGE_BYTES: u64 = 8 << 20;
 /// So many frames wait for the parser.
 const FRAMES: usize = 4;
 const BUFFER_BYTES: usize = 64 << 10;
+/// How long one access to the token or the hosts file may take.
+const FILE_PATIENCE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
@@ -400,5 +463,3 @@ mod tests {
         assert_eq!(resolve("no.such.host.example"), [] as [IpAddr; 0]);
     }
 }
-/// How long one access to the token or the hosts file may take.
-const FILE_PATIENCE: Duration = Duration::from_secs(5);

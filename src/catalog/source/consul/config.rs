@@ -51,6 +51,7 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     pub wait: Duration,
     /// The most bytes of a response, from 1 MiB to 1 GiB. A larger one is not believed, and what the agent said before stays.
+    /// It counts against `limits.total_bytes` until it has been read, with three quarters of that at most.
     /// Default "64MiB". Applies at reload.
     pub max_response_bytes: ByteSize,
 }

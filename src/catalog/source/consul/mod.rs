@@ -8,6 +8,7 @@ mod client;
 mod config;
 mod mirror;
 mod plan;
+mod size;
 
 use std::{
     collections::HashMap,
@@ -38,6 +39,7 @@ use self::{
     plan::{Ask, Note, Plan},
 };
 use crate::{
+    budget::Budget,
     catalog::{News, Resumed, ServiceKey, Standing, Wish},
     clock::{Moment, unix_seconds},
     metrics::Metrics,
@@ -90,6 +92,10 @@ enum Fault {
     NoIndex,
     #[error("the response is larger than {}; raise catalog.consul.max_response_bytes", .0.display().iec())]
     TooLong(ByteSize),
+    #[error("the response lists more than fits into {} in memory; raise catalog.consul.max_response_bytes", .0.display().iec())]
+    TooMany(ByteSize),
+    #[error("the response finds no room among what waits; raise limits.total_bytes")]
+    NoRoom,
     #[error("no answer within {0:?}")]
     Timeout(Duration),
     #[error("the token cannot be read: {0}")]
@@ -138,12 +144,13 @@ impl Agent {
 
     /// Follows it until `closing`. What is wished for is fetched; `tell` takes the news in before it returns. `standing` is
     /// how the catalog stands to what it holds of another agent, or, if there is something to go on from (`resumed`), of this one.
+    /// Responses are charged to the budget until they have been read.
     pub async fn run(
         &self,
         wishes: &mut mpsc::Receiver<Wish>,
         (standing, resumed): (Standing, Option<Resumed>),
         tell: impl Fn(Event),
-        metrics: &Metrics,
+        (metrics, budget): (&Metrics, &Arc<Budget>),
         closing: CancellationToken,
     ) {
         let now = Moment::now();
@@ -181,7 +188,7 @@ impl Agent {
                 let _ = done.send(());
             }
             for ask in todo.asks {
-                aborts.insert(ask.id, running.spawn(send(self.client.clone(), ask)));
+                aborts.insert(ask.id, running.spawn(send(self.client.clone(), ask, budget.clone())));
             }
             let levels = metrics.levels();
             levels.catalog_source_followed.set(plan.followed() as u64);
@@ -201,7 +208,7 @@ impl Agent {
                         if let Ok((id, outcome)) = ended {
                             aborts.remove(&id);
                             levels.add_catalog_request(outcome.is_ok());
-                            if let Err(error @ Fault::TooLong(_)) = &outcome
+                            if let Err(error @ (Fault::TooLong(_) | Fault::TooMany(_) | Fault::NoRoom)) = &outcome
                                 && too_long.is_none_or(|told: Instant| told.elapsed() >= TOO_LONG_INTERVAL)
                             {
                                 too_long = Some(Instant::now());
@@ -276,9 +283,9 @@ pub fn rehearse(answers: &[(u64, &[u8])], wished: &[ServiceKey], now: Moment) ->
     }
 }
 
-async fn send(client: Arc<Client>, ask: Ask) -> (u64, Result<api::Response, Fault>) {
+async fn send(client: Arc<Client>, ask: Ask, budget: Arc<Budget>) -> (u64, Result<api::Response, Fault>) {
     let Ask { id, place, what, after, limit } = ask;
-    let outcome = timeout(limit, client.ask(place, &what, after)).await;
+    let outcome = timeout(limit, client.ask(place, &what, after, &budget)).await;
     (id, outcome.unwrap_or(Err(Fault::Timeout(limit))))
 }
 
