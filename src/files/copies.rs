@@ -14,6 +14,7 @@ use std::{
 };
 
 use super::{
+    checksum::checksum,
     patience::access,
     read::{list, read},
     replace::{Durability, remove_leftovers, replace},
@@ -160,7 +161,7 @@ fn encode(version: &Version) -> Vec<u8> {
             out.extend_from_slice(octets);
         }
     }
-    let sum = hash(&out);
+    let sum = checksum(&out);
     out.extend(sum.to_be_bytes());
     out
 }
@@ -168,7 +169,7 @@ fn encode(version: &Version) -> Vec<u8> {
 fn decode(bytes: &[u8]) -> Option<Version> {
     let (payload, sum) = bytes.split_last_chunk()?;
     let mut rest = payload.strip_prefix(MAGIC)?;
-    if hash(payload) != u64::from_be_bytes(*sum) {
+    if checksum(payload) != u64::from_be_bytes(*sum) {
         return None;
     }
     let mut version = Version::default();
@@ -186,16 +187,7 @@ fn decode(bytes: &[u8]) -> Option<Version> {
 }
 
 fn name_of(path: &Path) -> String {
-    format!("{:016x}.{EXTENSION}", hash(path.as_os_str().as_bytes()))
-}
-
-/// FNV-1a in words of eight bytes: the same in every build. Against accidents, not against forgers.
-fn hash(bytes: &[u8]) -> u64 {
-    let (words, rest) = bytes.as_chunks::<8>();
-    let words = words.iter().map(|word| u64::from_be_bytes(*word));
-    let mix = |sum: u64, word: u64| (sum ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(29);
-    let sum = words.chain(rest.iter().map(|byte| u64::from(*byte))).fold(0xcbf2_9ce4_8422_2325, mix);
-    mix(sum, bytes.len() as u64)
+    format!("{:016x}.{EXTENSION}", checksum(path.as_os_str().as_bytes()))
 }
 
 const MAGIC: &[u8] = b"watershed data file 1\n";

@@ -5,9 +5,12 @@
 //! may lead elsewhere a moment later. A read that does not come back costs its file alone: [`patiently`].
 //!
 //! Here are also what tells a changed file from an unchanged one ([`Stamp`]), the last good version of each data file on the
-//! disk ([`Copies`]), how a file is replaced as a whole ([`replace`]), and how certificates are read.
+//! disk ([`Copies`]), how a file is replaced as a whole ([`replace`]), a file that changes are appended to ([`Journal`]), and
+//! how certificates are read.
 
+mod checksum;
 mod copies;
+mod journal;
 mod patience;
 mod pem;
 mod read;
@@ -15,6 +18,7 @@ mod replace;
 mod stamp;
 
 pub use copies::{Copies, Saved, Version};
+pub use journal::{Journal, Lines, Tail};
 pub use patience::{access, patiently};
 pub use pem::{read_certificates, read_private_key};
 pub use read::{Listed, SMALL, list, read, read_text};

@@ -27,6 +27,11 @@ pub enum Durability {
 /// The new contents are written to a file beside it, whose name cannot be guessed and which must not exist: a link that
 /// another user has put there is not followed.
 pub fn replace(file: &Path, contents: &[u8], durability: Durability) -> io::Result<()> {
+    replace_and_keep(file, contents, durability).map(drop)
+}
+
+/// Does the same, and returns the new file, open to be written to at its end.
+pub(super) fn replace_and_keep(file: &Path, contents: &[u8], durability: Durability) -> io::Result<File> {
     let part = part_of(file);
     // `create_new` is O_EXCL, which does not follow a link either (open(2)).
     let mut written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
@@ -46,9 +51,10 @@ pub fn replace(file: &Path, contents: &[u8], durability: Durability) -> io::Resu
     }
     match file.parent() {
         // The name is part of the directory, which is a file of its own.
-        Some(folder) if durability == Durability::Disk => File::open(folder)?.sync_all(),
-        _ => Ok(()),
+        Some(folder) if durability == Durability::Disk => File::open(folder)?.sync_all()?,
+        _ => {}
     }
+    Ok(written)
 }
 
 /// Removes half-written files from a folder: those of processes that were killed. A young one may be another process's.
