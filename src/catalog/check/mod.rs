@@ -17,6 +17,7 @@ mod response;
 mod saved;
 mod schedule;
 mod script;
+mod slot;
 mod state;
 mod table;
 

@@ -2,10 +2,7 @@
 //!
 //! This is the runner without clock, sockets and tasks.
 
-use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    sync::Arc,
-};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use rand::Rng;
 use slab::Slab;
@@ -17,6 +14,7 @@ use super::{
     guard::{Reach, Sighting},
     saved::{Saved, timing_delay},
     schedule::{Pace, Schedule, next_start, resumed_start},
+    slot::{Running, Slot},
     state::{Outcome, State, head},
 };
 use crate::{catalog::health::Status, clock::Moment};
@@ -39,6 +37,8 @@ pub(super) struct Table {
     /// States of an earlier process, and when they were saved, for checks that have not been started yet.
     saved: (Moment, HashMap<Id, Saved>),
     unsaved: Unsaved,
+    /// What all outputs take.
+    output_bytes: usize,
 }
 
 /// What has changed since the last [`Table::save`].
@@ -48,34 +48,6 @@ struct Unsaved {
     has_news: bool,
     /// When the first result came that only repeats what was known.
     timing_since: Option<Moment>,
-}
-
-#[derive(Debug)]
-struct Slot {
-    check: Check,
-    state: State,
-    usage: u64,
-    /// When the probe is to start, or the TTL ends. None while the probe runs.
-    due: Option<Moment>,
-    running: Option<Running>,
-    /// When the last probe that has ended was started.
-    begun: Option<Moment>,
-    /// When that probe ended.
-    ended: Option<Moment>,
-    /// Whether the next probe is to be run before others.
-    is_urgent: bool,
-    is_news: bool,
-    /// Whether its state comes from an earlier process, and it has not followed any check since.
-    is_restored_alias: bool,
-    /// Whether it was said that the service should go.
-    is_given_up: bool,
-}
-
-#[derive(Debug)]
-struct Running {
-    started: Moment,
-    /// Dropped with the slot, it ends the probe.
-    _canceler: oneshot::Sender<()>,
 }
 
 /// A probe to be run.
@@ -134,6 +106,7 @@ impl Table {
                     is_restored_alias: resumed.is_some(),
                     is_given_up: false,
                 };
+                self.output_bytes += slot.state.output().len();
                 let key = self.slots.insert(slot);
                 self.keys.insert(id, key);
                 key
@@ -163,7 +136,7 @@ impl Table {
     /// Ends a check.
     pub fn stop(&mut self, id: &Id) {
         if let Some(key) = self.keys.remove(id) {
-            self.slots.remove(key);
+            self.output_bytes -= self.slots.remove(key).state.output().len();
             self.schedule.set(key, None);
             self.aliases.remove(&key);
             self.aliases_lag = true;
@@ -212,10 +185,12 @@ impl Table {
         let &key = self.keys.get(id).ok_or(Error::Unknown)?;
         let slot = &mut self.slots[key];
         let Kind::Ttl(ttl) = slot.check.definition.kind else { return Err(Error::NotTtl) };
-        let output = head(output, slot.check.definition.output_bytes);
         slot.due = Some(now + ttl);
         self.unsaved.has_news = true;
-        let is_news = slot.state.tell(status, output.into(), now);
+        let is_news = self.change(key, |slot, room| {
+            let output = head(output, room.min(slot.check.definition.output_bytes));
+            slot.state.tell(status, output.into(), now)
+        });
         self.follow_up(key, is_news);
         Ok(())
     }
@@ -243,14 +218,14 @@ impl Table {
                 self.arm(key);
                 return Some(job);
             }
-            let is_news = slot.state.expire(now);
+            let is_news = self.change(key, |slot, _| slot.state.expire(now));
             self.follow_up(key, is_news);
         }
         None
     }
 
     /// Takes the result of a probe.
-    pub fn finish(&mut self, ticket: Ticket, outcome: Outcome, now: Moment, rng: &mut impl Rng) {
+    pub fn finish(&mut self, ticket: Ticket, mut outcome: Outcome, now: Moment, rng: &mut impl Rng) {
         let Some(slot) = self.slots.get_mut(ticket.key).filter(|slot| slot.usage == ticket.usage) else { return };
         let (Some(running), &Kind::Probe { interval, .. }) = (slot.running.take(), &slot.check.definition.kind) else {
             return;
@@ -258,7 +233,13 @@ impl Table {
         (slot.begun, slot.ended) = (Some(running.started), Some(now));
         let thresholds = slot.check.definition.thresholds;
         let before = slot.state.weight(thresholds);
-        let is_news = slot.state.settle(outcome, thresholds, now);
+        let is_news = self.change(ticket.key, |slot, room| {
+            if outcome.output.len() > room {
+                outcome.output = head(&outcome.output, room).into_owned();
+            }
+            slot.state.settle(outcome, thresholds, now)
+        });
+        let slot = &mut self.slots[ticket.key];
         match before == slot.state.weight(thresholds) && !is_news {
             true => drop(self.unsaved.timing_since.get_or_insert(now)),
             false => self.unsaved.has_news = true,
@@ -301,12 +282,14 @@ impl Table {
             if status == Status::Unknown {
                 // What it follows has no result yet: no news. What it followed in an earlier process may have become too old.
                 if is_restored {
-                    slot.state = State::new(slot.check.begins, now);
+                    self.change(key, |slot, _| slot.state = State::new(slot.check.begins, now));
                 }
                 continue;
             }
-            let output = head(&output, slot.check.definition.output_bytes);
-            let is_news = slot.state.tell(status, output.into(), now);
+            let is_news = self.change(key, |slot, room| {
+                let output = head(&output, room.min(slot.check.definition.output_bytes));
+                slot.state.tell(status, output.into(), now)
+            });
             self.arm(key);
             if is_news {
                 self.mark_news(key);
@@ -388,6 +371,15 @@ impl Table {
         std::mem::take(&mut self.urgent)
     }
 
+    /// Changes the state of a check, and counts its output. The change is told how long the output may be.
+    fn change<T>(&mut self, key: usize, change: impl FnOnce(&mut Slot, usize) -> T) -> T {
+        let slot = &mut self.slots[key];
+        let others = self.output_bytes - slot.state.output().len();
+        let changed = change(slot, MOST_OUTPUT_BYTES.saturating_sub(others));
+        self.output_bytes = others + slot.state.output().len();
+        changed
+    }
+
     fn follow_up(&mut self, key: usize, is_news: bool) {
         self.arm(key);
         if is_news {
@@ -461,60 +453,15 @@ impl Table {
     }
 }
 
-impl Slot {
-    fn step(&mut self, interval: std::time::Duration, rng: &mut impl Rng) -> std::time::Duration {
-        let (wait, pace) = self.state.pace.step(interval, rng);
-        self.state.pace = pace;
-        wait
-    }
-
-    fn gives_up_at(&self) -> Option<Moment> {
-        let after = self.check.definition.deregister_after?;
-        (self.state.status() == Status::Critical).then(|| self.state.since() + after)
-    }
-
-    fn is_overdue(&self, now: Moment) -> bool {
-        self.gives_up_at().is_some_and(|at| at <= now)
-    }
-
-    /// What is kept of it; nothing if a probe has had no result yet.
-    fn save(&self, now: Moment) -> Option<Saved> {
-        let Check { id, definition, .. } = &self.check;
-        let result = match definition.kind {
-            // As long as a probe runs, the last result is as good as any.
-            Kind::Probe { .. } if self.running.is_some() => self.ended.map(|_| now)?,
-            Kind::Probe { .. } => self.ended?,
-            Kind::Ttl(_) | Kind::Alias(_) => now,
-        };
-        let started = self.running.as_ref().map(|running| running.started);
-        let mut saved = Saved::new(id, definition, self.state.save(now), result.offset(now));
-        saved.due = self.due.or(started).map(|due| due.offset(now));
-        saved.begun = self.begun.map(|begun| begun.offset(now));
-        Some(saved)
-    }
-
-    fn sighting(&self) -> Option<Sighting> {
-        let Kind::Probe { interval, timeout, .. } = self.check.definition.kind else { return None };
-        let (reach, since) = self.state.reach();
-        Some(Sighting { reach, since, delay: interval + timeout })
-    }
-
-    fn event(&self, now: Moment) -> Event {
-        Event {
-            id: self.check.id.clone(),
-            status: self.state.status(),
-            output: Arc::clone(self.state.output()),
-            at: self.state.since(),
-            is_overdue: self.is_overdue(now),
-        }
-    }
-}
-
 impl Job {
     pub fn is_script(&self) -> bool {
         matches!(self.check.definition.kind, Kind::Probe { probe: Probe::Script(_), .. })
     }
 }
+
+/// What the outputs of all checks may take; beyond that each is cut to what is left, and a note says so. Clients can register
+/// checks, and decide what comes out of them.
+const MOST_OUTPUT_BYTES: usize = 16 << 20;
 
 #[cfg(test)]
 #[path = "table_tests.rs"]

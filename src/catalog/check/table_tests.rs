@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use rand::{SeedableRng, rngs::SmallRng};
 use serde::Deserialize;
@@ -433,4 +433,39 @@ fn a_check_for_whose_result_questions_wait_runs_first() {
     let job = table.next_job(at(700)).unwrap();
     assert!(!job.is_urgent, "only once");
     assert!(table.take_urgent().is_empty());
+}
+
+#[test]
+fn the_outputs_of_all_checks_have_a_bound() {
+    let mut table = Table::default();
+    let output = "x".repeat(4096);
+    let whole = MOST_OUTPUT_BYTES / output.len();
+    let name = |number: usize| format!("c{number}");
+    let tell = |table: &mut Table, number: usize, output: &str| {
+        table.tell(&id(&name(number)), Passing, output, at(1)).unwrap();
+        table.event(&id(&name(number)), at(1)).unwrap().output
+    };
+    for number in 0..whole + 2 {
+        table.start(check(&name(number), json!({"ttl": "1h"})), at(0), &mut rng());
+    }
+    for number in 0..whole {
+        assert_eq!(tell(&mut table, number, &output), output.as_str().into());
+    }
+    let noted = " ... (captured 0 of 4096 bytes)";
+    assert_eq!(&*tell(&mut table, whole, &output), noted);
+    assert_eq!(table.event(&id(&name(whole)), at(1)).unwrap().status, Passing, "the status counts all the same");
+    // Probes are bounded as what is told is.
+    table.start(check("probe", json!({"tcp": "192.0.2.1:1", "interval": "1s"})), at(0), &mut rng());
+    let job = table.next_job(at(5)).unwrap();
+    table.finish(job.ticket, outcome(Passing, &output), at(5), &mut rng());
+    assert_eq!(&*table.event(&id("probe"), at(5)).unwrap().output, noted);
+    // What is told instead, or of a check that is gone, makes room.
+    tell(&mut table, 0, "short");
+    assert_eq!(tell(&mut table, whole, &output)[..3000], output[..3000]);
+    (1..whole).for_each(|number| table.stop(&id(&name(number))));
+    assert_eq!(tell(&mut table, whole + 1, &output), output.as_str().into());
+    for name in [name(0), name(whole), name(whole + 1), "probe".to_owned()] {
+        table.stop(&id(&name));
+    }
+    assert_eq!(table.output_bytes, 0);
 }
