@@ -29,7 +29,7 @@ use super::{
     guard::{self, Guard, Remote, Verdict},
     lasting::run_lasting,
     memory::{self, AgentCatalog, Findings, Memory, Past, RemoteCheck},
-    registrations::{Place, Registrations},
+    registrations::{Place, Registrations, Writer},
 };
 use crate::{
     budget::Budget,
@@ -120,13 +120,21 @@ pub(super) struct Shared {
     changed: Notify,
     /// The registrations are others than those that are saved.
     pub(super) unsaved: Notify,
-    /// Held while a file is written. Whether the files are another process's now.
-    pub(super) files_left: tokio::sync::Mutex<bool>,
+    /// Held while a file is written.
+    pub(super) writing: tokio::sync::Mutex<Writing>,
     metrics: Arc<Metrics>,
     /// The agent that is followed.
     pub(super) agent: Mutex<Option<Arc<consul::Agent>>>,
     /// Whether the last save has failed, which is logged once.
     pub(super) is_failing: Mutex<bool>,
+}
+
+/// Who writes the files in the state directory.
+#[derive(Default)]
+pub(super) struct Writing {
+    /// The files are another process's now.
+    pub(super) files_left: bool,
+    pub(super) registrations: Writer,
 }
 
 pub(super) struct State {
@@ -277,7 +285,7 @@ impl Catalog {
             }),
             changed: Notify::new(),
             unsaved: Notify::new(),
-            files_left: tokio::sync::Mutex::new(false),
+            writing: tokio::sync::Mutex::default(),
             metrics: metrics.clone(),
             agent: Mutex::new(None),
             is_failing: Mutex::new(false),
@@ -328,12 +336,13 @@ impl Catalog {
     /// Saves what there is to save, and from then on leaves the files to another process.
     pub async fn leave_files(&self) {
         self.shared.save_all().await;
-        *self.shared.files_left.lock().await = true;
+        self.shared.writing.lock().await.files_left = true;
     }
 
     /// The files are ours again.
     pub async fn take_back_files(&self) {
-        *self.shared.files_left.lock().await = false;
+        self.shared.writing.lock().await.files_left = false;
+        self.shared.save_registrations_anew();
         self.shared.state.lock().forget_saved();
         self.shared.save_all().await;
     }
@@ -692,7 +701,6 @@ impl State {
     /// Makes known what has been registered of an external node, or is no longer.
     pub(super) fn publish_external(&mut self, changed: Changed) {
         let now = Moment::now();
-        self.registrations.note_change();
         let (part, gone) = self.registrations.registered().external().part(changed, &self.plan.identity.datacenter);
         self.registry.publish_part(EXTERNAL, part, Outcomes::Published, now);
         self.registry.publish_nodes(EXTERNAL, Vec::new(), gone.into_iter().collect(), now);

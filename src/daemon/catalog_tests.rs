@@ -90,8 +90,8 @@ async fn a_registered_service_goes_for_good_when_it_is_critical_for_too_long() {
     running.catalog.shared.publish(|state| state.take_in(event.clone(), &running.catalog.shared));
     assert_eq!(running.services(), ["other"]);
     assert!(!running.state().checks.contains_key("c") && running.catalog.shared.runner.state(&id).is_none());
-    let saved = running.folder.path().join("registrations.json");
-    wait_for(&saved, |saved| saved.contains("other") && !saved.contains("web")).await;
+    let journal = running.folder.path().join("registrations.journal");
+    wait_for(&journal, |journal| journal.contains(r#"{"Gone": {"Services": ["web"],"#)).await;
     // What comes late is of nobody.
     running.catalog.shared.publish(|state| state.take_in(event, &running.catalog.shared));
     running.register(web).await;

@@ -54,7 +54,7 @@ fn beside(file: &Path, suffix: &str) -> PathBuf {
 }
 
 /// More than any state of ours comes to, within the limits of what is registered and what an agent may say.
-const MOST_BYTES: u64 = 1 << 30;
+pub(super) const MOST_BYTES: u64 = 1 << 30;
 
 #[cfg(test)]
 mod tests {

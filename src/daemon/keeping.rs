@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     catalog::Shared,
     memory::{self, Estate},
+    registrations::Extent,
 };
 use crate::{
     clock::{Moment, Stamp},
@@ -54,7 +55,7 @@ impl Shared {
     /// Saves all that is not saved yet.
     pub(super) async fn save_all(&self) {
         // What fails is logged, and tried again with the next change.
-        let _ = self.save().await;
+        let _ = self.save(Extent::Whole).await;
         self.save_findings(Scope::All).await;
     }
 
@@ -71,8 +72,8 @@ impl Shared {
     }
 
     async fn save_findings(&self, scope: Scope) -> Outcome {
-        let files_left = self.files_left.lock().await;
-        if *files_left {
+        let writing = self.writing.lock().await;
+        if writing.files_left {
             return Outcome::Nothing;
         }
         let agent = self.agent.lock().clone();

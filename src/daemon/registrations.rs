@@ -1,30 +1,36 @@
 //! What is registered over the API while the daemon runs: taken in, kept in files, restored.
 //!
-//! Orders come through a bounded queue, and those that have gathered are carried out together: one snapshot, one save. A
-//! registration is answered when it is in force and on the disk. What TTL checks were told is saved as results of checks are.
+//! Orders come through a bounded queue, and those that have gathered are carried out together: one snapshot of the catalog, one
+//! save. A registration is answered when it is in force and on the disk. What TTL checks were told is saved as results of
+//! checks are.
+//!
+//! A save appends what has changed to a journal. When the journal has become as large as the snapshot that it continues, a new
+//! snapshot is written: so the cost of a registration does not grow with their number.
 
-use std::{collections::BTreeSet, io, net::IpAddr, path::PathBuf, sync::Arc};
+mod files;
 
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, sync::Arc};
+
+use rand::random;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::files::Writer;
+use self::files::{Kept, ToSave};
 use super::{
     catalog::{Shared, State, id_of},
-    data::log_some,
-    disk::{self, Unusable},
-    memory::{self, Memory},
+    memory::Memory,
 };
 use crate::{
     catalog::{
         health::Status,
         source::{
             file::Owner,
-            registered::{self, Refused, Registered},
+            registered::{Refused, Registered},
         },
     },
     control::consul::{Command, Order},
     escape::shorten,
-    files::{self, Durability},
 };
 
 /// What is registered, and where that is kept.
@@ -32,8 +38,28 @@ use crate::{
 pub(super) struct Registrations {
     place: Place,
     registered: Registered,
-    /// Whether the disk knows less.
-    is_unsaved: bool,
+    /// What continues the snapshot on the disk; without one, the next save writes a snapshot.
+    journal: Option<Growing>,
+    /// Whether the next save writes a snapshot even if nothing has changed.
+    is_snapshot_due: bool,
+}
+
+/// A journal, as far as it has been written.
+struct Growing {
+    name: String,
+    records: usize,
+    bytes: usize,
+    /// When it would be larger, a new snapshot is written.
+    most_bytes: usize,
+}
+
+/// What a save writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// What has changed.
+    Changes,
+    /// A snapshot that needs no journal, for a process that may know none.
+    Whole,
 }
 
 /// Whether anything may be registered, and where it is kept.
@@ -65,14 +91,8 @@ impl Registrations {
         self.place.is_enabled.then(|| String::from_utf8_lossy(&self.registered.save()).into_owned())
     }
 
-    /// Notes that something else is registered than what is saved.
-    pub fn note_change(&mut self) {
-        self.is_unsaved = true;
-    }
-
     /// Takes out a service, and says whose state that changes.
     pub fn drop_service(&mut self, id: &str) -> BTreeSet<Owner> {
-        self.is_unsaved = true;
         self.registered.drop_service(id)
     }
 
@@ -83,33 +103,49 @@ impl Registrations {
         if !is_enabled {
             return registrations;
         }
-        if let Some(folder) = folder {
-            files::remove_leftovers(folder);
-        }
-        let file = folder.as_ref().map(|folder| folder.join(REGISTRATIONS));
-        // The disk may know less than a predecessor.
-        registrations.is_unsaved = passed_on.is_some();
-        let saved = passed_on.or_else(|| disk::read(file.as_ref()?));
-        let Some(saved) = saved else { return registrations };
-        let (registered, faults) = Registered::restore(&saved);
-        registrations.registered = registered;
-        let name = file.as_ref().map(|file| tracing::field::display(file.display()));
-        log_some(faults.iter(), |fault| {
-            tracing::error!(file = &name, error = shorten(fault, MOST_REASON), "registration not restored");
-        });
-        if let Some(file) = file.filter(|_| !faults.is_empty()) {
-            let is_other = memory::version_of(&saved).is_some_and(|version| version != registered::VERSION);
-            disk::set_aside(&file, if is_other { Unusable::UnknownVersion } else { Unusable::Damaged });
-            registrations.is_unsaved = true;
+        if let Some(passed_on) = passed_on {
+            let (registered, faults) = Registered::restore(&passed_on);
+            files::log_faults(None, &faults);
+            registrations.registered = registered;
+            // The disk may know less than a predecessor.
+            registrations.is_snapshot_due = true;
+        } else if let Some(folder) = folder {
+            let Kept { registered, is_snapshot_enough } = files::load(folder);
+            registrations.registered = registered;
+            registrations.is_snapshot_due = !is_snapshot_enough;
         }
         registrations
     }
 
-    /// The file and the contents that are to be saved.
-    fn take_unsaved(&mut self) -> Option<(PathBuf, Vec<u8>)> {
-        let is_unsaved = std::mem::take(&mut self.is_unsaved) && self.place.is_enabled;
-        let folder = self.place.folder.as_ref().filter(|_| is_unsaved)?;
-        Some((folder.join(REGISTRATIONS), self.registered.save()))
+    /// Takes what is to be saved, if anything is.
+    fn take_unsaved(&mut self, extent: Extent) -> Option<ToSave> {
+        let Some(folder) = self.place.folder.as_ref().filter(|_| self.place.is_enabled) else {
+            self.registered.forget_changes();
+            return None;
+        };
+        let has_records = self.journal.as_ref().is_some_and(|journal| journal.records > 0);
+        let is_snapshot_due = self.is_snapshot_due || extent == Extent::Whole && has_records;
+        if !is_snapshot_due && !self.registered.has_changes() {
+            return None;
+        }
+        if let Some(journal) = self.journal.as_mut().filter(|_| !is_snapshot_due && extent == Extent::Changes) {
+            let record = self.registered.take_changes();
+            if journal.bytes + record.len() <= journal.most_bytes {
+                journal.records += 1;
+                journal.bytes += record.len();
+                return Some(match journal.records {
+                    1 => ToSave::First(folder.clone(), journal.name.clone(), record),
+                    _ => ToSave::Further(folder.clone(), record),
+                });
+            }
+        }
+        // A name that no journal has had, whatever is copied to or restored in the folder.
+        let name = format!("{:016x}", random::<u64>());
+        let contents = self.registered.take_snapshot(&name);
+        let most_bytes = contents.len().max(SMALLEST_JOURNAL_BYTES);
+        self.journal = Some(Growing { name, records: 0, bytes: 0, most_bytes });
+        self.is_snapshot_due = false;
+        Some(ToSave::Snapshot(folder.clone(), contents))
     }
 }
 
@@ -151,33 +187,44 @@ impl Shared {
                         }));
                     });
                     let is_to_save = outcomes.iter().any(|(_, is_saved_now, _)| *is_saved_now);
-                    let saved = if is_to_save { self.save().await } else { Ok(()) };
+                    let saved = if is_to_save { self.save(Extent::Changes).await } else { Ok(()) };
                     for (outcome, is_saved_now, done) in outcomes {
                         let saved = if is_saved_now { saved.clone() } else { Ok(()) };
                         // Who has gone meanwhile does not hear it.
                         let _ = done.send(outcome.and(saved));
                     }
                 }
-                () = self.unsaved.notified() => drop(self.save().await),
+                () = self.unsaved.notified() => drop(self.save(Extent::Changes).await),
             }
         }
         // What fails is logged.
-        let _ = self.save().await;
+        let _ = self.save(Extent::Whole).await;
     }
 
     /// Saves what is registered, unless it is saved already.
-    pub(super) async fn save(&self) -> Result<(), Refused> {
-        let files_left = self.files_left.lock().await;
-        if *files_left {
+    pub(super) async fn save(&self, extent: Extent) -> Result<(), Refused> {
+        let mut writing = self.writing.lock().await;
+        if writing.files_left {
             return Ok(());
         }
-        let to_save = self.state.lock().registrations.take_unsaved();
-        let Some((file, contents)) = to_save else { return Ok(()) };
-        write(file, contents).await.map_err(|error| {
-            // The next change tries again.
-            self.state.lock().registrations.is_unsaved = true;
-            Refused::Unsaved(error)
-        })
+        loop {
+            let to_save = self.state.lock().registrations.take_unsaved(extent);
+            let Some(to_save) = to_save else { return Ok(()) };
+            let is_snapshot = matches!(to_save, ToSave::Snapshot(..));
+            let Err(error) = writing.registrations.write(to_save).await else { return Ok(()) };
+            self.state.lock().registrations.is_snapshot_due = true;
+            if is_snapshot {
+                // The next change tries again.
+                tracing::error!(error, "registrations not saved");
+                return Err(Refused::Unsaved(error));
+            }
+            tracing::warn!(error, "registrations not appended to their journal; a snapshot is written instead");
+        }
+    }
+
+    /// The next save writes all registrations, whatever has become of the files.
+    pub(super) fn save_registrations_anew(&self) {
+        self.state.lock().registrations.is_snapshot_due = true;
     }
 }
 
@@ -242,7 +289,6 @@ impl State {
             }
         };
         if !changed.is_empty() {
-            self.registrations.is_unsaved = true;
             self.register_some(&changed.into_iter().collect(), &shared.runner);
         }
         Ok(())
@@ -261,18 +307,9 @@ impl State {
     }
 }
 
-/// Puts a file in the place of what it was, all of it or nothing, beside those who serve.
-async fn write(file: PathBuf, contents: Vec<u8>) -> Result<(), String> {
-    let name = file.display().to_string();
-    let written = tokio::task::spawn_blocking(move || files::replace(&file, &contents, Durability::Disk)).await;
-    written.map_err(io::Error::from).and_then(|written| written).map_err(|error| {
-        tracing::error!(file = name, %error, "file not saved");
-        format!("{name}: {error}")
-    })
-}
-
 /// So many characters of the reason for maintenance are logged.
 const MOST_REASON: usize = 200;
-const REGISTRATIONS: &str = "registrations.json";
+/// A journal may always become so large, however little is registered.
+const SMALLEST_JOURNAL_BYTES: usize = 1 << 20;
 /// So many orders are carried out together.
 const MOST_AT_ONCE: usize = 256;

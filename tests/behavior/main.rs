@@ -47,6 +47,7 @@ mod reload;
 mod reports;
 mod restart;
 mod sandbox;
+mod saved_registrations;
 mod shuffling;
 mod single_writer;
 mod soak;

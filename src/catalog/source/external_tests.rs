@@ -1,4 +1,5 @@
 use super::*;
+use crate::catalog::source::registered::ENTRY_BYTES;
 
 fn external(requests: &[&str]) -> External {
     let mut external = External::default();
@@ -66,7 +67,44 @@ fn what_is_saved_registers_the_same_again() {
     let again = super::tests::external(&requests);
     assert_eq!(shown(&again), shown(&external));
     assert_eq!(again.bytes(), external.bytes());
-    assert_eq!(external.bytes(), requests.iter().map(|request| request.len()).sum::<usize>());
+    assert_eq!(external.bytes(), requests.iter().map(|request| request.len() + ENTRY_BYTES).sum::<usize>());
+}
+
+#[test]
+fn a_change_concerns_what_it_names_however_much_is_on_the_node() {
+    let mut external = external(&[NODE]);
+    for number in 0..3 {
+        let more = format!(r#"{{"Node": "ext", "SkipNodeUpdate": true, "Service": {{"Service": "s{number}"}}}}"#);
+        external.add(Addition::read(&more).unwrap(), "dc1", usize::MAX, |_| false).unwrap();
+    }
+    let shown = |(part, gone): (Part, Option<NodeKey>)| {
+        let nodes = part.nodes.iter().map(|node| node.name.to_string());
+        let instances = part.instances.iter().map(|it| format!("{} {}", it.registration.id, it.checks.len()));
+        let gone =
+            part.gone.iter().map(|key| format!("-{}", key.id)).chain(gone.map(|node| format!("-{}", node.name())));
+        nodes.chain(instances).chain(gone).collect::<Vec<_>>()
+    };
+    for (request, expected) in [
+        (r#"{"Node": "ext", "SkipNodeUpdate": true, "Service": {"Service": "s0", "Port": 1}}"#, &["s0 0"][..]),
+        (r#"{"Node": "ext", "SkipNodeUpdate": true, "Check": {"CheckID": "x", "ServiceID": "s1"}}"#, &["s1 1"]),
+        // It moves from one service to another, and then to the node.
+        (r#"{"Node": "ext", "SkipNodeUpdate": true, "Check": {"CheckID": "x", "ServiceID": "s2"}}"#, &["s1 0", "s2 1"]),
+        (r#"{"Node": "ext", "SkipNodeUpdate": true, "Check": {"CheckID": "x"}}"#, &["Ext", "s2 0"]),
+        (r#"{"Node": "ext", "Address": "192.0.2.6"}"#, &["ext"]),
+    ] {
+        let changed = external.add(Addition::read(request).unwrap(), "dc1", usize::MAX, |_| false).unwrap();
+        assert_eq!(shown(external.part(changed, "dc1")), expected, "{request}");
+    }
+    for (request, expected) in [
+        (r#"{"Node": "ext", "CheckID": "x"}"#, &["ext"][..]),
+        (r#"{"Node": "ext", "CheckID": "c"}"#, &["web 0"]),
+        (r#"{"Node": "ext", "ServiceID": "web"}"#, &["-web"]),
+        (r#"{"Node": "ext"}"#, &["-s0", "-s1", "-s2", "-ext"]),
+    ] {
+        let changed = external.remove(&Removal::read(request).unwrap(), "dc1").unwrap().unwrap();
+        assert_eq!(shown(external.part(changed, "dc1")), expected, "{request}");
+    }
+    assert_eq!(external.bytes(), 0);
 }
 
 #[test]

@@ -1,5 +1,12 @@
+use serde::Deserialize;
+
 use super::*;
-use crate::catalog::{Config, model::Node, source::file::Scope};
+use crate::catalog::{
+    Config,
+    check::{Declaration, Scripts},
+    model::Node,
+    source::{file::Scope, value::Value},
+};
 
 fn service(text: &str) -> Result<NewService, Refused> {
     NewService::read(text)
@@ -372,4 +379,31 @@ fn keys_that_differ_only_in_case_mean_the_same_after_a_restart() {
         assert_eq!(show(&restored, &files), show(&registered, &files), "{text}");
         assert_eq!(restored.save(), registered.save(), "{text}");
     }
+}
+
+#[test]
+fn short_registrations_have_a_bound_too() {
+    let mut registered = Registered::default();
+    let (empty, files) = (registered.bytes, Files::default());
+    for text in [r#"{"Name": "a"}"#, r#"{"Name": "b", "Check": {"TTL": "1h"}}"#] {
+        put(&mut registered, text);
+    }
+    registered.maintain(None, Some("x"), &files).unwrap();
+    let add = |registered: &mut Registered, text: &str| {
+        registered.add_external(Addition::read(text).unwrap(), "dc1", |_| false).map(drop)
+    };
+    add(&mut registered, r#"{"Node": "c", "Address": "192.0.2.5", "Service": {"Service": "d"}}"#).unwrap();
+    let counted = registered.bytes + registered.external.bytes();
+    assert!(
+        (6 * ENTRY_BYTES..8 * ENTRY_BYTES).contains(&counted),
+        "two services, a check, a reason, a node, a service"
+    );
+    let (restored, _) = Registered::restore(&registered.save());
+    assert_eq!(restored.bytes + restored.external.bytes(), counted);
+    for id in ["a", "b"] {
+        registered.drop_service(id);
+    }
+    registered.maintain(None, None, &files).unwrap();
+    registered.remove_external(&Removal::read(r#"{"Node": "c"}"#).unwrap(), "dc1").unwrap();
+    assert_eq!(registered.bytes + registered.external.bytes(), empty);
 }

@@ -112,8 +112,8 @@ fn whatever_takes_the_place_of_a_file_costs_itself_alone() {
 #[test]
 fn no_file_keeps_the_daemon_from_starting_or_takes_its_memory() {
     for trap in [Trap::Sparse, Trap::Pipe] {
-        let setup = setup().file("state/registrations.json", "").file("state/cache.snapshot", "");
-        let state = ["state/registrations.json", "state/cache.snapshot"];
+        let state = ["state/registrations.json", "state/registrations.journal", "state/cache.snapshot"];
+        let setup = state.iter().fold(setup(), |setup, name| setup.file(name, ""));
         for name in GOOD.iter().map(|(name, ..)| *name).chain(state) {
             trap.put(&setup.folder().join(name));
         }

@@ -67,6 +67,13 @@ pub(crate) fn registrations(octets: &[u8]) {
     assert!(faults.is_empty(), "{faults:?} {}", String::from_utf8_lossy(&saved));
     assert_eq!(String::from_utf8_lossy(&restored.save()), String::from_utf8_lossy(&saved));
 
+    // What has changed is recorded, and replayed as it was.
+    let mut replayed = Registered::default();
+    let record = registered.take_changes();
+    assert_eq!(replayed.replay(&record), Vec::<String>::new(), "{record}");
+    assert_eq!(String::from_utf8_lossy(&replayed.save()), String::from_utf8_lossy(&saved), "{record}");
+    let _ = replayed.replay(text);
+
     let (of_anything, _) = Registered::restore(octets);
     let saved = of_anything.save();
     let (restored, faults) = Registered::restore(&saved);
