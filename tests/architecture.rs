@@ -51,10 +51,8 @@ const KNOWN_CYCLES: &[&str] = &[
     "catalog/source: definition file index sidecar",
     "catalog/source: external registered",
     "catalog/source/consul: api client config mirror plan",
-    "control: consul hosts request",
     "daemon: catalog check data exposure places reading registrations",
     "daemon: inherited listen",
-    "server: https tcp",
 ];
 
 /// Text of a source file without its comments and its tests.

@@ -8,6 +8,7 @@ mod connections;
 pub mod consul;
 mod health;
 mod hosts;
+mod payload;
 mod request;
 mod stream;
 

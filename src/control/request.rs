@@ -15,11 +15,11 @@ use std::{
 use axum::{
     Router,
     body::Body,
-    extract::{ConnectInfo, FromRequest},
+    extract::ConnectInfo,
     http::{Method, Request, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{
     body::{Body as _, Frame, Incoming, SizeHint},
@@ -28,7 +28,7 @@ use hyper::{
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
 
-use super::OwnHosts;
+use super::{OwnHosts, payload::Sender};
 use crate::budget::{Account, Charge, Exceeded, Share, Shared};
 
 /// What a request meets.
@@ -42,23 +42,10 @@ pub(super) struct Desk {
     pub patience: Duration,
 }
 
-/// The body of a request, which a route asks for last, once the request is allowed. It is charged to the connection.
-pub(super) struct Payload {
-    pub bytes: Bytes,
-    _charge: Charge,
-}
-
 /// The body of a response, with its charge.
 struct Counted {
     bytes: Bytes,
     _charge: Charge,
-}
-
-/// Whose body it is and how long it may take.
-#[derive(Clone)]
-struct Sender {
-    account: Account,
-    patience: Duration,
 }
 
 /// A body shared by its request and by the task that discards the unread rest.
@@ -182,42 +169,6 @@ impl hyper::body::Body for Lent {
     }
 }
 
-impl<S: Sync> FromRequest<S> for Payload {
-    type Rejection = Response;
-
-    async fn from_request(request: Request<Body>, _: &S) -> Result<Self, Response> {
-        let refuse = |status: StatusCode, text: &'static str| (status, text).into_response();
-        let too_long = || refuse(StatusCode::PAYLOAD_TOO_LARGE, "the request is too long\n");
-        let over_limit = |_| refuse(StatusCode::SERVICE_UNAVAILABLE, "too much waits for this client\n");
-        let (head, mut body) = request.into_parts();
-        let Some(Sender { account, patience }) = head.extensions.get::<Sender>() else {
-            return Err(refuse(StatusCode::INTERNAL_SERVER_ERROR, "the request has no sender\n"));
-        };
-        if body.size_hint().lower() > MOST_BODY_BYTES as u64 {
-            return Err(too_long());
-        }
-        let mut charge = account.charge(0).map_err(over_limit)?;
-        let mut bytes = BytesMut::new();
-        let reading = async {
-            while let Some(frame) = body.frame().await {
-                let frame = frame.map_err(|_| refuse(StatusCode::BAD_REQUEST, "the request was broken off\n"))?;
-                let Some(data) = frame.data_ref() else { continue };
-                if bytes.len() + data.len() > MOST_BODY_BYTES {
-                    return Err(too_long());
-                }
-                bytes.extend_from_slice(data);
-                charge.resize(bytes.capacity()).map_err(over_limit)?;
-            }
-            Ok(())
-        };
-        let late = |_| refuse(StatusCode::REQUEST_TIMEOUT, "the request was not sent in time\n");
-        tokio::time::timeout(*patience, reading).await.map_err(late)??;
-        Ok(Self { bytes: bytes.freeze(), _charge: charge })
-    }
-}
-
-/// As long as what Consul takes.
-const MOST_BODY_BYTES: usize = 512 << 10;
 /// How much of a body that is not wanted is read. It may be as long as one that is wanted, with something to spare.
 const MOST_DISCARDED_BYTES: usize = 8 << 20;
 /// How often, and how long after the last time, it is tried to charge a response.

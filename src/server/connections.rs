@@ -1,6 +1,9 @@
 //! The TCP connections of clients: how many of them a network may open in a second, and which [`Places`] there are for them.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Config,
@@ -66,6 +69,32 @@ impl Default for Connections {
         Self::new(Arc::default())
     }
 }
+
+/// Lets a client send or read something: within this time, and within a moment once the daemon ends, which no client delays.
+pub(super) async fn within<T>(
+    patience: Duration,
+    shutdown: &CancellationToken,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    let ends = async {
+        shutdown.cancelled().await;
+        sleep(LINGERING).await;
+    };
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = sleep(patience) => None,
+        () = ends => None,
+    }
+}
+
+/// No query is open for so long.
+pub(super) const MOST_WAIT: Duration = Duration::from_secs(5);
+/// How long a client must have been silent, or must have read nothing, for its connection to be closed at a shutdown: one that
+/// has connected is about to ask, and a query on its way when the connection closes is lost.
+pub(super) const LINGERING: Duration = Duration::from_millis(200);
+/// How long a client that is never silent for so long may go on; it has to ask again elsewhere (RFC 7766 §6.2.4).
+pub(super) const MOST_LINGERING: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

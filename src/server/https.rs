@@ -26,8 +26,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Face, Incoming,
+    connections::{LINGERING, MOST_LINGERING, MOST_WAIT, within},
     face::Fate,
-    tcp::{LINGERING, MOST_LINGERING, MOST_WAIT, within},
 };
 use crate::{
     budget::{self, Account, Charged, Place},

@@ -11,12 +11,17 @@ use std::{future::ready, io, net::IpAddr, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::{Connections, Face, Incoming, face::Fate, https};
+use super::{
+    Connections, Face, Incoming,
+    connections::{LINGERING, MOST_LINGERING, MOST_WAIT, within},
+    face::Fate,
+    https,
+};
 use crate::{
     budget::{self, Place},
     metrics::{Refusal, Transport},
@@ -244,24 +249,6 @@ async fn converse(
     }
 }
 
-/// Lets a client send or read something: within this time, and within a moment once the daemon ends, which no client delays.
-pub(super) async fn within<T>(
-    patience: Duration,
-    shutdown: &CancellationToken,
-    work: impl Future<Output = T>,
-) -> Option<T> {
-    let ends = async {
-        shutdown.cancelled().await;
-        sleep(LINGERING).await;
-    };
-    tokio::select! {
-        biased;
-        done = work => Some(done),
-        () = sleep(patience) => None,
-        () = ends => None,
-    }
-}
-
 fn over_limit() -> io::Error {
     io::Error::other("more data waits for this connection than the limits allow")
 }
@@ -270,13 +257,6 @@ fn over_limit() -> io::Error {
 const MOST_OPEN: usize = 256;
 /// Replies that are gathered before they are written.
 const MOST_OUTGOING_BYTES: usize = 64 << 10;
-/// No query is open for so long.
-pub(super) const MOST_WAIT: Duration = Duration::from_secs(5);
-/// How long a client must have been silent, or must have read nothing, for its connection to be closed at a shutdown: one that
-/// has connected is about to ask, and a query on its way when the connection closes is lost.
-pub(super) const LINGERING: Duration = Duration::from_millis(200);
-/// How long a client that is never silent for so long may go on; it has to ask again elsewhere (RFC 7766 §6.2.4).
-pub(super) const MOST_LINGERING: Duration = Duration::from_secs(1);
 /// Room for the queries that come in one segment.
 const READ_BYTES: usize = 4096;
 /// How long it must have lasted no more to be worth another word.

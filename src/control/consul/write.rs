@@ -14,7 +14,7 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use super::{
-    super::request::Payload,
+    super::payload::Payload,
     Api, Command, Order, Refusal, Served,
     asked::{Asked, read_flag},
     json,
