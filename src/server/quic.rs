@@ -20,13 +20,14 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
 };
-use tokio_rustls::rustls::{self, crypto::ring::default_provider};
+use tokio_rustls::rustls;
 use tokio_util::sync::CancellationToken;
 
 use super::{Connections, Face, Identity, Incoming, face::Fate};
 use crate::{
     budget::{self, Account, Charge, Charged, Exceeded, Place},
     metrics::{Dropped, Refusal, Transport},
+    tls,
     wire::{self, MAX_MESSAGE_BYTES},
 };
 
@@ -58,7 +59,7 @@ pub async fn serve(
 }
 
 fn listen(socket: &UdpSocket, identity: Arc<Identity>, idle_timeout: Duration) -> io::Result<Endpoint> {
-    let tls = rustls::ServerConfig::builder_with_provider(Arc::new(default_provider()))
+    let tls = rustls::ServerConfig::builder_with_provider(tls::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(io::Error::other)?;
     let mut tls = tls.with_no_client_auth().with_cert_resolver(identity);

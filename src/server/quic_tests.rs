@@ -7,7 +7,6 @@ use std::{
 use quinn::{Connection, ConnectionError, Endpoint, crypto::rustls::QuicClientConfig};
 use tokio_rustls::rustls::{
     self,
-    crypto::ring::default_provider,
     pki_types::{CertificateDer, pem::PemObject},
 };
 
@@ -32,9 +31,7 @@ async fn connect(address: SocketAddr, folder: &Path) -> Result<Connection, Conne
 async fn connect_for(address: SocketAddr, folder: &Path, protocol: &[u8]) -> Result<Connection, ConnectionError> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(folder.join("authority.pem")).unwrap()).unwrap();
-    let builder = rustls::ClientConfig::builder_with_provider(Arc::new(default_provider()));
-    let builder = builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
-    let mut config = builder.with_no_client_auth();
+    let mut config = tls::client().with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![protocol.to_vec()];
     let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).unwrap()));
     let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
