@@ -2,6 +2,7 @@
 
 use std::{io::Write, net::TcpStream};
 
+use super::lives_and_ends;
 use crate::harness::{
     agent::{Agent, Manner},
     *,
@@ -47,6 +48,9 @@ fn a_huge_response_of_an_agent_takes_little_memory_and_changes_nothing() {
             (daemon.ask("web.service.consul A").data() == ["192.0.2.10"]).then_some(())
         });
     }
+    agent.behave(Manner::Huge { entries: 1600, is_chunked: true });
+    agent.set("web", &["192.0.2.11"]);
+    lives_and_ends(daemon, "while a huge response comes");
 }
 
 #[test]
@@ -107,4 +111,7 @@ fn a_response_of_tiny_elements_is_refused_before_it_takes_memory() {
     agent.behave(Manner::Well);
     agent.set("web", &["192.0.2.12"]);
     wait_until("the good answer", 3 * PATIENCE, || is_at("192.0.2.12"));
+    agent.behave(Manner::Names { count: 600_000 });
+    agent.set("web", &["192.0.2.11"]);
+    lives_and_ends(daemon, "while a response of tiny elements comes");
 }

@@ -10,6 +10,7 @@ use std::{
     thread,
 };
 
+use super::lives_and_ends;
 use crate::harness::{catalog::CATALOG, *};
 
 /// A server that answers each request with a redirect.
@@ -89,6 +90,7 @@ fn a_checked_server_cannot_steer_checks_to_this_host() {
     ] {
         assert_eq!(ask(header), status, "{header}");
     }
+    lives_and_ends(daemon, "with servers that redirect checks");
 }
 
 /// Servers on addresses of their own that send a header of so many bytes without an end and then wait, or a body without
@@ -161,4 +163,6 @@ fn checked_hosts_that_send_without_end_are_bounded_and_fail_alone() {
     });
     is_hostile.store(false, Ordering::Relaxed);
     wait_until("the room to be given back", 6 * PATIENCE, || (held("checked_host") == 0).then_some(()));
+    is_hostile.store(true, Ordering::Relaxed);
+    lives_and_ends(daemon, "with servers that send without an end");
 }

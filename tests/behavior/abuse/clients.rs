@@ -38,7 +38,9 @@ use tokio_rustls::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
+    SECOND,
     large::{definitions, long_winded},
+    live_after,
     origin::{Origin, SENDING, bound, connect, is_within_namespace},
 };
 use crate::harness::{
@@ -425,7 +427,7 @@ impl Siege {
         let reply = self.runtime.block_on(honest).unwrap_or_else(|error| panic!("{case}: an honest client: {error:?}"));
         assert_eq!(reply.one(), "192.0.2.1", "{case}");
         let live = live_after(&self.daemon);
-        assert!(live < Duration::from_secs(1), "{case}: /live took {live:?}");
+        assert!(live < SECOND, "{case}: /live took {live:?}");
     }
 
     /// Whether all of it has had the effect that it has to have, and no more.
@@ -455,16 +457,6 @@ impl Siege {
     }
 }
 
-/// How long `/live` takes; the least of some tries, for the machine may stand still.
-fn live_after(daemon: &Daemon) -> Duration {
-    let try_once = || {
-        let start = Instant::now();
-        assert_eq!(daemon.get("/live").0, 200);
-        start.elapsed()
-    };
-    (0..5).map(|_| try_once()).find(|elapsed| *elapsed < Duration::from_secs(1)).unwrap_or_else(try_once)
-}
-
 /// Lets a listener be attacked so from everywhere, as the test of this name.
 fn withstand(test: &str, listener: Listener, attacks: &[Attack]) {
     if !is_within_namespace(&format!("abuse::clients::{test}")) {
@@ -490,13 +482,13 @@ fn withstand(test: &str, listener: Listener, attacks: &[Attack]) {
         let mut took = siege.end(&case, held);
         // The machine may stand still for a moment, but hardly each time.
         for _ in 0..2 {
-            if took >= STOP {
+            if took >= SECOND {
                 let siege = Siege::begin(attack);
                 let held = siege.attack(&case, listener, attack, origin);
                 took = siege.end(&case, held);
             }
         }
-        assert!(took < STOP, "{case}: stopped after {took:?}");
+        assert!(took < SECOND, "{case}: stopped after {took:?}");
     }
 }
 
@@ -545,8 +537,6 @@ const CONFIG: &str = "[[zone]]\napex = \"site.example\"\nfile = \"<DIR>/site.zon
                       [catalog.api]\nlisten = \"[::]:0\"\nenable_registration = true\n";
 /// Places of each kind.
 const PLACES: usize = 40;
-/// How long SIGTERM may take.
-const STOP: Duration = Duration::from_secs(1);
 /// So many connections each attack tries to hold.
 const CONNECTIONS: usize = 60;
 /// The default of `limits.total_bytes`.

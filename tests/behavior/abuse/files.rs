@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::lives_and_ends;
 use crate::harness::{agent::Agent, catalog::plain, *};
 
 const ZONE: &str = "$TTL 60\n@ SOA ns host 1 2 3 4 60\n@ NS ns\nns A 192.0.2.53\nwww A 192.0.2.1\n";
@@ -67,14 +68,6 @@ impl Trap {
     }
 }
 
-#[track_caller]
-fn ends_within_a_second(daemon: Daemon, case: &str) {
-    let begun = Instant::now();
-    let ended = daemon.stop();
-    assert!(begun.elapsed() < Duration::from_secs(1), "{case}: {:?}", begun.elapsed());
-    assert_eq!(ended.code, Some(0), "{case}:\n{}", ended.text);
-}
-
 #[test]
 fn whatever_takes_the_place_of_a_file_costs_itself_alone() {
     let daemon = setup().start();
@@ -106,7 +99,7 @@ fn whatever_takes_the_place_of_a_file_costs_itself_alone() {
             daemon.wait_for_log(from, |line| line.contains("file mended"));
         }
     }
-    ends_within_a_second(daemon, "after all");
+    lives_and_ends(daemon, "after all");
 }
 
 #[test]
@@ -120,7 +113,7 @@ fn no_file_keeps_the_daemon_from_starting_or_takes_its_memory() {
         let daemon = setup.start();
         assert_eq!(daemon.ask("www.honest.example A").one(), "192.0.2.1", "{trap:?}");
         assert!(daemon.resident_kib() < 100 << 10, "{trap:?}: {} KiB", daemon.resident_kib());
-        ends_within_a_second(daemon, &format!("{trap:?}"));
+        lives_and_ends(daemon, &format!("{trap:?}"));
     }
 }
 
@@ -206,7 +199,7 @@ fn a_lease_on_a_file_delays_nothing_and_its_end_is_noticed() {
     let path = daemon.folder().join("zones/@over.overlay");
     let _lease = Lease::take(&path);
     File::options().append(true).open(daemon.folder().join("hosts")).unwrap().write_all(b"# changed\n").unwrap();
-    ends_within_a_second(daemon, "with a lease");
+    lives_and_ends(daemon, "with a lease");
 }
 
 /// Ends a process when it is dropped.

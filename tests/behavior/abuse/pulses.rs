@@ -2,6 +2,7 @@
 
 use std::{net::UdpSocket, time::Instant};
 
+use super::lives_and_ends;
 use crate::harness::{
     daemon::forward,
     flood::{client_at, gather},
@@ -66,6 +67,7 @@ fn replies_that_have_waited_leave_for_one_network_a_few_at_a_time() {
         honest.recv(&mut [0; 512]).expect("an answer for an honest client");
     }
     assert_eq!(daemon.metric("watershed_server_dropped_total", &[("reason", "rate_limit")]), 0.0);
+    lives_and_ends(daemon, "after a pulse");
 }
 
 #[test]

@@ -2,13 +2,14 @@
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::Write,
     net::{SocketAddr, TcpStream},
     time::Duration,
 };
 
 use socket2::{Domain, SockRef, Socket, Type};
 
+use super::lives_and_ends;
 use crate::harness::{
     client::{framed, read_framed},
     flood::loopback,
@@ -55,8 +56,8 @@ fn a_displaced_connection_counts_until_its_socket_is_closed() {
     assert_eq!(Message::from_wire(&reply).unwrap().one(), "192.0.2.1");
     let displaced = daemon.metric("watershed_server_tcp_refused_total", &[("reason", "displaced")]);
     assert!(displaced >= 80.0, "{displaced}");
-    drop(attackers);
-    let _ = honest.read(&mut [0]);
+    lives_and_ends(daemon, "with connections that are stalled");
+    drop((attackers, honest));
 }
 
 #[test]
@@ -66,5 +67,6 @@ fn a_network_opens_no_more_connections_a_second_than_it_may() {
     let attackers: Vec<_> = (0..200).map(|number| connect(number % 50, daemon.address())).collect();
     let refused = || daemon.metric("watershed_server_tcp_refused_total", &[("reason", "rate")]);
     wait_until("most of them to be closed", PATIENCE, || (refused() >= 100.0).then_some(()));
+    lives_and_ends(daemon, "with more connections than there may be");
     drop(attackers);
 }
