@@ -20,7 +20,7 @@ use http::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::JoinSet,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -48,9 +48,13 @@ pub(super) async fn converse(
         .max_header_list_size(MOST_HEADER_BYTES)
         .max_send_buffer_size(MAX_MESSAGE_BYTES);
     let message_timeout = face.config().tcp_message_timeout;
-    let handshake = shutdown.run_until_cancelled(timeout(message_timeout, http.handshake(stream))).await;
-    let Some(handshake) = handshake else { return Ok(()) };
-    let mut http = handshake.inspect_err(|_| face.cells().refuse(Refusal::Slow))?.map_err(io::Error::other)?;
+    let Some(handshake) = within(message_timeout, shutdown, http.handshake(stream)).await else {
+        if !shutdown.is_cancelled() {
+            face.cells().refuse(Refusal::Slow);
+        }
+        return Err(io::ErrorKind::TimedOut.into());
+    };
+    let mut http = handshake.map_err(io::Error::other)?;
     // Those whose connection is gone end with it.
     let mut requests = JoinSet::new();
     let mut active = Instant::now();

@@ -163,7 +163,12 @@ impl Visit {
 
     async fn enter(&self, peer: std::net::IpAddr) -> Option<Place> {
         let config = self.face.config();
-        match self.shutdown.run_until_cancelled(self.connections.enter(peer, &config)).await? {
+        let entered = tokio::select! {
+            biased;
+            entered = self.connections.enter(peer, &config) => entered,
+            () = self.shutdown.cancelled() => return None,
+        };
+        match entered {
             Ok((place, has_displaced)) => {
                 if has_displaced {
                     self.face.cells().refuse(Refusal::Displaced);

@@ -62,14 +62,18 @@ pub async fn serve(
                     face.cells().refuse(Refusal::Acl);
                     continue;
                 }
-                let entered = shutdown.run_until_cancelled(connections.enter(peer.ip(), &config)).await;
+                let entered = tokio::select! {
+                    // A client that was accepted is served, also when the shutdown comes at this moment.
+                    biased;
+                    entered = connections.enter(peer.ip(), &config) => entered,
+                    () = shutdown.cancelled() => return,
+                };
                 let (place, has_displaced) = match entered {
-                    Some(Ok(entered)) => entered,
-                    Some(Err(refusal)) => {
+                    Ok(entered) => entered,
+                    Err(refusal) => {
                         face.cells().refuse(refusal);
                         continue;
                     }
-                    None => return,
                 };
                 if has_displaced {
                     face.cells().refuse(Refusal::Displaced);
@@ -237,7 +241,7 @@ async fn converse(
                         if !shutdown.is_cancelled() {
                             face.cells().refuse(Refusal::Slow);
                         }
-                        return Ok(());
+                        return Err(io::ErrorKind::TimedOut.into());
                     };
                     written?;
                 }
