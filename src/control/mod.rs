@@ -169,18 +169,18 @@ impl fmt::Debug for Shown {
 }
 
 /// Serves what a face shows until `shutdown`, and requests that have begun for a moment more.
-pub async fn serve(listener: TcpListener, face: Face, shown: Shown, shutdown: CancellationToken) -> io::Result<()> {
+pub async fn serve(listener: Arc<TcpListener>, face: Face, shown: Shown, shutdown: CancellationToken) {
     let (hosts, connections) = (shown.hosts.clone(), shown.connections.clone());
-    serve_routes(listener, routes(face, shown, shutdown.clone()), hosts, connections, shutdown).await
+    serve_routes(listener, routes(face, shown, shutdown.clone()), hosts, connections, shutdown).await;
 }
 
 async fn serve_routes(
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
     routes: Router,
     hosts: OwnHosts,
     connections: Arc<Connections>,
     shutdown: CancellationToken,
-) -> io::Result<()> {
+) {
     let routes = TowerToHyperService::new(routes);
     let mut serving = JoinSet::new();
     // Given up for one connection more when descriptors have run out.
@@ -194,8 +194,13 @@ async fn serve_routes(
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     spare = spare.or_else(|| spare_descriptor(&listener));
-                    let entered = shutdown.run_until_cancelled(connections.enter(peer.ip())).await;
-                    let Some(Some(place)) = entered else { continue };
+                    let place = tokio::select! {
+                        // A client that was accepted is served, also when the shutdown comes at this moment.
+                        biased;
+                        place = connections.enter(peer.ip()) => place,
+                        () = shutdown.cancelled() => break,
+                    };
+                    let Some(place) = place else { continue };
                     let visit = Visit {
                         peer,
                         routes: routes.clone(),
@@ -226,7 +231,6 @@ async fn serve_routes(
     drop(listener);
     // Those that are left are broken off.
     let _ = timeout(GRACE, async { while serving.join_next().await.is_some() {} }).await;
-    Ok(())
 }
 
 fn spare_descriptor(listener: &TcpListener) -> Option<OwnedFd> {
@@ -379,7 +383,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let server = tokio::spawn(serve(listener, Face::Control, shown, shutdown.clone()));
+        let server = tokio::spawn(serve(listener.into(), Face::Control, shown, shutdown.clone()));
         let ask = async |path: &str, host: &str| {
             let mut stream = TcpStream::connect(address).await.unwrap();
             let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
@@ -410,7 +414,7 @@ mod tests {
         // Connections on which nothing happens do not hold it up.
         let _idle = TcpStream::connect(address).await.unwrap();
         shutdown.cancel();
-        server.await.unwrap().unwrap();
+        server.await.unwrap();
     }
 
     #[tokio::test]
@@ -428,7 +432,7 @@ mod tests {
             let address = listener.local_addr().unwrap();
             let config = Config { idle_timeout: Duration::from_millis(300), ..Config::default() };
             let connections = Arc::new(Connections::new(Arc::default(), &config));
-            tokio::spawn(serve_routes(listener, routes.clone(), hosts.clone(), connections, shutdown.clone()));
+            tokio::spawn(serve_routes(listener.into(), routes.clone(), hosts.clone(), connections, shutdown.clone()));
             let mut stream = TcpStream::connect(address).await.unwrap();
             stream.write_all(sent.as_bytes()).await.unwrap();
             let mut response = String::new();

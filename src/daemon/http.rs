@@ -1,13 +1,14 @@
 //! The HTTP listeners: for operators, and for Consul's API alone.
 
 use std::{
-    io,
-    net::TcpListener,
+    net::SocketAddr,
     os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, Result};
+use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{inherited::Inherited, lasting::run_lasting, store};
@@ -31,14 +32,23 @@ struct Open {
     /// As configured, where port 0 stands for any.
     configured: Endpoint,
     /// What is to be served at the address may change.
-    socket: TcpListener,
+    socket: Arc<TcpListener>,
+    address: SocketAddr,
     /// Whether the service manager has it too.
     is_kept: bool,
     closing: CancellationToken,
 }
 
-/// Sockets that are to be served.
-pub(super) struct Bound(Vec<(Face, Endpoint, TcpListener)>);
+/// Listeners that are to be served, which cannot fail any more.
+pub(super) struct Bound(Vec<Prepared>);
+
+struct Prepared {
+    face: Face,
+    configured: Endpoint,
+    socket: Arc<TcpListener>,
+    /// Where the socket is bound.
+    address: SocketAddr,
+}
 
 impl Bound {
     /// True if nothing has to be served that is not served.
@@ -59,12 +69,19 @@ impl Http {
             let key = key(face);
             // The other face gives up the address, for both cannot have it. Any port is no port of the other's.
             let taken_over = self.open.iter().filter(|_| address.port() != 0).find(is_at);
-            let bind = || {
+            let mut bind = || {
                 let address = address.resolve()?;
                 inherited.take_tcp(address).map_or_else(|| sys::bind_tcp(address), Ok)
             };
-            let listener = taken_over.map_or_else(bind, |open| open.socket.try_clone());
-            let listener = listener.with_context(|| match face {
+            let prepare = |listener: std::net::TcpListener| {
+                let address = listener.local_addr()?;
+                Ok((Arc::new(TcpListener::from_std(listener)?), address))
+            };
+            let prepared = match taken_over {
+                Some(open) => Ok((open.socket.clone(), open.address)),
+                None => bind().and_then(prepare),
+            };
+            let (socket, bound_address) = prepared.with_context(|| match face {
                 Face::Control | Face::Metrics => {
                     format!("cannot serve {key} = \"{address}\"; choose another address, or \"\" for none")
                 }
@@ -72,75 +89,66 @@ impl Http {
                     format!("cannot serve {key} = \"{address}\"; choose another address, or stop the agent that has it")
                 }
             })?;
-            bound.push((face, address, listener));
+            bound.push(Prepared { face, configured: address, socket, address: bound_address });
         }
         Ok(Bound(bound))
     }
 
     /// Serves what was bound, and no longer what is not configured.
-    pub fn serve(&mut self, config: &Config, bound: Bound, shown: Shown, stopping: &CancellationToken) -> Result<()> {
+    pub fn serve(&mut self, config: &Config, bound: Bound, shown: Shown, stopping: &CancellationToken) {
         let configured: Vec<_> = addresses(config).collect();
         self.open.retain(|open| {
             let stays = configured.contains(&(open.face, open.configured));
             if !stays {
                 open.closing.cancel();
                 // By where it is, not by what is configured: any port is no port.
-                open.socket.local_addr().into_iter().for_each(store::forget);
+                store::forget(open.address);
             }
             stays
         });
-        for (face, configured, listener) in bound.0 {
-            let key = key(face);
-            let port = listener.local_addr().with_context(|| format!("cannot serve {key}"))?.port();
-            let address = configured.with_port(port);
-            let socket = listener.try_clone().with_context(|| format!("cannot serve {key}"))?;
-            let listen = move || tokio::net::TcpListener::from_std(listener.try_clone()?);
+        for Prepared { face, configured, socket, address } in bound.0 {
+            let shown_address = configured.with_port(address.port());
             let closing = stopping.child_token();
             let task = match face {
                 Face::Control => "control",
                 Face::Metrics => "metrics",
                 Face::Consul => "api",
             };
-            let (shown, ending) = (shown.clone(), closing.clone());
-            self.tasks.spawn(run_lasting(task, move || {
-                let (listener, shown, closing) = (listen(), shown.clone(), ending.clone());
-                async move { note_end(key, async { control::serve(listener?, face, shown, closing).await }.await) }
-            }));
+            let (listener, shown, ending) = (socket.clone(), shown.clone(), closing.clone());
+            let serve = move || control::serve(listener.clone(), face, shown.clone(), ending.clone());
+            self.tasks.spawn(run_lasting(task, serve));
             match face {
-                Face::Control => tracing::info!(%address, "control listening"),
-                Face::Metrics => tracing::info!(%address, "serving metrics"),
-                Face::Consul => tracing::info!(%address, "serving Consul's API"),
+                Face::Control => tracing::info!(address = %shown_address, "control listening"),
+                Face::Metrics => tracing::info!(address = %shown_address, "serving metrics"),
+                Face::Consul => tracing::info!(address = %shown_address, "serving Consul's API"),
             }
-            self.open.push(Open { face, configured, socket, is_kept: false, closing });
+            self.open.push(Open { face, configured, socket, address, is_kept: false, closing });
         }
-        Ok(())
     }
 
     /// Closes the listeners whose interface is another one now: their sockets hear nothing any more.
     pub fn close_outdated(&mut self) {
         self.open.retain(|open| {
-            let bound = open.socket.local_addr().ok().filter(|&bound| open.configured.is_outdated(bound));
-            if let Some(bound) = bound {
+            let is_outdated = open.configured.is_outdated(open.address);
+            if is_outdated {
                 open.closing.cancel();
-                store::forget(bound);
+                store::forget(open.address);
             }
-            bound.is_none()
+            !is_outdated
         });
     }
 
     /// Has the service manager keep the sockets that it does not have.
     pub fn keep_sockets(&mut self) {
         for open in self.open.iter_mut().filter(|open| !open.is_kept) {
-            if let Ok(address) = open.socket.local_addr() {
-                store::keep(address, open.socket.as_fd());
-            }
+            store::keep(open.address, open.socket.as_fd());
             open.is_kept = true;
         }
     }
 
     /// All sockets, with the names by which a successor knows them.
     pub fn sockets(&self) -> impl Iterator<Item = (String, BorrowedFd<'_>)> {
-        self.open.iter().filter_map(|open| Some((store::name(open.socket.local_addr().ok()?), open.socket.as_fd())))
+        self.open.iter().map(|open| (store::name(open.address), open.socket.as_fd()))
     }
 
     /// Serves nobody any more, and waits a moment for those who are served. What comes in is queued.
@@ -153,7 +161,8 @@ impl Http {
 
     /// What has to be [served](Self::serve) again after a pause.
     pub fn resume(&mut self) -> Bound {
-        Bound(self.open.drain(..).map(|open| (open.face, open.configured, open.socket)).collect())
+        let prepared = |Open { face, configured, socket, address, .. }| Prepared { face, configured, socket, address };
+        Bound(self.open.drain(..).map(prepared).collect())
     }
 
     /// The tasks that serve.
@@ -167,13 +176,6 @@ fn key(face: Face) -> &'static str {
         Face::Control => "control.listen",
         Face::Metrics => "control.metrics_listen",
         Face::Consul => "catalog.api.listen",
-    }
-}
-
-/// One that ends by itself is served no more.
-fn note_end(key: &str, outcome: io::Result<()>) {
-    if let Err(error) = outcome {
-        tracing::error!(key, %error, "HTTP is not served any more; restart the daemon");
     }
 }
 
@@ -195,8 +197,7 @@ const PAUSE_PATIENCE: Duration = Duration::from_millis(1500);
 mod tests {
     use std::{
         io::{Read, Write},
-        net::{SocketAddr, TcpStream},
-        sync::Arc,
+        net::{SocketAddr, TcpListener, TcpStream},
     };
 
     use super::*;
@@ -237,7 +238,7 @@ mod tests {
             config.control.metrics_listen = (face == Face::Metrics).then_some(address.into());
             config.catalog.api.listen = (face == Face::Consul).then_some(address.into());
             let bound = http.bind(&config, &mut Inherited::default()).unwrap();
-            http.serve(&config, bound, shown.clone(), &stopping).unwrap();
+            http.serve(&config, bound, shown.clone(), &stopping);
             for (path, status) in [("/live", live), ("/v1/status/leader", leader)] {
                 let given = tokio::task::spawn_blocking(move || ask(address, path)).await.unwrap();
                 assert_eq!(given, status, "{face:?} {path}");

@@ -39,12 +39,12 @@ impl Daemon {
     }
 
     fn listen_at_interfaces(&mut self) -> anyhow::Result<()> {
-        for opened in self.serving.open_missing(&self.loaded.config.server)? {
-            self.serving.open(opened, &self.metrics)?;
+        for listener in self.serving.open_missing(&self.loaded.config.server)? {
+            self.serving.open(listener, &self.metrics);
         }
         let http = self.http.bind(&self.loaded.config, &mut Inherited::default())?;
         if !http.is_empty() {
-            self.serve_control(http)?;
+            self.serve_control(http);
         }
         self.keep_sockets();
         Ok(())

@@ -76,7 +76,7 @@ use inherited::Inherited;
 use lasting::{caught, run_lasting};
 use places::{Kept, registrations_place, snapshot_file};
 use reading::{Cause, Changed, Fresh, Known, Outcome, Reading, SystemUpstreams};
-use serving::{DRAIN, Serving};
+use serving::{DRAIN, Prepared, Serving};
 use status::Status;
 use watch::{Followed, Watch};
 
@@ -250,11 +250,11 @@ impl Daemon {
         let control = daemon.http.bind(&daemon.loaded.config, &mut inherited)?;
         daemon.serving.start_workers(worker_count, &daemon.metrics)?;
         for opened in open {
-            daemon.serving.open(opened, &daemon.metrics)?;
+            daemon.serving.open(Prepared::new(opened)?, &daemon.metrics);
         }
         daemon.serving.settle();
         daemon.observe();
-        daemon.serve_control(control)?;
+        daemon.serve_control(control);
         daemon.unclaimed = inherited;
         daemon.probe_upstreams();
         daemon.metrics.reloaded(Reload::Started);
@@ -380,9 +380,7 @@ impl Daemon {
             catalog.take_back_files().await;
         }
         let paused = self.http.resume();
-        if let Err(error) = self.serve_control(paused) {
-            tracing::error!(error = format!("{error:#}"), "HTTP is not served any more");
-        }
+        self.serve_control(paused);
     }
 
     /// Has the service manager keep the sockets that it does not have yet.
@@ -444,8 +442,8 @@ impl Daemon {
     /// Says how many answers have been retired, and what has changed.
     fn take_in_all(&mut self, fresh: Fresh) -> Result<(usize, Vec<String>)> {
         let Fresh { loaded, mut data, groups, certificate, warnings } = fresh;
-        // Everything that can fail comes before anything that is seen.
-        let opened = self.serving.open_missing(&loaded.config.server)?;
+        // Everything that can fail comes before anything that is seen, descriptors that are duplicated included.
+        let listeners = self.serving.open_missing(&loaded.config.server)?;
         let control = self.http.bind(&loaded.config, &mut Inherited::default())?;
         warn(warnings);
         let changed = differences::between(&self.loaded.config, &loaded.config);
@@ -468,11 +466,11 @@ impl Daemon {
         self.face.budget().set_limits(config.limits.clone());
         self.connections.set_limits(&config.control);
         let retired = self.swap_tables();
-        for opened in opened {
-            self.serving.open(opened, &self.metrics)?;
+        for listener in listeners {
+            self.serving.open(listener, &self.metrics);
         }
         self.serving.close_others(&self.loaded.config.server);
-        self.serve_control(control)?;
+        self.serve_control(control);
         self.keep_sockets();
         self.status.lock().refused_reload.clear();
         changes.log(retired, self.data.faults().count());
@@ -577,7 +575,7 @@ impl Daemon {
     }
 
     /// Serves operators and their tools where it is configured, on what was bound for it.
-    fn serve_control(&mut self, bound: http::Bound) -> Result<()> {
+    fn serve_control(&mut self, bound: http::Bound) {
         let status = self.status.clone();
         let metrics = self.metrics.clone();
         let readiness: control::Readiness = Arc::new(move || {
@@ -597,7 +595,7 @@ impl Daemon {
             hosts: self.hosts.clone(),
             connections: self.connections.clone(),
         };
-        self.http.serve(&self.loaded.config, bound, shown, &self.stopping)
+        self.http.serve(&self.loaded.config, bound, shown, &self.stopping);
     }
 
     /// Probes upstreams that are down or seem to be, and settles queries whose task has panicked.

@@ -45,8 +45,26 @@ struct Open {
     closing: CancellationToken,
 }
 
-/// A listener that is to be put into service, and as what it is configured, if it is.
+/// A listener that is open, and as what it is configured, if it is.
 pub(super) type Opened = (Listener, Option<(Service, Endpoint)>);
+
+/// A listener that can be put into service, which cannot fail any more.
+pub(super) struct Prepared {
+    listener: Listener,
+    configured: Option<(Service, Endpoint)>,
+    /// What accepts its connections, except for QUIC.
+    accepting: Option<Arc<tokio::net::TcpListener>>,
+}
+
+impl Prepared {
+    /// Takes the further descriptors that it needs. Within a runtime.
+    pub fn new((listener, configured): Opened) -> Result<Self> {
+        let accept = |tcp: &TcpListener| tokio::net::TcpListener::from_std(tcp.try_clone()?).map(Arc::new);
+        let accepting = listener.tcp.as_ref().map(accept).transpose();
+        let accepting = accepting.with_context(|| format!("cannot serve TCP at {}", listener.address))?;
+        Ok(Self { listener, configured, accepting })
+    }
+}
 
 impl Serving {
     /// Nothing in service yet. Its tasks join `tasks` and end with `stopping`.
@@ -95,22 +113,24 @@ impl Serving {
     }
 
     /// Opens what is configured and not in service. The sockets of a socket unit are served instead of plain listeners.
-    pub fn open_missing(&self, config: &Config) -> Result<Vec<Opened>> {
+    pub fn open_missing(&self, config: &Config) -> Result<Vec<Prepared>> {
         let is_at =
             |open: &Open, at: (Service, Endpoint)| open.configured.map_or(at.0 == Service::Plain, |own| own == at);
         let is_open = |at| self.listeners.values().any(|open| is_at(open, at));
-        open_all(config, self.workers.len(), is_open, &mut Inherited::default())
+        let opened = open_all(config, self.workers.len(), is_open, &mut Inherited::default())?;
+        opened.into_iter().map(Prepared::new).collect()
     }
 
     /// Puts a listener into service.
-    pub fn open(&mut self, (listener, configured): Opened, metrics: &Metrics) -> Result<()> {
+    pub fn open(&mut self, prepared: Prepared, metrics: &Metrics) {
         let number = self.next_listener;
         self.next_listener += 1;
         let closing = self.stopping.child_token();
+        let Prepared { listener, configured, accepting } = prepared;
         let Listener { service, address, tcp, mut udp } = listener;
         let shown = configured.map_or(address.into(), |(_, endpoint)| endpoint.with_port(address.port()));
-        if let Some(tcp) = &tcp {
-            self.serve_stream(service, tcp, &closing)?;
+        if let Some(accepting) = accepting {
+            self.serve_stream(service, accepting, &closing);
         }
         if !udp.is_empty() {
             self.kernel_drops.watch(&udp, &metrics.listener(&shown.to_string()));
@@ -124,19 +144,16 @@ impl Serving {
         }
         self.listeners.insert(number, Open { configured, address, tcp, udp, is_kept: false, closing });
         tracing::info!(address = %shown, "listening");
-        Ok(())
     }
 
-    fn serve_stream(&self, service: Service, tcp: &TcpListener, closing: &CancellationToken) -> Result<()> {
+    fn serve_stream(&self, service: Service, listener: Arc<tokio::net::TcpListener>, closing: &CancellationToken) {
         let spoken = server::spoken(service, self.identity.clone());
-        let listener = tokio::net::TcpListener::from_std(tcp.try_clone()?).context("cannot serve TCP")?;
-        let (listener, face, connections) = (Arc::new(listener), self.face.clone(), self.connections.clone());
+        let (face, connections) = (self.face.clone(), self.connections.clone());
         let until = closing.clone();
         let serve = move || {
             server::serve_tcp(listener.clone(), spoken.clone(), face.clone(), connections.clone(), until.clone())
         };
         self.tasks.spawn(run_lasting("tcp", serve));
-        Ok(())
     }
 
     fn serve_quic(&self, socket: Arc<UdpSocket>, closing: &CancellationToken) {

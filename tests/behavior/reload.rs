@@ -2,6 +2,7 @@
 
 use std::{
     net::{TcpStream, UdpSocket},
+    process::Command,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
 };
@@ -267,4 +268,46 @@ fn files_of_a_folder_join_the_configuration_and_a_reload_sees_them_come_and_go()
     std::fs::remove_file(daemon.folder().join("conf.d/20-lab.toml")).unwrap();
     assert!(daemon.reload().contains("reloaded"));
     assert_eq!(says("other.lab.example"), ["192.0.2.1"]);
+}
+
+#[test]
+fn a_reload_for_which_descriptors_run_out_changes_nothing() {
+    let Some(prlimit) = require::program("prlimit") else { return };
+    let (old, new) = (Upstream::saying("192.0.2.1"), Upstream::saying("192.0.2.2"));
+    let daemon = Setup::forwarding_to(old.address()).start();
+    let limit = |most: usize| {
+        let pid = daemon.pid().to_string();
+        run(Command::new(&prlimit).args(["--pid", &pid, &format!("--nofile={most}:1024")]));
+    };
+    let [further, metrics, api] = [free_address(), free_address(), free_address()];
+    daemon.edit_config(|config| {
+        let listen = "listen = [\"127.0.0.1:0\"";
+        let config = config.replace(listen, &format!("{listen}, \"{further}\""));
+        let config = config.replace("[control]", &format!("[control]\nmetrics_listen = \"{metrics}\""));
+        let config = config.replace(&old.address().to_string(), &new.address().to_string());
+        format!("{config}\n[catalog]\naddress = \"192.0.2.9\"\n[catalog.api]\nlisten = \"{api}\"\n")
+    });
+    let at_start = daemon.metric("process_open_fds", &[]) as usize;
+    let mut refused = 0;
+    let taken = (0..60).find(|spare| {
+        limit(at_start + spare);
+        let log = daemon.reload();
+        limit(1024);
+        let is_taken = log.contains("reloaded");
+        let expected = if is_taken { "192.0.2.2" } else { "192.0.2.1" };
+        assert_eq!(daemon.ask(&format!("name{spare}.example A")).one(), expected, "{spare} to spare: {log}");
+        for address in [further, metrics, api] {
+            assert_eq!(TcpStream::connect(address).is_ok(), is_taken, "{address} with {spare} to spare: {log}");
+        }
+        if !is_taken {
+            refused += 1;
+            let open = daemon.metric("process_open_fds", &[]) as usize;
+            assert!(open <= at_start + 5, "{spare} to spare: {at_start} open, then {open}");
+            assert!(log.contains("Too many open files"), "{log}");
+        }
+        is_taken
+    });
+    assert!(taken.is_some() && refused > 5, "{taken:?} after {refused} that were refused");
+    let reply = client::udp(further, &query("last.example A"));
+    assert_eq!(reply.one(), "192.0.2.2");
 }
