@@ -25,9 +25,12 @@ fn live_after(daemon: &Daemon) -> Duration {
     (0..5).map(|_| try_once()).find(|elapsed| *elapsed < SECOND).unwrap_or_else(try_once)
 }
 
-/// Whatever an attack has begun: `/live` is answered within a second, and SIGTERM is obeyed within a second.
+/// Whatever an attack has begun: half of the descriptors are left, `/live` is answered within a second, and SIGTERM is obeyed
+/// within a second.
 #[track_caller]
 fn lives_and_ends(daemon: Daemon, case: &str) {
+    let [open, most] = ["process_open_fds", "process_max_fds"].map(|name| daemon.metric(name, &[]));
+    assert!(open <= most / 2.0, "{case}: {open} descriptors of {most}");
     let live = live_after(&daemon);
     assert!(live < SECOND, "{case}: /live took {live:?}");
     let start = Instant::now();
