@@ -13,7 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use data_encoding::BASE64URL_NOPAD;
@@ -42,6 +42,7 @@ use super::{
     large::{definitions, long_winded},
     live_after,
     origin::{Origin, SENDING, bound, connect, is_within_namespace},
+    stop,
 };
 use crate::harness::{
     catalog::with_definitions,
@@ -442,9 +443,7 @@ impl Siege {
 
     /// Ends the daemon while all of this is held, and tells how long it takes.
     fn end(self, case: &str, held: Vec<Held>) -> Duration {
-        let start = Instant::now();
-        assert_eq!(self.daemon.stop().code, Some(0), "{case}");
-        let took = start.elapsed();
+        let took = stop(self.daemon, case);
         eprintln!("{case}: stopped after {took:?}");
         self.runtime.block_on(async { drop(held) });
         took
