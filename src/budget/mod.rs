@@ -117,7 +117,7 @@ struct State {
     peak: usize,
     /// Bytes held for parties of each [kind](Party::kind).
     held_by_kind: [usize; Party::KINDS.len()],
-    clients: HashMap<Party, Client>,
+    parties: HashMap<Party, Accounts>,
     /// Numbers accounts in the order in which they began to hold data.
     next: u64,
     /// How often each limit was met, in the order of [`Exceeded`].
@@ -126,9 +126,9 @@ struct State {
 
 /// The accounts of one party that hold data, the one that began first at the front.
 #[derive(Debug, Default)]
-struct Client {
+struct Accounts {
     held: Held,
-    accounts: BTreeMap<u64, Holding>,
+    open: BTreeMap<u64, Holding>,
 }
 
 #[derive(Debug)]
@@ -210,7 +210,7 @@ impl Budget {
     fn open_for(self: &Arc<Self>, party: Party) -> Account {
         Account(Arc::new(Owner {
             budget: self.clone(),
-            client: party,
+            party,
             number: Mutex::new(None),
             revoked: CancellationToken::new(),
         }))
@@ -224,7 +224,7 @@ pub struct Account(Arc<Owner>);
 #[derive(Debug)]
 struct Owner {
     budget: Arc<Budget>,
-    client: Party,
+    party: Party,
     /// Its number among the accounts that hold data, while it holds some. Locked before the budget's state.
     number: Mutex<Option<u64>>,
     revoked: CancellationToken,
@@ -267,7 +267,7 @@ impl Account {
     pub fn revoke(&self) {
         let number = self.0.number.lock();
         if let Some(own) = *number {
-            self.0.budget.0.lock().revoke(self.0.client, own);
+            self.0.budget.0.lock().revoke(self.0.party, own);
         }
         self.0.revoked.cancel();
     }
@@ -297,13 +297,13 @@ impl Account {
         if self.is_revoked() {
             return Err(Exceeded::Connection);
         }
-        state.make_room(self.0.client, own, bytes, of_connection)?;
+        state.make_room(self.0.party, own, bytes, of_connection)?;
         if bytes > 0 {
             if number.replace(own).is_none() {
                 state.next += 1;
             }
             let revoked = &self.0.revoked;
-            state.add(self.0.client, own, bytes, revoked);
+            state.add(self.0.party, own, bytes, revoked);
         }
         Ok(())
     }
@@ -314,7 +314,7 @@ impl Account {
         }
         let mut number = self.0.number.lock();
         if let Some(own) = *number
-            && self.0.budget.0.lock().remove(self.0.client, own, bytes)
+            && self.0.budget.0.lock().remove(self.0.party, own, bytes)
         {
             *number = None;
         }
@@ -374,8 +374,8 @@ impl Charge {
         Ok(())
     }
 
-    /// The same for a response that counts as three quarters of the limit in all at most: one that its own key allows to be
-    /// larger could else never be received.
+    /// The same for a response of the agent. It counts as three quarters of the limit in all at most: its own key may allow
+    /// it to be larger than that limit, and then it could never be received.
     pub fn resize_response(&mut self, bytes: usize) -> Result<(), Exceeded> {
         let of_all = self.account.0.budget.0.lock().limits.total_bytes.as_u64() as usize;
         self.resize(bytes.min(of_all / 4 * 3))
@@ -390,24 +390,24 @@ impl Drop for Charge {
 
 impl State {
     /// Revokes what is oldest until so many more bytes fit in for an account.
-    fn make_room(&mut self, client: Party, own: u64, bytes: usize, of_connection: usize) -> Result<(), Exceeded> {
+    fn make_room(&mut self, party: Party, own: u64, bytes: usize, of_connection: usize) -> Result<(), Exceeded> {
         let [of_client, of_all] =
             [self.limits.client_bytes, self.limits.total_bytes].map(|limit| limit.as_u64() as usize);
         let (of_connection, of_client) =
-            if client == Party::Agent { (usize::MAX, of_all) } else { (of_connection, of_client) };
-        let holding = self.clients.get(&client).and_then(|client| client.accounts.get(&own));
+            if party == Party::Agent { (usize::MAX, of_all) } else { (of_connection, of_client) };
+        let holding = self.parties.get(&party).and_then(|accounts| accounts.open.get(&own));
         if holding.map_or(0, |holding| holding.bytes).saturating_add(bytes) > of_connection {
             return Err(Exceeded::Connection);
         }
-        while self.held_by(client).lasting() + bytes > of_client {
-            self.revoke_oldest(client, own, Exceeded::Client)?;
+        while self.held_by(party).lasting() + bytes > of_client {
+            self.revoke_oldest(party, own, Exceeded::Client)?;
         }
-        if self.held_by(client).bytes + bytes > of_client + of_client / 4 {
+        if self.held_by(party).bytes + bytes > of_client + of_client / 4 {
             return Err(Exceeded::Client);
         }
         while self.held.lasting() + bytes > of_all {
-            let largest = self.clients.iter().max_by_key(|(_, client)| client.held.lasting());
-            let largest = largest.map_or(client, |(&largest, _)| largest);
+            let largest = self.parties.iter().max_by_key(|(_, accounts)| accounts.held.lasting());
+            let largest = largest.map_or(party, |(&largest, _)| largest);
             self.revoke_oldest(largest, own, Exceeded::Total)?;
         }
         if self.held.bytes + bytes > of_all + of_all / 4 {
@@ -416,38 +416,38 @@ impl State {
         Ok(())
     }
 
-    /// Revokes the account of a client that has held data longest. An error if that is `own`, or if there is none.
-    fn revoke_oldest(&mut self, client: Party, own: u64, exceeded: Exceeded) -> Result<(), Exceeded> {
-        let accounts = self.clients.get(&client).map(|client| &client.accounts);
+    /// Revokes the account of a party that has held data longest. An error if that is `own`, or if there is none.
+    fn revoke_oldest(&mut self, party: Party, own: u64, exceeded: Exceeded) -> Result<(), Exceeded> {
+        let accounts = self.parties.get(&party).map(|accounts| &accounts.open);
         let oldest = accounts.and_then(|accounts| accounts.iter().find(|(_, holding)| !holding.is_revoked));
         let oldest = oldest.map(|(&number, _)| number).filter(|&number| number != own).ok_or(exceeded)?;
         self.exceeded[exceeded as usize] += 1;
-        self.revoke(client, oldest);
+        self.revoke(party, oldest);
         Ok(())
     }
 
-    fn revoke(&mut self, client: Party, number: u64) {
-        let Some(client) = self.clients.get_mut(&client) else { return };
-        let Some(holding) = client.accounts.get_mut(&number).filter(|holding| !holding.is_revoked) else { return };
+    fn revoke(&mut self, party: Party, number: u64) {
+        let Some(accounts) = self.parties.get_mut(&party) else { return };
+        let Some(holding) = accounts.open.get_mut(&number).filter(|holding| !holding.is_revoked) else { return };
         holding.is_revoked = true;
         holding.revoked.cancel();
-        client.held.revoked += holding.bytes;
+        accounts.held.revoked += holding.bytes;
         self.held.revoked += holding.bytes;
     }
 
-    fn held_by(&self, client: Party) -> Held {
-        self.clients.get(&client).map(|client| client.held).unwrap_or_default()
+    fn held_by(&self, party: Party) -> Held {
+        self.parties.get(&party).map(|accounts| accounts.held).unwrap_or_default()
     }
 
     fn add(&mut self, party: Party, number: u64, bytes: usize, revoked: &CancellationToken) {
-        let client = self.clients.entry(party).or_default();
-        let holding = client.accounts.entry(number).or_insert_with(|| Holding {
+        let accounts = self.parties.entry(party).or_default();
+        let holding = accounts.open.entry(number).or_insert_with(|| Holding {
             bytes: 0,
             is_revoked: false,
             revoked: revoked.clone(),
         });
         holding.bytes += bytes;
-        client.held.add(bytes, holding.is_revoked);
+        accounts.held.add(bytes, holding.is_revoked);
         self.held.add(bytes, holding.is_revoked);
         self.held_by_kind[party.kind()] += bytes;
         self.peak = self.peak.max(self.held.bytes);
@@ -455,17 +455,17 @@ impl State {
 
     /// Returns true if the account holds nothing any more.
     fn remove(&mut self, party: Party, number: u64, bytes: usize) -> bool {
-        let Some(client) = self.clients.get_mut(&party) else { return true };
-        let Some(holding) = client.accounts.get_mut(&number) else { return true };
+        let Some(accounts) = self.parties.get_mut(&party) else { return true };
+        let Some(holding) = accounts.open.get_mut(&number) else { return true };
         holding.bytes -= bytes;
         let (is_empty, is_revoked) = (holding.bytes == 0, holding.is_revoked);
-        client.held.remove(bytes, is_revoked);
+        accounts.held.remove(bytes, is_revoked);
         self.held.remove(bytes, is_revoked);
         self.held_by_kind[party.kind()] -= bytes;
         if is_empty {
-            client.accounts.remove(&number);
-            if client.accounts.is_empty() {
-                self.clients.remove(&party);
+            accounts.open.remove(&number);
+            if accounts.open.is_empty() {
+                self.parties.remove(&party);
             }
         }
         is_empty

@@ -1,4 +1,4 @@
-//! Whom data waits for.
+//! The remote parties that data waits for.
 
 use std::net::IpAddr;
 

@@ -80,7 +80,7 @@ struct Open {
     promised: usize,
 }
 
-/// The place of a connection that is displaced, for the one that displaced it and waits. Nobody else may take it meanwhile.
+/// A displaced connection's place, kept for the connection that displaced it. No other connection may take it.
 struct Promise<'a>(&'a Places);
 
 impl Drop for Promise<'_> {

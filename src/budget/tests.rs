@@ -66,7 +66,7 @@ fn beyond_the_limit_in_all_the_client_that_holds_most_loses() {
     assert_eq!(budget.exceeded(), [0, 0, 1]);
     drop((modest_data, greedy_data, late_data));
     assert_eq!(budget.held_bytes(), 0);
-    assert!(budget.0.lock().clients.is_empty());
+    assert!(budget.0.lock().parties.is_empty());
 }
 
 #[test]

@@ -248,7 +248,7 @@ fn find_text(value: &DeValue<'_>, text: &str) -> Option<Span> {
 /// The keys that a section may have, by serde's message of one that it may not have.
 fn known_keys(message: &str) -> Option<Vec<&str>> {
     message.strip_prefix("unknown field `")?;
-    // The unknown key may hold anything; what is expected are our own words, and come last.
+    // The name of the unknown key may contain anything, but the list of known keys is ours and comes last.
     let expected = match message.rfind("`, expected ") {
         Some(start) => &message[start + 1..],
         None => message.ends_with("`, there are no fields").then_some("")?,

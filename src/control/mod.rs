@@ -195,7 +195,7 @@ async fn serve_routes(
                 Ok((stream, peer)) => {
                     spare = spare.or_else(|| spare_descriptor(&listener));
                     let place = tokio::select! {
-                        // A client that was accepted is served, also when the shutdown comes at this moment.
+                        // A client that was accepted has its request served if it has come already.
                         biased;
                         place = connections.enter(peer.ip()) => place,
                         () = shutdown.cancelled() => break,
@@ -228,7 +228,6 @@ async fn serve_routes(
             }
         }
     }
-    drop(listener);
     // Those that are left are broken off.
     let _ = timeout(GRACE, async { while serving.join_next().await.is_some() {} }).await;
 }
@@ -252,6 +251,8 @@ impl Visit {
         let limits = self.connections.limits();
         // Until something has come, a connection costs no buffers.
         tokio::select! {
+            // A request that has come is served, also when the shutdown comes at this moment.
+            biased;
             readable = timeout(limits.idle_timeout, stream.readable()) => match readable {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) | Err(_) => return,

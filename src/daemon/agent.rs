@@ -28,7 +28,7 @@ pub(super) struct Follower {
 }
 
 impl Follower {
-    /// One that follows nobody yet. Responses are charged to `budget`. Its tasks are among `tasks`, and end with `closing`.
+    /// A follower without an agent. It charges responses to `budget`. Its tasks join `tasks` and end with `closing`.
     pub fn new(
         wishes: mpsc::Receiver<Wish>,
         metrics: Arc<Metrics>,

@@ -247,7 +247,8 @@ fn define(value: &Value, scripts: Scripts) -> Result<Definition, Vec<value::Faul
 
 impl Catalog {
     /// Takes a catalog into service. What is registered is kept at `place`, and so is what is found out; an earlier process may
-    /// have passed that on. What waits for checked hosts and the agent is charged to the budget. Its tasks are among `tasks`, and end with `stopping`.
+    /// have passed that on. What waits for checked hosts and the agent is charged to the budget. Its tasks join `tasks` and end
+    /// with `stopping`.
     pub fn start(
         mut plan: Plan,
         place: Place,

@@ -442,7 +442,7 @@ impl Daemon {
     /// Says how many answers have been retired, and what has changed.
     fn take_in_all(&mut self, fresh: Fresh) -> Result<(usize, Vec<String>)> {
         let Fresh { loaded, mut data, groups, certificate, warnings } = fresh;
-        // Everything that can fail comes before anything that is seen, descriptors that are duplicated included.
+        // Everything that can fail comes first, duplicating descriptors included; nothing has changed until then.
         let listeners = self.serving.open_missing(&loaded.config.server)?;
         let control = self.http.bind(&loaded.config, &mut Inherited::default())?;
         warn(warnings);

@@ -1,12 +1,12 @@
 //! The TCP connections of clients: how many of them a network may open in a second, and which [`Places`] there are for them.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Config,
+    Config, Face,
     limit::{self, Allowance, Limiter},
 };
 use crate::{
@@ -70,7 +70,7 @@ impl Default for Connections {
     }
 }
 
-/// Lets a client send or read something: within this time, and within a moment once the daemon ends, which no client delays.
+/// Lets a client send or read something within this time, or within a moment once the daemon ends: no client delays that.
 pub(super) async fn within<T>(
     patience: Duration,
     shutdown: &CancellationToken,
@@ -86,6 +86,19 @@ pub(super) async fn within<T>(
         () = sleep(patience) => None,
         () = ends => None,
     }
+}
+
+/// The same within the time for one message. A client that needs longer is counted as slow, unless the daemon ends.
+pub(super) async fn in_time<T>(
+    face: &Face,
+    shutdown: &CancellationToken,
+    work: impl Future<Output = T>,
+) -> io::Result<T> {
+    let done = within(face.config().tcp_message_timeout, shutdown, work).await;
+    if done.is_none() && !shutdown.is_cancelled() {
+        face.cells().refuse(Refusal::Slow);
+    }
+    done.ok_or_else(|| io::ErrorKind::TimedOut.into())
 }
 
 /// No query is open for so long.

@@ -26,12 +26,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Face, Incoming,
-    connections::{LINGERING, MOST_LINGERING, MOST_WAIT, within},
+    connections::{LINGERING, MOST_LINGERING, MOST_WAIT, in_time, within},
     face::Fate,
 };
 use crate::{
     budget::{self, Account, Charged, Place},
-    metrics::{Dropped, Refusal, Transport},
+    metrics::{Dropped, Transport},
     wire::{self, MAX_MESSAGE_BYTES, Section},
 };
 
@@ -48,13 +48,7 @@ pub(super) async fn converse(
         .max_header_list_size(MOST_HEADER_BYTES)
         .max_send_buffer_size(MAX_MESSAGE_BYTES);
     let message_timeout = face.config().tcp_message_timeout;
-    let Some(handshake) = within(message_timeout, shutdown, http.handshake(stream)).await else {
-        if !shutdown.is_cancelled() {
-            face.cells().refuse(Refusal::Slow);
-        }
-        return Err(io::ErrorKind::TimedOut.into());
-    };
-    let mut http = handshake.map_err(io::Error::other)?;
+    let mut http = in_time(face, shutdown, http.handshake(stream)).await?.map_err(io::Error::other)?;
     // Those whose connection is gone end with it.
     let mut requests = JoinSet::new();
     let mut active = Instant::now();

@@ -23,7 +23,7 @@ use tokio::{
 use tokio_rustls::rustls;
 use tokio_util::sync::CancellationToken;
 
-use super::{Connections, Face, Identity, Incoming, face::Fate};
+use super::{Connections, Face, Identity, Incoming, connections::in_time, face::Fate};
 use crate::{
     budget::{self, Account, Charge, Charged, Exceeded, Place},
     metrics::{Dropped, Refusal, Transport},
@@ -274,7 +274,7 @@ impl Stream {
         };
         let mut framed = Vec::with_capacity(2 + answer.data.len());
         wire::write_frame(&answer.data, &mut framed);
-        let sent = timeout(patience, async {
+        let sent = in_time(face, &self.shutdown, async {
             // A client that is gone, or has taken its query back, misses nothing.
             if reply.write_all(&framed).await.is_ok() && reply.finish().is_ok() {
                 // The charge stands until the client has acknowledged the reply.
@@ -282,7 +282,6 @@ impl Stream {
             }
         });
         if sent.await.is_err() {
-            cells.refuse(Refusal::Slow);
             let _ = reply.reset(DoqErrorCode::ExcessiveLoad.into());
         }
     }

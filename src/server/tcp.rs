@@ -11,14 +11,14 @@ use std::{future::ready, io, net::IpAddr, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Connections, Face, Incoming,
-    connections::{LINGERING, MOST_LINGERING, MOST_WAIT, within},
+    connections::{LINGERING, MOST_LINGERING, MOST_WAIT, in_time, within},
     face::Fate,
     https,
 };
@@ -122,12 +122,7 @@ async fn welcome(
         return converse(stream, Transport::Tcp, peer, place, face, shutdown).await;
     };
     let config = face.config();
-    let mut stream = tokio::select! {
-        accepted = timeout(config.tcp_message_timeout, tls.accept(stream)) => {
-            accepted.inspect_err(|_| face.cells().refuse(Refusal::Slow))??
-        }
-        () = shutdown.cancelled() => return Ok(()),
-    };
+    let mut stream = in_time(face, shutdown, tls.accept(stream)).await??;
     match spoken {
         Spoken::Https(_) => https::converse(&mut stream, peer, place, face, shutdown).await?,
         _ => converse(&mut stream, Transport::Tls, peer, place, face, shutdown).await?,
@@ -237,13 +232,7 @@ async fn converse(
                 outcome = &mut written => outcome?,
                 () = ready(()) => {
                     let _charge = place.account().charge(outgoing.capacity()).map_err(|_| over_limit())?;
-                    let Some(written) = within(config.tcp_message_timeout, shutdown, written).await else {
-                        if !shutdown.is_cancelled() {
-                            face.cells().refuse(Refusal::Slow);
-                        }
-                        return Err(io::ErrorKind::TimedOut.into());
-                    };
-                    written?;
+                    in_time(face, shutdown, written).await??;
                 }
             }
             outgoing.clear();

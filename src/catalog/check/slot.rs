@@ -21,7 +21,7 @@ pub(super) struct Slot {
     pub begun: Option<Moment>,
     /// When that probe ended.
     pub ended: Option<Moment>,
-    /// Whether the next probe is to be run before others.
+    /// Whether the next probe runs before those of other checks.
     pub is_urgent: bool,
     pub is_news: bool,
     /// Whether its state comes from an earlier process, and it has not followed any check since.

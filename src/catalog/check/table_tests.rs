@@ -454,7 +454,7 @@ fn the_outputs_of_all_checks_have_a_bound() {
     let noted = " ... (captured 0 of 4096 bytes)";
     assert_eq!(&*tell(&mut table, whole, &output), noted);
     assert_eq!(table.event(&id(&name(whole)), at(1)).unwrap().status, Passing, "the status counts all the same");
-    // Probes are bounded as what is told is.
+    // The outputs of probes have the same bound as the outputs of TTL checks.
     table.start(check("probe", json!({"tcp": "192.0.2.1:1", "interval": "1s"})), at(0), &mut rng());
     let job = table.next_job(at(5)).unwrap();
     table.finish(job.ticket, outcome(Passing, &output), at(5), &mut rng());

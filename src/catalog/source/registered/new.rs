@@ -1,4 +1,4 @@
-//! What is to be registered: definitions as requests bring them, and as they are kept.
+//! Services and checks to register: as a request defines them, and as they are saved.
 
 use std::{cell::Cell, collections::BTreeMap, net::IpAddr, path::Path, sync::Arc};
 
@@ -20,7 +20,7 @@ use crate::{
     location::Location,
 };
 
-/// A service that is to be registered, with the checks that came with it.
+/// A service to register, with the checks of the same request.
 #[derive(Debug)]
 pub struct NewService {
     pub(super) service: Entry<definition::Service<Definition>>,
@@ -28,14 +28,14 @@ pub struct NewService {
     pub(super) sidecar: Option<Sidecar>,
 }
 
-/// A check that is to be registered.
+/// A check to register.
 #[derive(Debug)]
 pub struct NewCheck(pub(super) Entry<definition::Check<Definition>>);
 
 #[derive(Debug)]
 pub(super) struct Entry<T> {
     pub(super) read: T,
-    /// On one line, its keys in order: what is saved again and again is not to be written anew each time.
+    /// Its JSON on one line, with the keys in order. It is made once, because it is saved many times.
     pub(super) written: Box<str>,
 }
 
@@ -151,7 +151,7 @@ impl NewCheck {
         &self.0.read.id
     }
 
-    /// Whose it is to be.
+    /// The service that it belongs to, if any.
     pub fn owner(&self) -> &Owner {
         &self.0.read.service_id
     }
